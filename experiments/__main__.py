@@ -1,0 +1,229 @@
+"""The command line: python -m experiments {list,train,evaluate,sample,bench}.
+
+What is slow to import (orbax, matplotlib, tensorflow-datasets) is imported where it is used, so that
+help and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+USAGE = """\
+usage: python -m experiments COMMAND ...
+
+  list             every experiment: its family, kind of density, data and capabilities
+  train NAME       train an experiment; the same command again resumes it
+  evaluate RUN     estimates on the test split, into RUN/evaluation.json
+  sample RUN       samples: a PNG grid and an .npy
+  bench [NAME...]  training speed, next to the speed of a large matrix product
+
+python -m experiments COMMAND --help lists the flags of a command.
+"""
+Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Estimates on a split of the data, into RUN/evaluation.json."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    split: Literal["test", "validation", "train"] = "test"
+    """which examples"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    publish: bool = False
+    """also write experiments/results/NAME.json"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Samples of the trained model, as RUN/samples/seedS_nN.png and .npy."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+    n: int = 100
+    """number of samples"""
+    seed: int = 0
+    """determines the noise"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Training speed, next to the speed of a large matrix product."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """experiments (default: all)"""
+    seconds: float = 3.0
+    """how long each one trains, after compiling"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    json: Path | None = None
+    """also write the numbers here"""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code: 0, 2 for an error of the user's, 75 if interrupted
+    (the same command goes on), 1 if training failed."""
+    from gen.core import UserError
+
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    try:
+        if command in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if command not in COMMANDS:
+            print(USAGE, end="", file=sys.stderr)
+            raise UserError(f"unknown command {command!r}" if command else "no command given")
+        return COMMANDS[command](rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before anything was trained", file=sys.stderr)
+        return 75
+
+
+def list_command(arguments: list[str]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.registry import EXPERIMENTS
+    from gen.core import capabilities
+
+    parse(List, arguments, "list")
+    table = Table("experiment", "family", "density", "data", "pixels", "can")
+    for name, experiment in EXPERIMENTS.items():
+        model = experiment.model
+        density = (
+            model.density if model.density in ("none", "implicit") else f"explicit, {model.density}"
+        )
+        able = " ".join(capabilities(model))
+        table.add_row(name, model.family, density, experiment.data, experiment.binarize, able)
+    Console().print(table)
+    return 0
+
+
+@dataclass(frozen=True)
+class List:
+    """Every experiment: its family, its place in the taxonomy, its data and its capabilities."""
+
+
+def train_command(arguments: list[str]) -> int:
+    from experiments.experiment import Options, Training
+    from experiments.registry import EXPERIMENTS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m experiments train NAME [FLAGS]\n\nNAME: {', '.join(EXPERIMENTS)}")
+        print("\npython -m experiments train NAME --help lists the flags of an experiment.")
+        return 0 if arguments else 2
+    name = arguments[0]
+    check_name(name)
+
+    chosen = parse(Training, arguments[1:], f"train {name}", Training(EXPERIMENTS[name], Options()))
+    from experiments.run import train_run
+    from gen.train import NonFiniteError
+
+    try:
+        return train_run(name, chosen.experiment, chosen.options)
+    except NonFiniteError as error:
+        print(
+            f"stopped: {error}; the last good checkpoint stays. Try a lower learning rate",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    chosen = parse(Evaluate, arguments, "evaluate")
+    from rich.console import Console
+
+    from experiments.evaluation import evaluate_run, publish, summary
+    from experiments.run import load_run
+
+    run = load_run(chosen.run, chosen.data_dir)
+    Console().print(summary(evaluate_run(run, chosen.split)))
+    print(f"written to {chosen.run / 'evaluation.json'}")
+    if chosen.publish:
+        print(f"published as {publish(run)}")
+    return 0
+
+
+def sample_command(arguments: list[str]) -> int:
+    chosen = parse(Sample, arguments, "sample")
+    from experiments.evaluation import sample_run
+    from experiments.run import load_run
+
+    for path in sample_run(load_run(chosen.run, chosen.data_dir), chosen.n, chosen.seed):
+        print(path)
+    return 0
+
+
+def bench_command(arguments: list[str]) -> int:
+    chosen = parse(Bench, arguments, "bench")
+    from rich.console import Console
+
+    from experiments import bench
+    from experiments.registry import EXPERIMENTS
+    from experiments.run import device_name, write_json
+
+    names = chosen.names or tuple(EXPERIMENTS)
+    for name in names:
+        check_name(name)
+    peak = bench.matmul_gflops()
+    rows = {name: bench.speed(EXPERIMENTS[name], chosen.data_dir, chosen.seconds) for name in names}
+    Console().print(bench.table(rows, peak, device_name()))
+    if chosen.json:
+        write_json(chosen.json, bench.as_json(rows, peak, device_name()))
+    return 0
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError`, with the nearest names, unless `name` is an experiment."""
+    from experiments.registry import EXPERIMENTS
+    from gen.core import UserError
+
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see python -m experiments list"
+        raise UserError(f"unknown experiment {name!r}: {hint}")
+
+
+def parse(
+    kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
+) -> Arguments:
+    """The flags of a command. On help or an error tyro prints it and exits, with 0 or 2."""
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=arguments,
+        prog=f"python -m experiments {command}",
+        compact_help=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        **extra,
+    )
+
+
+COMMANDS = {
+    "list": list_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "sample": sample_command,
+    "bench": bench_command,
+}
+
+if __name__ == "__main__":
+    # Makes GPU runs repeatable; read when JAX starts its backend.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""What an experiment is (a model, its data, how long it trains) and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from gen import data, train
+from gen.core import UserError
+from gen.data import Binarize, Dataset
+from gen.train import Decode
+
+MAY_CHANGE = {
+    "steps",
+    "report_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_every",
+    "steps_per_dispatch",
+}
+"""Fields that say how long a run is or how it reports: a resumed run may have others."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that determines the result of a training run."""
+
+    model: Any
+    """the model and its hyperparameters"""
+    data: str = "mnist"
+    """data set: digits, mnist, fashion_mnist or binarized_mnist"""
+    binarize: Binarize = "none"
+    """pixels: grey, thresholded at ½, or drawn afresh at each step"""
+    batch_size: int = 100
+    """examples in a step"""
+    steps: int = 1000
+    """length of the training"""
+    seed: int = 0
+    """determines initial weights, row order and every draw"""
+    seeds: tuple[int, ...] = ()
+    """train one run for each of these at once, in place of --seed"""
+    report_every: int = 100
+    """steps between two lines of metrics.jsonl"""
+    sample_every: int = 0
+    """steps between two pictures of samples from the same noise (0: none)"""
+    checkpoint_every: int = 1000
+    """steps between two checkpoints"""
+    keep_every: int = 0
+    """keep the checkpoints at multiples of this (0: only the newest two)"""
+    steps_per_dispatch: int = 0
+    """steps in one compiled call (0: 1 on a CPU, 100 elsewhere)"""
+
+    def __post_init__(self):
+        for name in ("batch_size", "steps", "report_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: take at least 1")
+        for name in ("sample_every", "keep_every", "steps_per_dispatch"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: take at least 0")
+        if self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"keep_every is {self.keep_every}: take a multiple of checkpoint_every, "
+                f"{self.checkpoint_every}"
+            )
+        train.check_seeds(self.all_seeds)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return self.seeds or (self.seed,)
+
+    @property
+    def fit_seed(self) -> int | tuple[int, ...]:
+        """As `fit` takes it: one seed alone runs without `vmap`."""
+        return self.seeds or self.seed
+
+    def on(self, dataset: Dataset) -> Experiment:
+        """With the model's shape set to that of the data."""
+        return replace(self, model=replace(self.model, shape=dataset.shape))
+
+    def decode(self, dataset: Dataset) -> Decode:
+        return partial(data.decode, peak=dataset.peak, binarize=self.binarize)
+
+    def of_seed(self, tree: Any, index: int) -> Any:
+        """What belongs to the seed number `index` in a tree that `fit` made."""
+        return jax.tree.map(lambda array: array[index], tree) if self.seeds else tree
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and on what a run trains: nothing that its result depends on."""
+
+    out: Path | None = None
+    """run folder (default: runs/NAME-seedN)"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    devices: int = 1
+    """devices to split each batch over"""
+    coordinator: str = ""
+    """host:port of process 0, to train in several processes"""
+    processes: int = 1
+    """number of processes"""
+    process: int = 0
+    """number of this process"""
+    tensorboard: bool = False
+    """write TensorBoard events too (extra: tensorboard)"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train an experiment. The same command again resumes it, and leaves a finished run alone."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")]
+
+
+def to_config(name: str, experiment: Experiment) -> dict[str, Any]:
+    """As JSON: the experiment's name and every field."""
+    return {"experiment": name, **_lists(asdict(experiment))}
+
+
+def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
+    """The experiment that `to_config` described. Raises `UserError` if it fits no registry entry."""
+    values = dict(config)
+    name = values.pop("experiment", None)
+    if name not in registry:
+        raise UserError(f"config.json names the experiment {name!r}, which is not in the registry")
+    model = registry[name].model
+    return _rebuild(registry[name], {**values, "model": _rebuild(model, values["model"])})
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`field: old -> new` for every field that differs and may not."""
+    changed = []
+    for field in sorted(old.keys() | new.keys()):
+        before, after = old.get(field), new.get(field)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += differences(before, after, f"{prefix}{field}.")
+        elif before != after and prefix + field not in MAY_CHANGE:
+            changed.append(f"{prefix}{field}: {before} -> {after}")
+    return changed
+
+
+def _rebuild(default: Any, values: Mapping[str, Any]) -> Any:
+    unknown = values.keys() - {field.name for field in fields(default)}
+    if unknown:
+        raise UserError(
+            f"config.json has fields that {type(default).__name__} lacks: "
+            f"{', '.join(sorted(unknown))} (was the run made by another version?)"
+        )
+    return replace(
+        default,
+        **{
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        },
+    )
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,85 @@
+"""The pictures of a run, drawn from what its model can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen import plots
+from gen.core import Batch, capabilities
+
+STRIP = 10  # samples that are followed through training
+
+
+def draw_samples(model: Any, state: Any, key: jax.Array, n: int = 100) -> np.ndarray:
+    """n samples as floats [n, *shape]."""
+    return np.asarray(jax.jit(model.sample, static_argnums=2)(state, key, n))
+
+
+def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) -> None:
+    """Samples of the moment: a grid, and the first few stored for the strip."""
+    images = draw_samples(model, state, key)
+    np.save(folder / f"step_{step:07d}.npy", np.round(images[:STRIP] * 255).astype(np.uint8))
+    save(plots.grid(images, 10), folder / f"step_{step:07d}.png")
+
+
+def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
+    """Draws every picture that the model's capabilities allow.
+
+    `test` is decoded, and binarised as in training.
+    """
+    able = capabilities(model)
+    if "sample" in able:
+        save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
+    stored = sorted(folder.glob("step_*.npy"))
+    if len(stored) > 1:
+        images = np.concatenate([np.load(path) for path in stored]) / 255
+        labels = [f"step {int(path.stem[5:]):,}" for path in stored]
+        save(plots.grid(images, STRIP, labels), folder / "strip.png")
+    if "reconstruct" in able:
+        x = {"x": test["x"][:30]}
+        both = np.stack([x["x"], jax.jit(model.reconstruct)(state, x)])  # [2, 30, *shape]
+        rows = both.reshape(2, 3, 10, *model.shape).swapaxes(0, 1)
+        images = rows.reshape(60, *model.shape)
+        save(
+            plots.grid(images, 10, ["original", "reconstructed"] * 3),
+            folder / "reconstructions.png",
+        )
+    if "encode" in able and "label" in test:
+        codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:2000]}))
+        points, how = plane(codes)
+        labels = np.asarray(test["label"][:2000])
+        title = f"{model.family}: codes of {len(labels)} test examples, {how}"
+        save(plots.scatter(points, labels, title), folder / "latent.png")
+    if "encode" in able and "decode" in able:
+        codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:16]}))
+        weights = np.linspace(0, 1, 11)[None, :, None]
+        path = (1 - weights) * codes[:8, None] + weights * codes[8:, None]  # [8, 11, latent]
+        images = jax.jit(model.decode)(state, path.reshape(-1, codes.shape[1]))
+        save(plots.grid(images, 11), folder / "interpolations.png")
+
+
+def metric_curves(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """The metrics of a run, as metrics.jsonl has them, against the step."""
+    names = [name for name in lines[0] if name != "step"]
+    values = {name: np.array([line[name] for line in lines]) for name in names}
+    save(plots.curves([line["step"] for line in lines], values), folder / "curves.png")
+
+
+def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:
+    """Codes [N, latent] in two dimensions, and how: themselves, or by t-SNE."""
+    if codes.shape[1] <= 2:
+        return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "as they are"
+    from sklearn.manifold import TSNE
+
+    return TSNE(init="pca", random_state=0).fit_transform(codes), "t-SNE"
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a PNG under a temporary name first, so that no half of one is ever seen."""
+    part = path.with_suffix(".part")
+    figure.savefig(part, format="png")
+    part.replace(path)

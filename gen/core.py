@@ -1,0 +1,119 @@
+"""The contract that every model follows, and the few helpers that every step needs.
+
+A model is a frozen dataclass whose fields are hyperparameters and whose methods are pure functions.
+Nothing is inherited: a class that has the members of `Model` is a model. What else it can do
+(`sample`, `encode`, ...) it declares by having the method; `capabilities` reads that off.
+
+Shapes: `[B, *shape]` is a batch of B examples. Images hold values in [0, 1].
+Units: nats per example, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+import jax
+import optax
+import tyro
+
+from gen.estimate import Estimate
+
+Batch = Mapping[str, jax.Array]
+"""`"x"`: [B, *shape]; where the data has them `"label"`: [B] and `"length"`: [B] (padded sequences)."""
+
+Metrics = dict[str, jax.Array]
+"""Scalars of one step, by name. `"loss"` is the training objective where there is only one."""
+
+Shape = Annotated[tuple[int, ...], tyro.conf.Suppress]
+"""The shape of one example: a field that is set from the data, so it is no command-line flag."""
+
+Density = Literal["tractable", "approximate", "implicit", "none"]
+"""A model's place in the taxonomy: p(x) explicit and tractable, explicit and approximated
+(by a bound or by sampling), implicit (only samples), or not modelled at all."""
+
+State = TypeVar("State")
+Tree = TypeVar("Tree")
+
+
+class UserError(Exception):
+    """An error that the user can mend: its text is one line, what is wrong, where, what to do."""
+
+
+class Model(Protocol[State]):
+    """What every model has. `State` is a NamedTuple of arrays, no array standing in it twice."""
+
+    family: ClassVar[str]
+    density: ClassVar[Density]
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step."""
+        ...
+
+    def step(
+        self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[State, Metrics]:
+        """One training step. Under `pmap`, `axis_name` names the axis to average over."""
+        ...
+
+    def parameters(self, state: State) -> Any:
+        """The arrays that training learns: what a count of parameters counts."""
+        ...
+
+    def evaluate(self, state: State, data: Batch, key: jax.Array) -> dict[str, Estimate]:
+        """Estimates over all examples of `data`; a likelihood's headline is called `nll`."""
+        ...
+
+
+CAPABILITIES = {
+    "sample": "sample(state, key, n) -> [n, *shape], drawn from the model",
+    "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never goes by this name)",
+    "encode": "encode(state, batch) -> [B, latent]",
+    "decode": "decode(state, z) -> [B, *shape]",
+    "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
+    "complete": "complete(state, x, mask, key) -> x with what the mask hides filled in",
+    "score": "score(state, batch) -> [B], higher is stranger",
+}
+"""The optional methods of a model, by name, with what each returns."""
+
+
+def capabilities(model: Any) -> tuple[str, ...]:
+    """The names of the optional methods that `model` has, in the order of `CAPABILITIES`."""
+    return tuple(name for name in CAPABILITIES if callable(getattr(model, name, None)))
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless the condition holds: for a model's `__post_init__`."""
+    if not condition:
+        raise UserError(message)
+
+
+def pmean(tree: Tree, axis_name: str | None) -> Tree:
+    """The mean of every array over the replicas of `pmap`; without an axis, the tree itself."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def replica_key(key: jax.Array, axis_name: str | None) -> jax.Array:
+    """A key of this replica's own: a replicated key would give all of them the same noise."""
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def descend(
+    loss: Callable[[Tree], tuple[jax.Array, Metrics]],
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    opt_state: optax.OptState,
+    axis_name: str | None = None,
+) -> tuple[Tree, optax.OptState, Metrics]:
+    """One step of `optimizer` down the gradient of `loss(params) -> (scalar, metrics)`.
+
+    Gradients and metrics are averaged over the replicas. Returns the new parameters, the new
+    optimiser state and the metrics (taken before the step).
+    """
+    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    gradient, metrics = pmean((gradient, metrics), axis_name)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics

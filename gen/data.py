@@ -1,0 +1,284 @@
+"""Data sets as arrays in memory: three splits, unscaled, decoded inside the compiled step.
+
+`load(name)` reads, prepares or downloads; `decode` scales and binarises. Image sets come through
+tensorflow-datasets without TensorFlow: what is prepared is read as it is; what is not is prepared
+from its download, under tensorflow-datasets' own checksums. Decoded arrays are cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.core import Batch, UserError
+
+Arrays = Mapping[str, np.ndarray]
+Binarize = Literal["none", "threshold", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, each `{"x": [N, *shape] uint8, "label": [N] int32 (where there are labels)}`."""
+
+    name: str
+    train: Arrays
+    validation: Arrays
+    test: Arrays
+    peak: int  # the largest value that x can take: 255 for grey bytes, 1 for binary pixels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.train["x"].shape[1:]
+
+    @property
+    def splits(self) -> dict[str, Arrays]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def sha256(self) -> str:
+        """Of every split's arrays, their names, types and shapes."""
+        return _sha256(self.splits)
+
+
+def decode(batch: Batch, key: jax.Array, *, peak: int, binarize: Binarize) -> dict[str, jax.Array]:
+    """Integers 0 … peak as floats in [0, 1], then binarised: `none` leaves them grey, `threshold`
+    sets x > ½ to 1, `dynamic` draws x ~ Bernoulli(grey) with `key`."""
+    x = batch["x"].astype(jnp.float32) / peak
+    if binarize == "threshold":
+        x = (x > 0.5).astype(jnp.float32)
+    elif binarize == "dynamic":
+        x = jax.random.bernoulli(key, x).astype(jnp.float32)
+    return {**batch, "x": x}
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """The data set `name`, one of `DATASETS`.
+
+    `data_dir` is where tensorflow-datasets keeps prepared sets (default: `TFDS_DATA_DIR`, else
+    `~/tensorflow_datasets`). Raises `UserError` if the name is unknown, if the set is absent and
+    cannot be downloaded, or if its files are damaged.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    if name == "digits":
+        return _digits()
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return _from_tfds(name, Path(data_dir or default).expanduser())
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 digits of 8×8 pixels in 17 grey levels, split 1297/250/250 by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x, label = digits.images[..., None].astype(np.uint8), digits.target.astype(np.int32)
+    rows, test = train_test_split(range(len(x)), test_size=250, random_state=0, stratify=label)
+    train, validation = train_test_split(rows, test_size=250, random_state=0, stratify=label[rows])
+    split = {
+        name: {"x": x[rows], "label": label[rows]}
+        for name, rows in (("train", train), ("validation", validation), ("test", test))
+    }
+    return Dataset("digits", **split, peak=16)
+
+
+def _from_tfds(name: str, data_dir: Path) -> Dataset:
+    """Reads `name` through the cache. MNIST's and Fashion-MNIST's last 5,000 training examples are
+    the validation split (the stored order is tensorflow-datasets' hash order, so a random 5,000).
+    """
+    source = TFDS[name]
+    info = data_dir / name / source.version / "dataset_info.json"
+    if not info.exists():
+        _prepare(name, data_dir)
+    # The cache is keyed by the prepared set's own description, so another copy is another entry.
+    cache = _cache_dir() / f"{name}-{source.version}-{_digest(info.read_bytes())[:12]}"
+    arrays = _read_cache(cache)
+    if arrays is None:
+        arrays = _read_prepared(name, data_dir)
+        _write_cache(cache, arrays)
+    if "validation" not in arrays:
+        train = arrays["train"]
+        arrays["validation"] = {key: value[-5000:] for key, value in train.items()}
+        arrays["train"] = {key: value[:-5000] for key, value in train.items()}
+    return Dataset(name, arrays["train"], arrays["validation"], arrays["test"], peak=source.peak)
+
+
+def _read_prepared(name: str, data_dir: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every split that tensorflow-datasets has prepared, decoded."""
+    tfds = _tfds()
+    folder = data_dir / name / TFDS[name].version
+    try:
+        builder = tfds.builder_from_directory(folder)
+        arrays = {}
+        for split, info in builder.info.splits.items():
+            rows = builder.as_data_source(split).__getitems__(range(info.num_examples))
+            arrays[split] = {"x": np.stack([row["image"] for row in rows])}
+            if "label" in builder.info.features:
+                arrays[split]["label"] = np.array([row["label"] for row in rows], np.int32)
+    except Exception as error:
+        raise UserError(
+            f"{name} in {folder} is damaged ({_one_line(error)}): "
+            "delete that folder and run again to prepare it anew"
+        ) from error
+    return arrays
+
+
+def _prepare(name: str, data_dir: Path) -> None:
+    """Has tensorflow-datasets download, check and store `name`, with readers free of TensorFlow.
+
+    The stock builders call TensorFlow to unzip, to open files and to encode PNGs; the two methods of
+    the builder that do so are replaced on the instance. A folder `GEN_DATA_DIR/name` that holds the
+    downloads spares the network.
+    """
+    import requests
+
+    tfds = _tfds()
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    files = list(builder.url_infos)
+    builder._split_generators = lambda manager: {
+        split: TFDS[name].examples(*paths)
+        for split, paths in _by_split(manager.download({url: url for url in files})).items()
+    }
+    downloads = Path(os.environ.get("GEN_DATA_DIR") or "absent").expanduser() / name
+    config = tfds.download.DownloadConfig(manual_dir=downloads if downloads.is_dir() else None)
+    try:
+        if config.manual_dir is None:  # tensorflow-datasets would retry for minutes
+            requests.head(files[0], timeout=10)
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(download_config=config)
+    except Exception as error:
+        raise UserError(
+            f"{name} is not in {data_dir} and could not be prepared from its download "
+            f"({_one_line(error)}): set TFDS_DATA_DIR or --data-dir to a folder that has it, put "
+            f"its files into GEN_DATA_DIR/{name}, or run once with a network"
+        ) from error
+
+
+def _by_split(paths: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Downloaded files by split; images sort before labels."""
+    prefixes = {"train": "train", "t10k": "test", "binarized_mnist_train": "train"}
+    prefixes |= {"binarized_mnist_valid": "validation", "binarized_mnist_test": "test"}
+    split: dict[str, list[Path]] = {}
+    for url in sorted(paths):
+        stem = url.rsplit("/", 1)[1].split("-")[0].split(".")[0]
+        split.setdefault(prefixes[stem], []).append(Path(paths[url]))
+    return split
+
+
+def _idx_examples(images: Path, labels: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Examples of a gzipped pair of IDX files (16 and 8 bytes of header)."""
+    x = np.frombuffer(gzip.decompress(images.read_bytes()), np.uint8, offset=16)
+    label = np.frombuffer(gzip.decompress(labels.read_bytes()), np.uint8, offset=8)
+    for row, (image, digit) in enumerate(zip(x.reshape(-1, 28, 28), label, strict=True)):
+        yield row, {"image": _png(image), "label": int(digit)}
+
+
+def _amat_examples(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Examples of a text file with 784 numbers 0 or 1 in a line."""
+    with path.open() as lines:
+        for row, line in enumerate(lines):
+            x = np.array(line.split(), np.float32).astype(np.uint8)
+            yield row, {"image": _png(x.reshape(28, 28))}
+
+
+def _png(image: np.ndarray) -> Any:
+    """An image already encoded as PNG, which tensorflow-datasets stores as it is."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    file.seek(0)
+    return file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of tensorflow-datasets: its version there, and how its downloads are read."""
+
+    version: str
+    peak: int
+    examples: Callable[..., Iterator[tuple[int, dict[str, Any]]]]
+
+
+TFDS = {
+    "mnist": Source("3.0.1", 255, _idx_examples),
+    "fashion_mnist": Source("3.0.1", 255, _idx_examples),
+    "binarized_mnist": Source("1.0.0", 1, _amat_examples),
+}
+DATASETS = ("digits", *TFDS)
+
+
+def _tfds() -> Any:
+    """tensorflow-datasets, imported late (it is slow) and told not to chat."""
+    os.environ.setdefault("TFDS_DISABLE_GCS", "1")
+    import tensorflow_datasets as tfds
+
+    for chatty in ("absl", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    return tfds
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "gen"
+
+
+def _read_cache(folder: Path) -> dict[str, dict[str, np.ndarray]] | None:
+    """The arrays cached in `folder`, or None if there are none or they are damaged."""
+    try:
+        arrays: dict[str, dict[str, np.ndarray]] = {}
+        for path in sorted(folder.glob("*.npy")):
+            split, name = path.stem.split("-")
+            arrays.setdefault(split, {})[name] = np.load(path)
+        expected = json.loads((folder / "sha256.json").read_text())
+    except (OSError, ValueError, EOFError):
+        return None
+    return arrays if _sha256(arrays) == expected else None
+
+
+def _write_cache(folder: Path, arrays: dict[str, dict[str, np.ndarray]]) -> None:
+    """Stores the arrays; a cache that cannot be written is only a slower next start."""
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="part-"))
+        for split, columns in arrays.items():
+            for name, values in columns.items():
+                np.save(part / f"{split}-{name}.npy", values)
+        (part / "sha256.json").write_text(json.dumps(_sha256(arrays)))
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
+def _sha256(splits: Mapping[str, Arrays]) -> str:
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        for name in sorted(splits[split]):
+            values = np.ascontiguousarray(splits[split][name])
+            digest.update(f"{split}/{name} {values.dtype} {values.shape}\n".encode())
+            digest.update(values.data)
+    return digest.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

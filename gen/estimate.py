@@ -1,0 +1,92 @@
+"""Numbers that say what they are: `Estimate`, and how one is made from per-example values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+Kind = Literal["exact", "upper bound", "lower bound", "AIS", "Monte Carlo", "no likelihood"]
+"""How a value relates to the quantity it is named after.
+
+- `exact`: the mean of a quantity that is computed without approximation for each example.
+- `upper bound`, `lower bound`: its expectation lies above, below the quantity.
+- `AIS`: annealed importance sampling.
+- `Monte Carlo`: unbiased, from draws.
+- `no likelihood`: a training loss that looks like a likelihood and is none.
+"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number: value ± stderr over n examples, its kind, and the settings behind it."""
+
+    value: float
+    stderr: float
+    kind: Kind
+    n: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """For example `103.42 ± 0.23 (upper bound, n = 10000)`."""
+        if self.stderr > 0 and math.isfinite(self.stderr):
+            digits = max(0, 1 - math.floor(math.log10(self.stderr)))
+        else:
+            digits = 4
+        number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+        return f"{number} ({self.kind}, n = {self.n})"
+
+
+def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
+    """The mean of per-example values [N] with its standard error, s / √N (s with N − 1)."""
+    values = np.asarray(values, np.float64)
+    stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), float(stderr), kind, len(values), settings)
+
+
+def per_example(
+    f: Callable[[Mapping[str, jax.Array], jax.Array], Any],
+    data: Mapping[str, ArrayLike],
+    key: jax.Array,
+    block: int = 500,
+) -> Any:
+    """f(batch of one example, its own key) for every example of `data`, as NumPy arrays [N, ...].
+
+    Runs `block` examples at a time under one compiled loop, so memory does not grow with N. Each
+    example's key comes from `key` and its position alone: the block size changes no draw.
+    """
+    data = {name: np.asarray(values) for name, values in data.items()}
+    keys = jax.random.split(key, len(data["x"]))
+
+    def one(example):
+        row, row_key = example
+        values = f({name: value[None] for name, value in row.items()}, row_key)
+        return jax.tree.map(lambda value: value[0], values)
+
+    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
+        values = jax.jit(lambda rows: jax.lax.map(one, rows, batch_size=block))((data, keys))
+    return jax.tree.map(np.asarray, values)
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of one estimate over several seeds, which share their examples.
+
+    Its stderr is the mean of theirs: the error over examples, which seeds do not average away.
+    `settings["seeds_std"]` is the standard deviation of the values between seeds.
+    """
+    first = estimates[0]
+    if len(estimates) == 1:
+        return first
+    values = [estimate.value for estimate in estimates]
+    return Estimate(
+        float(np.mean(values)),
+        float(np.mean([estimate.stderr for estimate in estimates])),
+        first.kind,
+        first.n,
+        {**first.settings, "seeds_std": float(np.std(values, ddof=1))},
+    )

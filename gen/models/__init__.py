@@ -1,0 +1,1 @@
+"""One file per family of generative models; each follows the contract of `gen.core`."""

@@ -1,0 +1,52 @@
+"""Flax blocks that two or more families use."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Activation = Literal["relu", "elu", "tanh", "leaky_relu", "softplus"]
+"""A nonlinearity of `flax.linen`, by its name there."""
+
+
+def dense(width: int, name: str | None = None) -> nn.Dense:
+    """x ↦ W x + b with Glorot-uniform W (Glorot & Bengio 2010, eq. 16) and b = 0."""
+    return nn.Dense(width, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+
+class Hidden(nn.Module):
+    """A stack of layers x ↦ dropout(f(W x + b)); with no widths it is the identity."""
+
+    widths: tuple[int, ...]
+    activation: Activation
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for width in self.widths:
+            x = getattr(nn, self.activation)(dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
+
+
+class MLP(nn.Module):
+    """Hidden layers, then one linear layer of `out` units."""
+
+    hidden: tuple[int, ...]
+    out: int
+    activation: Activation
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = Hidden(self.hidden, self.activation, self.dropout)(x, train)
+        return dense(self.out)(x)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """[B, *shape] -> [B, D]."""
+    return jnp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))

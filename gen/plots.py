@@ -1,0 +1,66 @@
+"""Pictures: arrays in, a matplotlib figure out. No global state, no window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images [N, H, W, C] in [0, 1], row by row, as one array [rows·(H+1)+1, columns·(W+1)+1, C];
+    the lines between them and missing images are mid-grey."""
+    images = np.clip(np.asarray(images, np.float32), 0.0, 1.0)
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 0.5)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure:
+    """Images [N, H, W, C] in [0, 1] as a grid; `labels` stand to the left of the rows."""
+    canvas = tile(images, columns)
+    height, width = canvas.shape[:2]
+    scale = max(1, round(600 / width))
+    margin = 110 if labels else 0
+    size = (width * scale + margin, height * scale)
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
+    axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))
+    axes.imshow(
+        canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
+    )
+    axes.set_xticks([])
+    for edge in axes.spines.values():
+        edge.set_visible(False)
+    row = (height - 1) / max(1, -(-len(images) // columns))
+    axes.set_yticks([(i + 0.5) * row for i in range(len(labels))], labels)
+    axes.tick_params(length=0, labelsize=9)
+    return figure
+
+
+def curves(steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> Figure:
+    """One panel for each metric, [reports] or [reports, seeds]; seeds as thin lines."""
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.6 * rows), dpi=100, layout="constrained")
+    for i, (name, values) in enumerate(metrics.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.plot(steps, values, linewidth=1)
+        axes.set(title=name, xlabel="step")
+    return figure
+
+
+def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """Points [N, 2] coloured by their class."""
+    figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for label in np.unique(labels):
+        x, y = points[labels == label].T
+        axes.scatter(x, y, s=5, color=f"C{int(label) % 10}", label=str(label))
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure

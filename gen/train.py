@@ -1,0 +1,251 @@
+"""The one training loop.
+
+    for progress in fit(VAE(), {"x": images}, steps=1000, batch_size=100):
+        if progress.metrics:
+            print(progress.step, progress.metrics)
+    state = progress.carry.state
+
+Training is a pure function of (model, data, seed): keys and row order come from (seed, step) alone,
+so a run continues from (step, carry) as if it had never stopped, and neither the grouping of steps
+into dispatches nor the number of devices is part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gen import parallel
+from gen.core import Batch, Metrics, Model, UserError
+
+Decode = Callable[[Batch, jax.Array], Batch]
+"""(raw batch, key) -> the batch that the model's step takes; it runs inside the compiled step."""
+
+
+class Carry(NamedTuple):
+    """All that training carries from one step to the next; with several seeds, [S, ...] each."""
+
+    state: Any  # the model's
+    sums: Metrics  # each metric, summed over the steps since the last report
+    count: jax.Array  # the number of those steps
+
+
+class Progress(NamedTuple):
+    """Where training stands after a dispatch."""
+
+    step: int  # steps done
+    carry: Carry  # donated to the next dispatch: copy what must outlive it
+    metrics: dict[str, np.ndarray] | None  # at a report: means since the last, [] or [S]
+
+
+class Streams(NamedTuple):
+    """A seed's independent keys, one for each use."""
+
+    init: jax.Array
+    order: jax.Array
+    steps: jax.Array
+    evaluate: jax.Array
+    sample: jax.Array
+
+
+class NonFiniteError(RuntimeError):
+    """A metric became NaN or infinite."""
+
+
+def streams(seed: int | jax.Array) -> Streams:
+    """The keys of a run. Seeds are 32-bit: `jax.random.key(2**32)` is `jax.random.key(0)`."""
+    return Streams(*jax.random.split(jax.random.key(seed), len(Streams._fields)))
+
+
+def no_decode(batch: Batch, key: jax.Array) -> Batch:
+    """For data that is floating point and scaled already."""
+    return batch
+
+
+def begin(
+    model: Model[Any],
+    data: Mapping[str, Any],
+    seed: int | Sequence[int] = 0,
+    *,
+    decode: Decode = no_decode,
+    mesh: Mesh | None = None,
+) -> Carry:
+    """The carry before the first step: `model.init` and empty sums. Under `jax.eval_shape` its shape.
+
+    With a sequence of seeds every array has a leading axis, one row for each.
+    """
+
+    def begin_one(seed):
+        def first_step(state, rows, key):
+            return model.step(state, decode(rows, key), key)
+
+        keys = streams(seed)
+        state = model.init(keys.init)
+        row = {name: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for name, a in data.items()}
+        _, metrics = jax.eval_shape(first_step, state, row, keys.steps)
+        sums = {name: jnp.zeros(value.shape, value.dtype) for name, value in metrics.items()}
+        return Carry(state, sums, jnp.zeros((), jnp.int32))
+
+    begin_seeds = begin_one if np.ndim(seed) == 0 else jax.vmap(begin_one)
+    placement = None if mesh is None else parallel.replicated(mesh)
+    # Compiled, so that no two arrays of the state share a buffer: donation would fail.
+    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32))
+
+
+def train_step(
+    model: Model[Any],
+    carry: Carry,
+    data: Batch,
+    order: jax.Array,
+    seed: jax.Array,
+    step: jax.Array,
+    *,
+    batch_size: int,
+    report_every: int,
+    decode: Decode = no_decode,
+    mesh: Mesh | None = None,
+) -> Carry:
+    """Step number `step` of a run, from raw data to the next carry.
+
+    `data` is the whole training set, `order` [N] the epoch's row order. An epoch is N // batch_size
+    steps; the rows that are left over take their turn in another epoch's order.
+    """
+    position = step % (order.shape[0] // batch_size) * batch_size
+    rows = jax.lax.dynamic_slice_in_dim(order, position, batch_size)
+    batch = {name: values[rows] for name, values in data.items()}
+    if mesh is not None:
+        batch = parallel.split_rows(batch, mesh)
+    decode_key, step_key = jax.random.split(jax.random.fold_in(streams(seed).steps, step))
+    state, metrics = model.step(carry.state, decode(batch, decode_key), step_key)
+    first = step % report_every == 0
+    sums = {name: jnp.where(first, 0, carry.sums[name]) + metrics[name] for name in metrics}
+    return Carry(state, sums, jnp.where(first, 0, carry.count) + 1)
+
+
+def fit(
+    model: Model[Any],
+    data: Mapping[str, Any],
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int | Sequence[int] = 0,
+    decode: Decode = no_decode,
+    report_every: int = 100,
+    pause_every: Sequence[int] = (),
+    steps_per_dispatch: int = 0,
+    mesh: Mesh | None = None,
+    start: tuple[int, Carry] | None = None,
+) -> Iterator[Progress]:
+    """Trains `model` on `data`, yielding after every dispatch; the last one is at step `steps`.
+
+    Args:
+      data: arrays [N, ...] by name; they are put on the device once.
+      seed: one, or several that train independently at once (`vmap`); 32-bit, not negative.
+      decode: what turns raw rows into a batch, for example `partial(data.decode, peak=255, ...)`.
+      report_every: steps between two reports; metrics are brought down there and only there.
+      pause_every: a dispatch also ends at every multiple of each of these.
+      steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops make
+        convolutions slow, and 100 elsewhere. It changes no result.
+      mesh: devices over which the batch is split; it changes no result beyond rounding.
+      start: (steps done, carry) to continue from, on the mesh if there is one.
+
+    Raises:
+      UserError: a batch larger than the data, or that the mesh cannot split; a seed out of range.
+      NonFiniteError: a metric was NaN or infinite at a report.
+    """
+    rows = len(data["x"])
+    if not 0 < batch_size <= rows:
+        raise UserError(f"a batch of {batch_size} from {rows} examples: take 1 … {rows}")
+    check_seeds(seed)
+    on_cpu = jax.default_backend() == "cpu"
+    if mesh is not None:
+        parallel.check_batch(batch_size, mesh.size)
+    # Many simulated devices deadlock when programs queue up (jax 0.10).
+    wait = on_cpu and mesh is not None and mesh.size > 1
+    group = steps_per_dispatch or (1 if on_cpu else 100)
+    epoch_steps = rows // batch_size
+    several = np.ndim(seed) > 0
+    seeds = np.asarray(seed, np.uint32)
+    placement = None if mesh is None else parallel.replicated(mesh)
+    data = jax.device_put(dict(data), placement)
+
+    step_once = partial(
+        train_step,
+        model,
+        batch_size=batch_size,
+        report_every=report_every,
+        decode=decode,
+        mesh=mesh,
+    )
+
+    def advance(carry, data, order, seed, step, end):
+        """Steps `step` … `end` − 1."""
+        if group == 1:
+            return step_once(carry, data, order, seed, step)
+        return jax.lax.fori_loop(
+            step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
+        )
+
+    def order_rows(seed, epoch):
+        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
+
+    if several:
+        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
+        order_rows = jax.vmap(order_rows, in_axes=(0, None))
+    advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
+    order_rows = jax.jit(order_rows, out_shardings=placement)
+
+    step, carry = start or (0, begin(model, data, seed, decode=decode, mesh=mesh))
+    epoch, order = -1, None
+    while step < steps:
+        if step // epoch_steps != epoch:
+            epoch = step // epoch_steps
+            order = order_rows(seeds, np.uint32(epoch))
+        pauses = [
+            (step // every + 1) * every for every in (report_every, *pause_every, epoch_steps)
+        ]
+        end = min(steps, step + group, *pauses)
+        carry = advance(carry, data, order, seeds, np.int32(step), np.int32(end))
+        step = end
+        if wait:
+            jax.block_until_ready(carry)
+        report = step % report_every == 0 or step == steps
+        yield Progress(step, carry, _means(carry, step) if report else None)
+
+
+def check_seeds(seed: int | Sequence[int]) -> None:
+    """Raises `UserError` unless every seed is a different number of 32 bits."""
+    seeds = np.atleast_1d(np.asarray(seed, object)).tolist()
+    for number in seeds:
+        if not 0 <= number < 2**32:
+            raise UserError(f"seed {number} is out of range: take 0 … {2**32 - 1}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds {' '.join(map(str, seeds))} repeat one: take different ones")
+
+
+def check_no_nan(step: int, carry: Carry) -> None:
+    """Raises `NonFiniteError`, naming the array, if a NaN stands in the carry."""
+    for path, found in jax.tree_util.tree_leaves_with_path(jax.device_get(_any_nan(carry))):
+        if np.any(found):
+            raise NonFiniteError(f"step {step}: {jax.tree_util.keystr(path)} holds NaN")
+
+
+@jax.jit
+def _any_nan(tree: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.isnan(array).any(), tree)
+
+
+def _means(carry: Carry, step: int) -> dict[str, np.ndarray]:
+    """The mean of each metric since the last report, in one transfer."""
+    sums, count = jax.device_get((carry.sums, carry.count))
+    means = {name: np.asarray(total / count) for name, total in sums.items()}
+    for name, value in means.items():
+        if not np.all(np.isfinite(value)):
+            raise NonFiniteError(f"step {step}: {name} is {value} (mean of {count} steps)")
+    return means
