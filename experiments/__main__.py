@@ -1,7 +1,7 @@
 """The command line: python -m experiments {list,train,evaluate,sample,bench}.
 
-What is slow to import (orbax, matplotlib, tensorflow-datasets) is imported where it is used, so that
-help and a mistyped flag are answered at once.
+What is slow to import (orbax, matplotlib, tensorflow-datasets) is imported where it is used, so
+that help and a mistyped flag are answered at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -72,8 +72,8 @@ class Bench:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code: 0, 2 for an error of the user's, 75 if interrupted
-    (the same command goes on), 1 if training failed."""
+    """Runs one command and returns its exit code: 0; 2 for an error of the user's; 75 if it was
+    interrupted, and the same command goes on; 1 if training failed."""
     from gen.core import UserError
 
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -202,7 +202,7 @@ def parse(
     kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
 ) -> Arguments:
     """The flags of a command. On help or an error tyro prints it and exits, with 0 or 2."""
-    extra = {} if default is None else {"default": default}
+    extra: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         kind,
         args=arguments,

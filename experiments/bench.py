@@ -1,4 +1,4 @@
-"""Training speed of experiments, next to what a large matrix product reaches on the same machine."""
+"""Training speed of experiments, next to that of a large matrix product on the same machine."""
 
 from __future__ import annotations
 

@@ -101,6 +101,9 @@ def summary(estimates: dict[str, Estimate]) -> Any:
     table = Table("estimate", "value ± standard error", "kind", "n", "settings")
     for name, value in estimates.items():
         number, _ = str(value).split(" (")
-        settings = ", ".join(f"{key} {item}" for key, item in value.settings.items())
+        settings = ", ".join(
+            f"{key} {item:.2g}" if isinstance(item, float) else f"{key} {item}"
+            for key, item in value.settings.items()
+        )
         table.add_row(name, number, value.kind, str(value.n), settings)
     return table

@@ -125,7 +125,7 @@ def to_config(name: str, experiment: Experiment) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
-    """The experiment that `to_config` described. Raises `UserError` if it fits no registry entry."""
+    """The experiment that `to_config` described. Raises `UserError` if none fits."""
     values = dict(config)
     name = values.pop("experiment", None)
     if name not in registry:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -102,7 +103,6 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         log = stack.enter_context(_log(folder, done, options.tensorboard)) if lead else _no_log
         show = stack.enter_context(_bar(name, done, experiment.steps)) if lead else _no_log
 
-        progress = train.Progress(done, start and start[1], None)
         for progress in train.fit(
             experiment.model,
             dataset.train,
@@ -124,23 +124,21 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             show(step, metrics)
             if lead and experiment.sample_every and step % experiment.sample_every == 0:
                 _snapshot(folder, experiment, step, carry)
-            stop = _agree(bool(interrupted), at_report=metrics is not None)
-            if step == experiment.steps:
-                if lead:  # before the last checkpoint: a finished run has its pictures
-                    _final_pictures(folder, experiment, dataset, carry)
-            elif step % experiment.checkpoint_every and not stop:
-                continue
-            train.check_no_nan(step, carry)
-            checkpoints.save(step, carry, {"seconds": time.perf_counter() - began})
-            if stop and step < experiment.steps:
+            done, stop = step, _agree(bool(interrupted), at_report=metrics is not None)
+            finished = step == experiment.steps
+            if finished and lead:  # before the last checkpoint: a finished run has its pictures
+                _final_pictures(folder, experiment, dataset, carry)
+            if finished or stop or step % experiment.checkpoint_every == 0:
+                seconds = time.perf_counter() - began
+                train.check_no_nan(step, carry)
+                checkpoints.save(step, carry, {"seconds": seconds})
+            if stop:
                 break
 
-    if progress.step < experiment.steps:
-        say(f"{interrupted[0]}: saved step {progress.step}; repeat the command to go on")
+    if done < experiment.steps:
+        say(f"{' '.join(interrupted)}: saved step {done}; the same command goes on from there")
         return INTERRUPTED
-    say(
-        f"{experiment.steps} steps in {time.perf_counter() - began:.1f} s; pictures: {folder}/samples"
-    )
+    say(f"{experiment.steps} steps in {seconds:.1f} s; pictures in {folder}/samples")
     say(f"next: python -m experiments evaluate {folder}")
     return 0
 
@@ -458,7 +456,7 @@ def _final_pictures(
     from experiments import pictures
 
     keys = train.streams(experiment.all_seeds[0])
-    test = {name: values[:2000] for name, values in dataset.test.items()}
+    test = {name: jnp.asarray(values[:2000]) for name, values in dataset.test.items()}
     test = experiment.decode(dataset)(test, keys.evaluate)
     state = _first_state(experiment, carry)
     pictures.final_pictures(folder / "samples", experiment.model, state, test, keys.sample)

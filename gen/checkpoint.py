@@ -117,7 +117,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             tree=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=arguments)
+        restored: Any = self._manager.restore(step, args=arguments)
         expected, found = restored.meta["sha256"], _sums(restored.tree)
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):

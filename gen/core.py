@@ -20,7 +20,7 @@ import tyro
 from gen.estimate import Estimate
 
 Batch = Mapping[str, jax.Array]
-"""`"x"`: [B, *shape]; where the data has them `"label"`: [B] and `"length"`: [B] (padded sequences)."""
+"""`"x"`: [B, *shape]; where the data has them `"label"`: [B], `"length"`: [B] of padded ones."""
 
 Metrics = dict[str, jax.Array]
 """Scalars of one step, by name. `"loss"` is the training objective where there is only one."""
@@ -102,12 +102,12 @@ def replica_key(key: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def descend(
-    loss: Callable[[Tree], tuple[jax.Array, Metrics]],
+    loss: Callable[[Any], tuple[jax.Array, Metrics]],
     optimizer: optax.GradientTransformation,
-    params: Tree,
+    params: Any,
     opt_state: optax.OptState,
     axis_name: str | None = None,
-) -> tuple[Tree, optax.OptState, Metrics]:
+) -> tuple[Any, optax.OptState, Metrics]:
     """One step of `optimizer` down the gradient of `loss(params) -> (scalar, metrics)`.
 
     Gradients and metrics are averaged over the replicas. Returns the new parameters, the new

@@ -33,7 +33,8 @@ Binarize = Literal["none", "threshold", "dynamic"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, each `{"x": [N, *shape] uint8, "label": [N] int32 (where there are labels)}`."""
+    """Three splits, each `{"x": [N, *shape] uint8, "label": [N] int32}`, the labels where it has
+    them."""
 
     name: str
     train: Arrays
@@ -86,7 +87,7 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits: Any = load_digits()
     x, label = digits.images[..., None].astype(np.uint8), digits.target.astype(np.int32)
     rows, test = train_test_split(range(len(x)), test_size=250, random_state=0, stratify=label)
     train, validation = train_test_split(rows, test_size=250, random_state=0, stratify=label[rows])
@@ -141,8 +142,8 @@ def _read_prepared(name: str, data_dir: Path) -> dict[str, dict[str, np.ndarray]
 def _prepare(name: str, data_dir: Path) -> None:
     """Has tensorflow-datasets download, check and store `name`, with readers free of TensorFlow.
 
-    The stock builders call TensorFlow to unzip, to open files and to encode PNGs; the two methods of
-    the builder that do so are replaced on the instance. A folder `GEN_DATA_DIR/name` that holds the
+    The stock builders call TensorFlow to unzip, to open files and to encode PNGs: the method that
+    names their examples is replaced on the instance. A folder `GEN_DATA_DIR/name` that holds the
     downloads spares the network.
     """
     import requests
@@ -157,14 +158,16 @@ def _prepare(name: str, data_dir: Path) -> None:
     downloads = Path(os.environ.get("GEN_DATA_DIR") or "absent").expanduser() / name
     config = tfds.download.DownloadConfig(manual_dir=downloads if downloads.is_dir() else None)
     try:
-        if config.manual_dir is None:  # tensorflow-datasets would retry for minutes
-            requests.head(files[0], timeout=10)
+        if config.manual_dir is None:
+            requests.head(files[0], timeout=10)  # fails at once where tfds would retry for minutes
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config)
     except Exception as error:
+        offline = isinstance(error, requests.ConnectionError)
+        reason = f"no connection to {files[0]}" if offline else _one_line(error)
         raise UserError(
             f"{name} is not in {data_dir} and could not be prepared from its download "
-            f"({_one_line(error)}): set TFDS_DATA_DIR or --data-dir to a folder that has it, put "
+            f"({reason}): set TFDS_DATA_DIR or --data-dir to a folder that has it, put "
             f"its files into GEN_DATA_DIR/{name}, or run once with a network"
         ) from error
 
@@ -281,4 +284,4 @@ def _digest(content: bytes) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+    return (text[0] if text else type(error).__name__)[:300]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-Activation = Literal["relu", "elu", "tanh", "leaky_relu", "softplus"]
-"""A nonlinearity of `flax.linen`, by its name there."""
+Activation = Literal["relu", "elu", "tanh", "leaky_relu", "softplus", "sigmoid", "linear"]
+"""A nonlinearity of `flax.linen`, by its name there, or none."""
+
+
+def activate(name: Activation, x: jax.Array) -> jax.Array:
+    """f(x) for the nonlinearity f of that name."""
+    return x if name == "linear" else getattr(nn, name)(x)
 
 
 def dense(width: int, name: str | None = None) -> nn.Dense:
@@ -28,7 +33,7 @@ class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for width in self.widths:
-            x = getattr(nn, self.activation)(dense(width)(x))
+            x = activate(self.activation, dense(width)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
 
@@ -45,6 +50,11 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = Hidden(self.hidden, self.activation, self.dropout)(x, train)
         return dense(self.out)(x)
+
+
+def apply(net: nn.Module, params: Any, *inputs: Any, **options: Any) -> Any:
+    """`net.apply`, typed by what these nets return: their output, never with mutated variables."""
+    return net.apply(params, *inputs, **options)
 
 
 def flatten(x: jax.Array) -> jax.Array:

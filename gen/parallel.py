@@ -27,10 +27,10 @@ def join(coordinator: str, processes: int, process: int) -> None:
 def make_mesh(devices: int) -> Mesh:
     """A mesh of one axis over the first `devices` devices of all processes."""
     present = jax.device_count()
-    if devices > present:
+    if not 1 <= devices <= present:
         raise UserError(
-            f"{devices} devices asked for, {present} present: ask for at most {present} (to simulate "
-            f"{devices} on a CPU, set XLA_FLAGS=--xla_force_host_platform_device_count={devices})"
+            f"{devices} devices asked for, {present} present: take 1 … {present} (a CPU simulates "
+            "N of them under XLA_FLAGS=--xla_force_host_platform_device_count=N)"
         )
     # Explicit axes, JAX's default, would refuse ordinary slicing.
     return jax.make_mesh(
@@ -39,7 +39,7 @@ def make_mesh(devices: int) -> Mesh:
 
 
 def check_batch(batch_size: int, devices: int) -> None:
-    """Raises `UserError`, naming the nearest sizes that work, unless `devices` divides the batch."""
+    """Raises `UserError`, with the nearest sizes that work, unless `devices` divides the batch."""
     if batch_size % devices:
         below = batch_size // devices * devices
         sizes = f"{below} or {below + devices}" if below else f"{devices}"

@@ -76,7 +76,8 @@ def begin(
     decode: Decode = no_decode,
     mesh: Mesh | None = None,
 ) -> Carry:
-    """The carry before the first step: `model.init` and empty sums. Under `jax.eval_shape` its shape.
+    """The carry before the first step: `model.init` and empty sums (their shapes, under
+    `jax.eval_shape`).
 
     With a sequence of seeds every array has a leading axis, one row for each.
     """
@@ -185,7 +186,7 @@ def fit(
     )
 
     def advance(carry, data, order, seed, step, end):
-        """Steps `step` … `end` − 1."""
+        """Steps `step` to `end`, the last not included."""
         if group == 1:
             return step_once(carry, data, order, seed, step)
         return jax.lax.fori_loop(

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from gen import estimate
 from gen.core import Batch, Density, Metrics, Shape, descend, require
 from gen.estimate import Estimate
-from gen.nets import MLP, Activation, flatten
+from gen.nets import MLP, Activation, activate, apply, flatten
 
 
 class State(NamedTuple):
@@ -34,10 +33,10 @@ class Autoencoder:
     The code is z = f(x), activated like the hidden layers; the reconstruction is g(z).
 
     Deviations from Hinton & Salakhutdinov (2006): no layerwise pretraining with RBMs, so Glorot
-    initialisation and RMSProp take its place; ReLU, not logistic, units; a wide code (128, not 30);
-    squared error, not cross-entropy. From the textbook chapter: none known; RMSProp's running mean
-    starts at zero and divides by √(mean) + 1e-8. A ReLU output unit that is negative on all data gets
-    no gradient, so some pixels may stay black: `output="sigmoid"` cures it.
+    initialisation and RMSProp take its place; ReLU, not logistic, units; a wide ReLU code (128),
+    not a narrow linear one (30); squared error, not cross-entropy. From the textbook chapter: none
+    known. A ReLU output unit that is negative on all data gets no gradient, so some pixels stay
+    black for ever: `output="sigmoid"` cures it.
     """
 
     family: ClassVar[str] = "autoencoder"
@@ -51,7 +50,7 @@ class Autoencoder:
     """width of the code"""
     activation: Activation = "relu"
     """nonlinearity of the hidden layers and of the code"""
-    output: Literal["relu", "sigmoid", "linear"] = "relu"
+    output: Activation = "relu"
     """nonlinearity of the reconstruction"""
     learning_rate: float = 1e-3
     """step size of RMSProp"""
@@ -128,13 +127,11 @@ class Autoencoder:
         return optax.rmsprop(self.learning_rate, decay=self.decay)
 
     def _encode(self, params: Any, x: jax.Array) -> jax.Array:
-        return getattr(nn, self.activation)(self._encoder.apply(params["encoder"], flatten(x)))
+        return activate(self.activation, apply(self._encoder, params["encoder"], flatten(x)))
 
     def _decode(self, params: Any, z: jax.Array) -> jax.Array:
-        x = self._decoder.apply(params["decoder"], z)
-        if self.output != "linear":
-            x = getattr(nn, self.output)(x)
-        return jnp.reshape(x, (-1, *self.shape))
+        x = apply(self._decoder, params["decoder"], z)
+        return jnp.reshape(activate(self.output, x), (-1, *self.shape))
 
     def _squared_error(self, params: Any, x: jax.Array) -> jax.Array:
         """(x − g(f(x)))², mean over pixels, [B]."""

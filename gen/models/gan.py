@@ -17,7 +17,7 @@ import optax
 from gen import estimate
 from gen.core import Batch, Density, Metrics, Shape, descend, replica_key, require
 from gen.estimate import Estimate
-from gen.nets import MLP, Activation, flatten
+from gen.nets import MLP, Activation, apply, flatten
 
 
 class State(NamedTuple):
@@ -198,9 +198,9 @@ class GAN:
     def _generate(self, generator: Any, key: jax.Array, n: int) -> jax.Array:
         """G(z), [n, D] in [−1, 1]."""
         z = jax.random.normal(key, (n, self.latent))
-        return jnp.tanh(self._generator.apply(generator, z))
+        return jnp.tanh(apply(self._generator, generator, z))
 
     def _judge(self, discriminator: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The logit of D(x), [B]; with a key, under dropout."""
         rngs = None if key is None else {"dropout": key}
-        return self._discriminator.apply(discriminator, x, key is not None, rngs=rngs)[:, 0]
+        return apply(self._discriminator, discriminator, x, key is not None, rngs=rngs)[:, 0]

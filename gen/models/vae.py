@@ -18,7 +18,7 @@ from flax import linen as nn
 from gen import estimate
 from gen.core import Batch, Density, Metrics, Shape, descend, replica_key, require
 from gen.estimate import Estimate
-from gen.nets import MLP, Activation, Hidden, dense, flatten
+from gen.nets import MLP, Activation, Hidden, apply, dense, flatten
 
 
 class State(NamedTuple):
@@ -79,9 +79,9 @@ class VAE:
     with z = mean + exp(logvar / 2) · ε, one ε ~ N(0, I) per example and step, and the KL in closed
     form (Kingma & Welling 2014, eq. 10).
 
-    With Bernoulli pixels the bound is one only where x is binary. Grey pixels are accepted, and then
-    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels of the stated variance the
-    bound is on a density.
+    With Bernoulli pixels this is a bound only where x is binary. Grey pixels are accepted, and then
+    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels of the stated variance
+    the bound is on a density.
 
     Deviations from the textbook chapter: the decoder is fed z, not x; the second head is the
     log-variance, and is used as one; logits and a stable cross-entropy take the place of
@@ -173,7 +173,7 @@ class VAE:
         return self._terms(state.params, batch["x"], key)
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """z ~ N(0, I), then the mean of p(x|z): [n, *shape]. (Draw the pixels from it for x ~ p(x).)"""
+        """z ~ N(0, I), then the mean of p(x|z), not a draw from it: [n, *shape]."""
         return self.decode(state, jax.random.normal(key, (n, self.latent)))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
@@ -182,7 +182,7 @@ class VAE:
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """The mean of p(x|z), [B, *shape]."""
-        x = self._decoder.apply(state.params["decoder"], z)
+        x = apply(self._decoder, state.params["decoder"], z)
         if self.likelihood == "bernoulli":
             x = nn.sigmoid(x)
         return jnp.reshape(x, (-1, *self.shape))
@@ -204,12 +204,12 @@ class VAE:
         return optax.adam(self.learning_rate)
 
     def _posterior(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self._encoder.apply(params["encoder"], flatten(x))
+        return apply(self._encoder, params["encoder"], flatten(x))
 
     def _terms(self, params: Any, x: jax.Array, key: jax.Array) -> Terms:
         mean, logvar = self._posterior(params, x)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        out = self._decoder.apply(params["decoder"], z)
+        out = apply(self._decoder, params["decoder"], z)
         if self.likelihood == "bernoulli":
             reconstruction = bernoulli_nll(out, flatten(x))
         else:

@@ -1,0 +1,129 @@
+"""The loop: what it visits, what it reports, what it refuses."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen import parallel, train
+from gen.core import UserError
+
+
+class Seen(NamedTuple):
+    counts: jax.Array  # [N], how often each row was in a batch
+    steps: jax.Array  # number of steps
+
+
+class Counter:
+    """A model that only notes which rows it is given; x holds the row's number."""
+
+    family, density, shape = "test", "none", ()
+
+    def init(self, key):
+        return Seen(jnp.zeros(10, jnp.int32), jnp.zeros((), jnp.int32))
+
+    def step(self, state, batch, key, *, axis_name=None):
+        metrics = {"sum": batch["x"].sum(), "steps": state.steps.astype(jnp.float32)}
+        return Seen(state.counts.at[batch["x"].astype(int)].add(1), state.steps + 1), metrics
+
+
+DATA = {"x": np.arange(10, dtype=np.float32)}
+
+
+def test_an_epoch_visits_rows_once_and_left_over_rows_take_turns():
+    for progress in train.fit(Counter(), DATA, steps=60, batch_size=3):
+        counts = np.asarray(progress.carry.state.counts)
+        if progress.step % 3 == 0:  # an epoch is 10 // 3 steps of 3 rows
+            assert counts.sum() == 3 * progress.step
+            assert counts.max() <= progress.step // 3
+    assert counts.min() > 10  # of 20 epochs; a row is left out of a tenth of them
+
+
+def test_row_order_depends_on_seed_and_epoch():
+    def batches(seed):
+        options = {"steps": 6, "batch_size": 5, "seed": seed, "report_every": 1}
+        return [float(p.metrics["sum"]) for p in train.fit(Counter(), DATA, **options)]
+
+    assert batches(0) == batches(0)
+    assert batches(0) != batches(1)
+    assert len(set(batches(0)[::2])) > 1
+
+
+def test_metrics_are_means_since_the_last_report():
+    reports = {
+        progress.step: float(progress.metrics["steps"])
+        for progress in train.fit(Counter(), DATA, steps=25, batch_size=5, report_every=10)
+        if progress.metrics
+    }
+    assert reports == {10: 4.5, 20: 14.5, 25: 22.0}
+
+
+def test_pauses_end_a_dispatch():
+    options = {"batch_size": 1, "report_every": 50, "steps_per_dispatch": 100}
+    steps = [p.step for p in train.fit(Counter(), DATA, steps=20, pause_every=[7], **options)]
+    assert steps == [7, 10, 14, 20]  # an epoch has 10 steps
+
+
+def test_start_continues():
+    *_, half = train.fit(Counter(), DATA, steps=7, batch_size=5)
+    *_, rest = train.fit(Counter(), DATA, steps=12, batch_size=5, start=(7, half.carry))
+    *_, whole = train.fit(Counter(), DATA, steps=12, batch_size=5)
+    np.testing.assert_array_equal(rest.carry.state.counts, whole.carry.state.counts)
+
+
+def test_metrics_that_are_not_finite_stop_the_run_and_are_named():
+    class Broken(Counter):
+        def step(self, state, batch, key, *, axis_name=None):
+            state, metrics = super().step(state, batch, key)
+            return state, {**metrics, "bad": jnp.where(state.steps == 13, jnp.nan, 1.0)}
+
+    training = train.fit(Broken(), DATA, steps=50, batch_size=5, report_every=10)
+    for _ in range(19):
+        next(training)
+    with pytest.raises(train.NonFiniteError, match="step 20: bad is nan"):
+        next(training)
+
+
+def test_nan_in_the_state_is_named():
+    carry = train.begin(Counter(), DATA)
+    train.check_no_nan(3, carry)
+    bad = carry._replace(sums={**carry.sums, "sum": jnp.array(jnp.nan)})
+    with pytest.raises(train.NonFiniteError, match=r"step 3: .*sum.* holds NaN"):
+        train.check_no_nan(3, bad)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, [0, 0], [0, -1]])
+def test_impossible_seeds_are_refused(seed):
+    with pytest.raises(UserError, match="seed"):
+        next(train.fit(Counter(), DATA, steps=1, batch_size=1, seed=seed))
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_impossible_batches_are_refused(batch_size):
+    with pytest.raises(UserError, match="take 1 … 10"):
+        next(train.fit(Counter(), DATA, steps=1, batch_size=batch_size))
+
+
+def test_streams_differ():
+    keys = [jax.random.key_data(key).tobytes() for key in train.streams(0) + train.streams(1)]
+    assert len(set(keys)) == 10
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "sizes"), [(100, 8, "96 or 104"), (3, 8, "8"), (9, 2, "8 or 10")]
+)
+def test_batches_that_do_not_split_are_refused_with_the_nearest(batch_size, devices, sizes):
+    with pytest.raises(UserError, match=f"nearest sizes that work are {sizes}"):
+        parallel.check_batch(batch_size, devices)
+
+
+def test_too_many_devices_are_refused():
+    with pytest.raises(UserError, match=r"9 devices asked for, 8 present"):
+        parallel.make_mesh(9)
+
+
+def test_shard_splits_rows_in_order():
+    shards = parallel.shard({"x": np.arange(8)}, 4)
+    np.testing.assert_array_equal(shards["x"], [[0, 1], [2, 3], [4, 5], [6, 7]])

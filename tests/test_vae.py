@@ -1,0 +1,198 @@
+"""The VAE against closed forms: KL, likelihoods, and probabilistic PCA."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from gen import train
+from gen.core import UserError
+from gen.models.vae import VAE, bernoulli_nll, gaussian_kl, gaussian_nll
+
+DATA, LATENT, VARIANCE = 6, 2, 0.3
+
+
+def test_default_is_the_chapters_network():
+    params = jax.eval_shape(VAE().init, jax.random.key(0)).params
+
+    def kernels(net):
+        return sorted(leaf.shape for leaf in jax.tree.leaves(params[net]) if leaf.ndim == 2)
+
+    assert kernels("encoder") == sorted([(784, 256), (256, 128), (128, 10), (128, 10)])
+    assert kernels("decoder") == sorted([(10, 256), (256, 384), (384, 512), (512, 784)])
+
+
+@pytest.mark.parametrize(("mean", "logvar"), [(0.0, 0.0), (1.3, -0.7), (-2.0, 1.1), (0.2, -4.0)])
+def test_kl_equals_quadrature(mean, logvar):
+    sd = math.exp(logvar / 2)
+    z = np.linspace(mean - 12 * sd, mean + 12 * sd, 200_001)
+    log_q = -0.5 * ((z - mean) / sd) ** 2 - math.log(sd) - 0.5 * math.log(2 * math.pi)
+    log_p = -0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    exact = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
+    kl = gaussian_kl(jnp.array([[mean]]), jnp.array([[logvar]]))
+    np.testing.assert_allclose(kl, [exact], rtol=1e-5, atol=1e-6)
+
+
+def test_likelihoods_equal_their_definitions():
+    logits, x = jnp.array([[-1.0, 0.3, 2.0]]), jnp.array([[0.0, 1.0, 1.0]])
+    p = 1 / (1 + np.exp(-np.asarray(logits)))
+    exact = -np.log(np.where(np.asarray(x) == 1, p, 1 - p)).sum()
+    np.testing.assert_allclose(bernoulli_nll(logits, x), [exact], rtol=1e-6)
+    density = np.exp(-((np.asarray(x) - 0.5) ** 2) / (2 * 0.2)) / np.sqrt(2 * np.pi * 0.2)
+    nll = gaussian_nll(jnp.full((1, 3), 0.5), x, 0.2)
+    np.testing.assert_allclose(nll, [-np.log(density).sum()], rtol=1e-6)
+
+
+def test_bernoulli_likelihood_sums_to_one_over_all_images():
+    images = jnp.array([[(i >> bit) & 1 for bit in range(8)] for i in range(256)], jnp.float32)
+    logits = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 8)), (256, 8))
+    np.testing.assert_allclose(jnp.exp(-bernoulli_nll(logits, images)).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+def test_loss_and_gradient_are_finite_at_extreme_logits(logit):
+    for x in (0.0, 0.5, 1.0):
+        value, gradient = jax.value_and_grad(
+            lambda logits, x=x: bernoulli_nll(logits, jnp.full((1, 1), x))[0]
+        )(jnp.full((1, 1), logit))
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
+
+
+def linear_vae() -> VAE:
+    """x = W z + b + noise and q(z|x) = N(V x + c, diag exp(U x + d))."""
+    return VAE(
+        shape=(DATA,),
+        encoder=(),
+        decoder=(),
+        latent=LATENT,
+        likelihood="gaussian",
+        variance=VARIANCE,
+        learning_rate=1e-2,
+    )
+
+
+def linear_data(n=2000):
+    """Draws of a probabilistic PCA model with orthogonal columns of W."""
+    rng = np.random.RandomState(0)
+    w = np.linalg.qr(rng.randn(DATA, LATENT))[0] * np.array([2.0, 1.0])
+    x = rng.randn(n, LATENT) @ w.T + np.sqrt(VARIANCE) * rng.randn(n, DATA) + 0.5
+    return np.float32(x)
+
+
+def ppca(x):
+    """Maximum-likelihood W, b at the stated variance, and log p of each row in nats
+    (Tipping & Bishop 1999, eq. 7, 15)."""
+    b = x.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    values, vectors = values[::-1][:LATENT], vectors[:, ::-1][:, :LATENT]
+    w = vectors * np.sqrt(values - VARIANCE)
+    covariance = w @ w.T + VARIANCE * np.eye(DATA)
+    centred = x - b
+    mahalanobis = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred)
+    log_det = np.linalg.slogdet(covariance)[1]
+    return w, b, -0.5 * (mahalanobis + log_det + DATA * math.log(2 * math.pi))
+
+
+def exact_elbo(model, params, x):
+    """ELBO of a linear model with the expectation over z in closed form, [N] nats."""
+    mean, logvar = model._posterior(params, jnp.asarray(x))
+    w = params["decoder"]["params"]["Dense_0"]["kernel"]  # [LATENT, DATA]
+    b = params["decoder"]["params"]["Dense_0"]["bias"][None]
+    squares = ((x - (mean @ w + b)) ** 2).sum(axis=1) + jnp.exp(logvar) @ (w**2).sum(axis=1)
+    log_likelihood = -0.5 * (squares / VARIANCE + DATA * math.log(2 * math.pi * VARIANCE))
+    return log_likelihood - gaussian_kl(mean, logvar)
+
+
+def set_optimum(state, w, b):
+    """The state whose q(z|x) is the exact posterior N(M⁻¹ Wᵀ (x − b), σ² M⁻¹), M = WᵀW + σ²I."""
+    m_inverse = np.linalg.inv(w.T @ w + VARIANCE * np.eye(LATENT))
+    params = jax.tree.map(np.asarray, state.params)
+    encoder, decoder = params["encoder"]["params"], params["decoder"]["params"]["Dense_0"]
+    v = np.float32(m_inverse @ w.T)
+    encoder["mean"] = {"kernel": v.T, "bias": -v @ np.float32(b)}
+    encoder["logvar"] = {
+        "kernel": np.zeros((DATA, LATENT), np.float32),
+        "bias": np.float32(np.log(VARIANCE * np.diag(m_inverse))),
+    }
+    decoder["kernel"], decoder["bias"] = np.float32(w.T), np.float32(b)
+    return state._replace(params=params)
+
+
+def test_linear_vae_meets_the_exact_likelihood_at_the_optimum():
+    model, x = linear_vae(), linear_data()
+    w, b, log_p = ppca(x)
+    state = set_optimum(model.init(jax.random.key(0)), w, b)
+    np.testing.assert_allclose(exact_elbo(model, state.params, x), log_p, rtol=1e-4, atol=1e-4)
+    # The estimate from draws of z agrees with it: the model's own ELBO, not only the test's.
+    nll = model.evaluate(state, {"x": np.tile(x, (20, 1))}, jax.random.key(1))["nll"]
+    assert nll.kind == "upper bound"
+    assert abs(nll.value + log_p.mean()) < 4 * nll.stderr
+    assert nll.stderr < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_elbo_never_exceeds_the_exact_likelihood(seed):
+    """At the best W, for any q(z|x), for every x."""
+    model, x = linear_vae(), linear_data(200)
+    w, b, log_p = ppca(x)
+    state = set_optimum(model.init(jax.random.key(0)), w, b)
+    keys = iter(jax.random.split(jax.random.key(seed), 100))
+    encoder = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape),
+        state.params["encoder"],
+    )
+    params = {**state.params, "encoder": encoder}
+    assert np.all(exact_elbo(model, params, x) <= log_p + 1e-3)
+    draws = jax.vmap(lambda key: sum(model._terms(params, jnp.asarray(x), key)))(
+        jax.random.split(jax.random.key(9), 2000)
+    )
+    np.testing.assert_allclose(
+        -draws.mean(axis=0), exact_elbo(model, params, x), atol=6 * draws.std(axis=0).max() / 44
+    )
+
+
+def test_training_reaches_the_exact_likelihood():
+    model, x = linear_vae(), linear_data()
+    _, _, log_p = ppca(x)
+    *_, last = train.fit(model, {"x": x}, steps=3000, batch_size=500, steps_per_dispatch=100)
+    elbo = float(exact_elbo(model, last.carry.state.params, x).mean())
+    assert elbo <= log_p.mean() + 1e-4
+    assert elbo > log_p.mean() - 0.05
+
+
+def test_gradient_equals_finite_differences():
+    model = VAE(shape=(4,), encoder=(3,), decoder=(3,), latent=2)
+    params = model.init(jax.random.key(0)).params
+    x, key = jnp.array([[0.0, 1.0, 1.0, 0.0]]), jax.random.key(1)
+    check_grads(
+        lambda params: sum(term.sum() for term in model._terms(params, x, key)),
+        (params,),
+        order=1,
+        modes=["rev"],
+        rtol=0.02,
+        atol=0.02,
+    )
+
+
+def test_grey_pixels_have_no_nll(digits):
+    model = VAE(shape=digits.shape, encoder=(8,), decoder=(8,), latent=2)
+    state = model.init(jax.random.key(0))
+    grey = np.asarray(digits.test["x"][:20], np.float32) / digits.peak
+    binary = np.float32(grey > 0.5)
+    with_grey = model.evaluate(state, {"x": grey}, jax.random.key(1))
+    with_binary = model.evaluate(state, {"x": binary}, jax.random.key(1))
+    assert set(with_grey) == {"bce_elbo", "reconstruction", "kl"}
+    assert with_grey["bce_elbo"].kind == "no likelihood"
+    assert set(with_binary) == {"nll", "reconstruction", "kl"}
+    parts = with_binary["reconstruction"].value + with_binary["kl"].value
+    np.testing.assert_allclose(with_binary["nll"].value, parts, rtol=1e-6)
+
+
+def test_impossible_hyperparameters_are_refused():
+    for flags in ({"latent": 0}, {"variance": 0.0}, {"decoder": (0,)}):
+        with pytest.raises(UserError):
+            VAE(**flags)
