@@ -7,8 +7,10 @@ the sums, taken of the arrays before the save and compared after the restore, do
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
+import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ class Restored(NamedTuple):
     tree: Any
     info: dict[str, Any]  # what was given to `save` beside the arrays
     damaged: dict[int, str]  # later steps that had to be skipped, with the reason
+
+
+class _SumsDifferError(Exception):
+    """The arrays are not those that were saved."""
 
 
 class Checkpoints:
@@ -77,21 +83,24 @@ class Checkpoints:
         mesh. Raises `UserError` if there are checkpoints and none is sound.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                tree, info = self._restore(step, target)
-            except Exception as error:
-                text = str(error).strip().splitlines()
-                damaged[step] = text[0][:200] if text else type(error).__name__
-            else:
-                self._set_aside(damaged)
-                return Restored(step, tree, info, damaged)
-        if damaged:
+        restored = None
+        with _no_complaints():
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                try:
+                    restored = Restored(step, *self._restore(step, target), damaged)
+                    break
+                except _SumsDifferError as error:
+                    damaged[step] = str(error)
+                except Exception as error:  # Orbax raises many kinds, some of many lines
+                    damaged[step] = f"it cannot be read ({type(error).__name__})"
+        if restored:
+            self._set_aside(damaged)
+        elif damaged:
             raise UserError(
                 f"no checkpoint in {self._manager.directory} is sound "
                 f"(steps {', '.join(map(str, damaged))} are damaged): delete the run or use another"
             )
-        return None
+        return restored
 
     def _set_aside(self, steps: Collection[int]) -> None:
         """Moves damaged checkpoints to `damaged/` beside the folder: their steps come again."""
@@ -121,7 +130,7 @@ class Checkpoints:
         expected, found = restored.meta["sha256"], _sums(restored.tree)
         for name in expected.keys() | found.keys():
             if expected.get(name) != found.get(name):
-                raise ValueError(f"SHA-256 of {name} differs")
+                raise _SumsDifferError(f"the SHA-256 of {name} differs")
         return restored.tree, restored.meta["info"]
 
 
@@ -135,6 +144,18 @@ def open_checkpoints(
         yield checkpoints
     finally:
         checkpoints.close()
+
+
+@contextmanager
+def _no_complaints() -> Iterator[None]:
+    """Keeps quiet the tasks that a failed restore of Orbax leaves unawaited: Python would print
+    their tracebacks when it collects them, which is made to happen here."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = before
 
 
 def _sums(tree: Any) -> dict[str, str]:

@@ -1,16 +1,25 @@
-"""What every test runs under: 8 simulated CPU devices, strict JAX, a cache of its own.
+"""What every test runs under: 8 simulated CPU devices, strict JAX, caches of the session's own.
 
 Each has to stand in the environment before JAX is imported.
 """
 
 import os
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
 # The default 4-thread pool of jax 0.10 deadlocks when programs over many devices queue up.
 os.environ["NPROC"] = "16"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
+QUICK = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Many tests, and the processes they start, compile the same steps.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{CACHE.name}/jax"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["XDG_CACHE_HOME"] = CACHE.name  # no earlier run's data hides a fault
 
 import jax
 import numpy as np
@@ -22,12 +31,6 @@ from gen import data
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 MNIST_FOLDER = os.environ.get("TFDS_DATA_DIR")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory):
-    """Decoded arrays of this session alone, so that no earlier run hides a fault."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

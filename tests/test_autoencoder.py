@@ -17,7 +17,7 @@ def test_default_is_the_chapters_network():
 
 
 def test_initial_weights_are_glorot_uniform():
-    params = Autoencoder().init(jax.random.key(0)).params
+    params = jax.jit(Autoencoder().init)(jax.random.key(0)).params
     kernel = params["encoder"]["params"]["Hidden_0"]["Dense_0"]["kernel"]
     limit = np.sqrt(6 / (784 + 256))
     assert np.abs(kernel).max() <= limit
@@ -27,9 +27,9 @@ def test_initial_weights_are_glorot_uniform():
 
 def test_loss_is_the_mean_of_the_scores_and_of_the_squared_errors(digits):
     model = Autoencoder(shape=digits.shape, hidden=(12,), latent=5)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     batch = {"x": jnp.asarray(digits.train["x"][:7], jnp.float32) / digits.peak}
-    _, metrics = model.step(state, batch, jax.random.key(1))
+    _, metrics = jax.jit(model.step)(state, batch, jax.random.key(1))
     errors = (batch["x"] - model.reconstruct(state, batch)) ** 2
     np.testing.assert_allclose(metrics["loss"], errors.mean(), rtol=1e-5)
     np.testing.assert_allclose(model.score(state, batch), errors.mean(axis=(1, 2, 3)), rtol=1e-5)

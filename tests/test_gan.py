@@ -1,5 +1,6 @@
 """The GAN's losses at their known values, and who moves when."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,44 +60,44 @@ def test_only_non_saturating_loss_pulls_a_losing_generator():
 
 
 def test_each_half_step_moves_only_its_own_player():
-    state = SMALL.init(jax.random.key(0))
+    state = jax.jit(SMALL.init)(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}
-    after, _ = SMALL.discriminator_step(state, batch, jax.random.key(2))
+    after, _ = jax.jit(SMALL.discriminator_step)(state, batch, jax.random.key(2))
     assert equal(after.generator, state.generator)
     assert equal(after.generator_opt, state.generator_opt)
     assert not equal(after.discriminator, state.discriminator)
-    after, _ = SMALL.generator_step(state, batch, jax.random.key(2))
+    after, _ = jax.jit(SMALL.generator_step)(state, batch, jax.random.key(2))
     assert equal(after.discriminator, state.discriminator)
     assert equal(after.discriminator_opt, state.discriminator_opt)
     assert not equal(after.generator, state.generator)
 
 
 def test_step_is_the_discriminators_half_then_the_generators():
-    state = SMALL.init(jax.random.key(0))
+    state = jax.jit(SMALL.init)(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}
     first, second = jax.random.split(jax.random.key(2))
-    halfway, d_metrics = SMALL.discriminator_step(state, batch, first)
-    expected, g_metrics = SMALL.generator_step(halfway, batch, second)
-    after, metrics = SMALL.step(state, batch, jax.random.key(2))
-    assert equal(after, expected)
-    assert equal(metrics, d_metrics | g_metrics)
+    halfway, d_metrics = jax.jit(SMALL.discriminator_step)(state, batch, first)
+    expected, g_metrics = jax.jit(SMALL.generator_step)(halfway, batch, second)
+    after, metrics = jax.jit(SMALL.step)(state, batch, jax.random.key(2))
+    chex.assert_trees_all_close(after, expected, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(metrics, d_metrics | g_metrics, rtol=1e-5)
 
 
 def test_half_steps_lower_their_own_loss():
     """Without dropout, and against a frozen opponent, the same noise over and over."""
     model = GAN(shape=(4,), latent=3, generator=(8,), discriminator=(8,), dropout=0.0)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (64, 4))}
     for half, name in ((model.discriminator_step, "d_loss"), (model.generator_step, "g_loss")):
-        moved, losses = state, []
+        step, moved, losses = jax.jit(half), state, []
         for _ in range(100):
-            moved, metrics = jax.jit(half)(moved, batch, jax.random.key(3))
+            moved, metrics = step(moved, batch, jax.random.key(3))
             losses.append(float(metrics[name]))
         assert losses[-1] < losses[0]
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
-    state = SMALL.init(jax.random.key(0))
+    state = jax.jit(SMALL.init)(jax.random.key(0))
     x = jax.random.uniform(jax.random.key(1), (6, 4))
     once = SMALL._judge(state.discriminator, x, jax.random.key(1))
     assert not equal(once, SMALL._judge(state.discriminator, x, jax.random.key(2)))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import QUICK
 
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
@@ -31,7 +32,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "experiments", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
+        env={**os.environ, "XLA_FLAGS": QUICK, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

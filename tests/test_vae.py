@@ -125,7 +125,7 @@ def set_optimum(state, w, b):
 def test_linear_vae_meets_the_exact_likelihood_at_the_optimum():
     model, x = linear_vae(), linear_data()
     w, b, log_p = ppca(x)
-    state = set_optimum(model.init(jax.random.key(0)), w, b)
+    state = set_optimum(jax.jit(model.init)(jax.random.key(0)), w, b)
     np.testing.assert_allclose(exact_elbo(model, state.params, x), log_p, rtol=1e-4, atol=1e-4)
     # The estimate from draws of z agrees with it: the model's own ELBO, not only the test's.
     nll = model.evaluate(state, {"x": np.tile(x, (20, 1))}, jax.random.key(1))["nll"]
@@ -139,7 +139,7 @@ def test_elbo_never_exceeds_the_exact_likelihood(seed):
     """At the best W, for any q(z|x), for every x."""
     model, x = linear_vae(), linear_data(200)
     w, b, log_p = ppca(x)
-    state = set_optimum(model.init(jax.random.key(0)), w, b)
+    state = set_optimum(jax.jit(model.init)(jax.random.key(0)), w, b)
     keys = iter(jax.random.split(jax.random.key(seed), 100))
     encoder = jax.tree.map(
         lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape),
@@ -147,12 +147,10 @@ def test_elbo_never_exceeds_the_exact_likelihood(seed):
     )
     params = {**state.params, "encoder": encoder}
     assert np.all(exact_elbo(model, params, x) <= log_p + 1e-3)
-    draws = jax.vmap(lambda key: sum(model._terms(params, jnp.asarray(x), key)))(
-        jax.random.split(jax.random.key(9), 2000)
-    )
-    np.testing.assert_allclose(
-        -draws.mean(axis=0), exact_elbo(model, params, x), atol=6 * draws.std(axis=0).max() / 44
-    )
+    one_draw = jax.jit(jax.vmap(lambda key: jnp.add(*model._terms(params, x, key))))
+    draws = np.asarray(one_draw(jax.random.split(jax.random.key(9), 2000)))  # −ELBO, [2000, N]
+    stderr = draws.std(axis=0) / np.sqrt(2000)
+    assert np.all(np.abs(draws.mean(axis=0) + exact_elbo(model, params, x)) < 5 * stderr)
 
 
 def test_training_reaches_the_exact_likelihood():
@@ -166,7 +164,7 @@ def test_training_reaches_the_exact_likelihood():
 
 def test_gradient_equals_finite_differences():
     model = VAE(shape=(4,), encoder=(3,), decoder=(3,), latent=2)
-    params = model.init(jax.random.key(0)).params
+    params = jax.jit(model.init)(jax.random.key(0)).params
     x, key = jnp.array([[0.0, 1.0, 1.0, 0.0]]), jax.random.key(1)
     check_grads(
         lambda params: sum(term.sum() for term in model._terms(params, x, key)),
@@ -180,7 +178,7 @@ def test_gradient_equals_finite_differences():
 
 def test_grey_pixels_have_no_nll(digits):
     model = VAE(shape=digits.shape, encoder=(8,), decoder=(8,), latent=2)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     grey = np.asarray(digits.test["x"][:20], np.float32) / digits.peak
     binary = np.float32(grey > 0.5)
     with_grey = model.evaluate(state, {"x": grey}, jax.random.key(1))
