@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def evaluate_run(run: Run, split: str) -> dict[str, Estimate]:
 
 
 def publish(run: Run) -> Path:
-    """Copies a finished run's estimates on the test split to experiments/results/NAME.json."""
+    """Copies a finished run's estimates on the test split to experiments/results/NAME.json, and its
+    final pictures to experiments/results/NAME/."""
     if run.step < run.experiment.steps:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
@@ -70,6 +72,11 @@ def publish(run: Run) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{run.name}.json"
     write_json(path, record)
+    pictured = RESULTS / run.name
+    pictured.mkdir(exist_ok=True)
+    for name in pictures.FINAL:
+        if (run.folder / "samples" / name).exists():
+            shutil.copyfile(run.folder / "samples" / name, pictured / name)
     return path
 
 

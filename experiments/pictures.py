@@ -11,6 +11,14 @@ import numpy as np
 from gen import plots
 from gen.core import Batch, capabilities
 
+FINAL = (
+    "samples.png",
+    "strip.png",
+    "reconstructions.png",
+    "latent.png",
+    "interpolations.png",
+    "curves.png",
+)
 STRIP = 10  # samples that are followed through training
 
 

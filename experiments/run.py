@@ -224,7 +224,9 @@ def device_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU: {model}, {len(os.sched_getaffinity(0))} cores"
+    here = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count()
+    return f"CPU: {model}, {cores} cores"
 
 
 def _open(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
@@ -404,27 +406,33 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
-    """A progress bar on a terminal; nothing elsewhere."""
+    """A progress bar with the last report below it, on a terminal; nothing elsewhere."""
+    if not sys.stdout.isatty():
+        yield _no_log
+        return
     from rich import progress as bars
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
 
-    columns = (
+    bar = bars.Progress(
         bars.TextColumn("{task.description}"),
-        bars.BarColumn(bar_width=20),
+        bars.BarColumn(bar_width=None),
         bars.MofNCompleteColumn(),
         bars.TextColumn("{task.fields[speed]}"),
         bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[terms]}"),
     )
-    with bars.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task(name, total=steps, completed=done, speed="", terms="")
+    task = bar.add_task(name, total=steps, completed=done, speed="")
+    report = Text()
 
-        def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
-            bar.update(task, completed=step)
-            if metrics:
-                terms = "  ".join(f"{key} {_spread(value)}" for key, value in metrics.items())
-                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-                bar.update(task, terms=terms, speed=f"{speed:.0f} steps/s" if speed else "")
+    def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
+        bar.update(task, completed=step)
+        if metrics:
+            report.plain = "  ".join(f"{key} {_spread(value)}" for key, value in metrics.items())
+            speed = bar.tasks[task].speed
+            bar.update(task, speed=f"{speed:.0f} steps/s" if speed else "")
 
+    with Live(Group(bar, report)):
         yield show
 
 

@@ -16,11 +16,15 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 import jax
 import optax
 import tyro
+from jax.typing import ArrayLike
 
 from gen.estimate import Estimate
 
 Batch = Mapping[str, jax.Array]
 """`"x"`: [B, *shape]; where the data has them `"label"`: [B], `"length"`: [B] of padded ones."""
+
+Data = Mapping[str, ArrayLike]
+"""All examples of a split: a batch's arrays, [N, ...], on the host or on a device."""
 
 Metrics = dict[str, jax.Array]
 """Scalars of one step, by name. `"loss"` is the training objective where there is only one."""
@@ -63,7 +67,7 @@ class Model(Protocol[State]):
         """The arrays that training learns: what a count of parameters counts."""
         ...
 
-    def evaluate(self, state: State, data: Batch, key: jax.Array) -> dict[str, Estimate]:
+    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Estimates over all examples of `data`; a likelihood's headline is called `nll`."""
         ...
 

@@ -50,7 +50,7 @@ def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
 
 
 def per_example(
-    f: Callable[[Mapping[str, jax.Array], jax.Array], Any],
+    f: Callable[[Any, jax.Array], Any],
     data: Mapping[str, ArrayLike],
     key: jax.Array,
     block: int = 500,

@@ -47,9 +47,9 @@ def test_linear_autoencoder_finds_the_principal_subspace():
     best = variances[3:].sum() / x.size
 
     model = Autoencoder(shape=(6,), hidden=(), latent=3, activation="linear", output="linear")
-    data = {"x": np.float32(x)}
+    data = {"x": np.asarray(x, np.float32)}
     *_, last = train.fit(model, data, steps=5000, batch_size=512, steps_per_dispatch=100)
-    error = float(model.score(last.carry.state, data).mean())
+    error = float(model.score(last.carry.state, {"x": jnp.asarray(data["x"])}).mean())
     assert best <= error < 1.02 * best
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def folder(tmp_path):
     gc.collect()  # coroutines that Orbax drops at a damaged file complain here, not in another test
 
 
-def restore(folder, target=TARGET, read_only=True):
+def restore(folder, target=TARGET, read_only=True) -> Any:
     with open_checkpoints(folder, read_only=read_only) as checkpoints:
         return checkpoints.restore(target)
 
@@ -96,7 +97,9 @@ def test_a_damaged_one_is_named_and_skipped(folder, damage):
 def test_a_damaged_one_is_moved_aside_so_that_its_step_can_be_saved_again(folder):
     flip_a_bit(folder / "20")
     with open_checkpoints(folder) as checkpoints:
-        assert checkpoints.restore(TARGET).step == 10
+        restored = checkpoints.restore(TARGET)
+        assert restored
+        assert restored.step == 10
         checkpoints.save(20, TREE, {})
     assert len(list(folder.with_name("damaged").glob("20-*"))) == 1
     restored = restore(folder)

@@ -108,7 +108,7 @@ def test_learns_a_distribution_of_two_points():
     """Samples end near the data: all mass at two corners of the square, about half at each."""
     from gen import train
 
-    x = np.float32([[0.1, 0.9], [0.9, 0.1]] * 64)
+    x = np.array([[0.1, 0.9], [0.9, 0.1]] * 64, np.float32)
     model = GAN(shape=(2,), latent=4, generator=(32,), discriminator=(32,), learning_rate=1e-3)
     *_, last = train.fit(model, {"x": x}, steps=3000, batch_size=64, steps_per_dispatch=100)
     samples = np.asarray(model.sample(last.carry.state, jax.random.key(9), 500))

@@ -16,6 +16,7 @@ import pytest
 from conftest import QUICK
 
 from experiments.__main__ import main
+from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +84,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
+def reference(tmp_path_factory):
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "reference"
     code, out, err = run(command(folder))
@@ -93,7 +94,7 @@ def reference(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copy(reference, tmp_path) -> Path:
+def copy(reference, tmp_path):
     yield Path(shutil.copytree(reference, tmp_path / "copy"))
     gc.collect()  # what Orbax drops at a damaged file complains here, not in another test
 
@@ -114,15 +115,7 @@ def test_a_run_folder_is_complete(reference):
     np.testing.assert_allclose(
         reports[-1]["loss"], reports[-1]["reconstruction"] + reports[-1]["kl"], rtol=1e-5
     )
-    pictures = {path.name for path in (reference / "samples").glob("*.png")}
-    assert pictures >= {
-        "samples.png",
-        "strip.png",
-        "reconstructions.png",
-        "latent.png",
-        "interpolations.png",
-        "curves.png",
-    }
+    assert {path.name for path in (reference / "samples").glob("*.png")} >= set(FINAL)
     assert not list(reference.rglob("*.part"))
 
 
@@ -342,6 +335,8 @@ def test_publishing_writes_the_result_file(copy, capsys, tmp_path, monkeypatch):
     assert main(["evaluate", str(copy), "--publish"]) == 0
     published = json.loads((tmp_path / "results" / "vae_digits.json").read_text())
     assert published == json.loads((copy / "evaluation.json").read_text())
+    pictures = {path.name for path in (tmp_path / "results" / "vae_digits").iterdir()}
+    assert pictures == set(FINAL)
 
 
 def test_several_seeds_at_once(tmp_path, capsys):
@@ -360,6 +355,18 @@ def test_several_seeds_at_once(tmp_path, capsys):
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     last_alone = json.loads((alone / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["loss"][1] == pytest.approx(last_alone["loss"], rel=1e-5)
+
+
+def test_the_bar_shows_step_speed_and_terms_on_a_terminal_and_nothing_elsewhere(
+    tmp_path, capsys, monkeypatch
+):
+    assert main(command(tmp_path / "quiet", steps=60)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(command(tmp_path / "shown", steps=60)) == 0
+    out = capsys.readouterr().out
+    for part in ("60/60", "steps/s", "loss", "reconstruction", "kl"):
+        assert part in out
 
 
 def test_an_autoencoder_does_not_sample(tmp_path, capsys):

@@ -80,7 +80,7 @@ def linear_data(n=2000):
     rng = np.random.RandomState(0)
     w = np.linalg.qr(rng.randn(DATA, LATENT))[0] * np.array([2.0, 1.0])
     x = rng.randn(n, LATENT) @ w.T + np.sqrt(VARIANCE) * rng.randn(n, DATA) + 0.5
-    return np.float32(x)
+    return x.astype(np.float32)
 
 
 def ppca(x):
@@ -112,13 +112,13 @@ def set_optimum(state, w, b):
     m_inverse = np.linalg.inv(w.T @ w + VARIANCE * np.eye(LATENT))
     params = jax.tree.map(np.asarray, state.params)
     encoder, decoder = params["encoder"]["params"], params["decoder"]["params"]["Dense_0"]
-    v = np.float32(m_inverse @ w.T)
-    encoder["mean"] = {"kernel": v.T, "bias": -v @ np.float32(b)}
+    v = np.asarray(m_inverse @ w.T, np.float32)
+    encoder["mean"] = {"kernel": v.T, "bias": -v @ np.asarray(b, np.float32)}
     encoder["logvar"] = {
         "kernel": np.zeros((DATA, LATENT), np.float32),
         "bias": np.float32(np.log(VARIANCE * np.diag(m_inverse))),
     }
-    decoder["kernel"], decoder["bias"] = np.float32(w.T), np.float32(b)
+    decoder["kernel"], decoder["bias"] = np.asarray(w.T, np.float32), np.asarray(b, np.float32)
     return state._replace(params=params)
 
 
@@ -180,7 +180,7 @@ def test_grey_pixels_have_no_nll(digits):
     model = VAE(shape=digits.shape, encoder=(8,), decoder=(8,), latent=2)
     state = jax.jit(model.init)(jax.random.key(0))
     grey = np.asarray(digits.test["x"][:20], np.float32) / digits.peak
-    binary = np.float32(grey > 0.5)
+    binary = (grey > 0.5).astype(np.float32)
     with_grey = model.evaluate(state, {"x": grey}, jax.random.key(1))
     with_binary = model.evaluate(state, {"x": binary}, jax.random.key(1))
     assert set(with_grey) == {"bce_elbo", "reconstruction", "kl"}
@@ -190,7 +190,7 @@ def test_grey_pixels_have_no_nll(digits):
     np.testing.assert_allclose(with_binary["nll"].value, parts, rtol=1e-6)
 
 
-def test_impossible_hyperparameters_are_refused():
-    for flags in ({"latent": 0}, {"variance": 0.0}, {"decoder": (0,)}):
-        with pytest.raises(UserError):
-            VAE(**flags)
+@pytest.mark.parametrize("flags", [{"latent": 0}, {"variance": 0.0}, {"decoder": (0,)}])
+def test_impossible_hyperparameters_are_refused(flags):
+    with pytest.raises(UserError):
+        VAE(**flags)

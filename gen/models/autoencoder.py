@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from gen import estimate
-from gen.core import Batch, Density, Metrics, Shape, descend, require
+from gen.core import Batch, Data, Density, Metrics, Shape, descend, require
 from gen.estimate import Estimate
 from gen.nets import MLP, Activation, activate, apply, flatten
 
@@ -93,7 +93,7 @@ class Autoencoder:
         """Of the encoder and the decoder."""
         return state.params
 
-    def evaluate(self, state: State, data: Batch, key: jax.Array) -> dict[str, Estimate]:
+    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """`mse`: the mean over examples of the squared error per pixel (pixels in [0, 1])."""
         errors = estimate.per_example(lambda batch, _: self.score(state, batch), data, key)
         return {"mse": estimate.mean(errors, "exact")}

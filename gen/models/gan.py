@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from gen import estimate
-from gen.core import Batch, Density, Metrics, Shape, descend, replica_key, require
+from gen.core import Batch, Data, Density, Metrics, Shape, descend, replica_key, require
 from gen.estimate import Estimate
 from gen.nets import MLP, Activation, apply, flatten
 
@@ -161,7 +161,7 @@ class GAN:
         """Of both players."""
         return state.generator, state.discriminator
 
-    def evaluate(self, state: State, data: Batch, key: jax.Array) -> dict[str, Estimate]:
+    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """What the final discriminator, without dropout, makes of `data` and of as many samples:
         `d_real` and `d_fake`, the means of D(x) and D(G(z)), and `d_accuracy`, the share that it
         tells right. A GAN has no likelihood, and these measure the game, not the samples."""

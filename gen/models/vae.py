@@ -16,7 +16,7 @@ import optax
 from flax import linen as nn
 
 from gen import estimate
-from gen.core import Batch, Density, Metrics, Shape, descend, replica_key, require
+from gen.core import Batch, Data, Density, Metrics, Shape, descend, replica_key, require
 from gen.estimate import Estimate
 from gen.nets import MLP, Activation, Hidden, apply, dense, flatten
 
@@ -145,7 +145,7 @@ class VAE:
         """Of the encoder and the decoder."""
         return state.params
 
-    def evaluate(self, state: State, data: Batch, key: jax.Array) -> dict[str, Estimate]:
+    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """−ELBO with one z per example, as `nll` (an upper bound), `reconstruction` and `kl`.
 
         If the pixels are modelled as Bernoulli and any of `data` is neither 0 nor 1, there is no
