@@ -6,9 +6,22 @@ that help and a mistyped flag are answered at once.
 
 from __future__ import annotations
 
-import difflib
 import os
+import signal
 import sys
+
+
+def leave(number: int, _) -> None:
+    """Ends at once, as nothing is being trained that could be saved."""
+    print(f"{signal.Signals(number).name}: stopped", file=sys.stderr, flush=True)
+    os._exit(75)
+
+
+if __name__ == "__main__":  # before the imports, which take their time
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -88,9 +101,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted before anything was trained", file=sys.stderr)
-        return 75
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def list_command(arguments: list[str]) -> int:
@@ -131,16 +144,8 @@ def train_command(arguments: list[str]) -> int:
 
     chosen = parse(Training, arguments[1:], f"train {name}", Training(EXPERIMENTS[name], Options()))
     from experiments.run import train_run
-    from gen.train import NonFiniteError
 
-    try:
-        return train_run(name, chosen.experiment, chosen.options)
-    except NonFiniteError as error:
-        print(
-            f"stopped: {error}; the last good checkpoint stays. Try a lower learning rate",
-            file=sys.stderr,
-        )
-        return 1
+    return train_run(name, chosen.experiment, chosen.options)
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -151,10 +156,10 @@ def evaluate_command(arguments: list[str]) -> int:
     from experiments.run import load_run
 
     run = load_run(chosen.run, chosen.data_dir)
-    Console().print(summary(evaluate_run(run, chosen.split)))
-    print(f"written to {chosen.run / 'evaluation.json'}")
+    record = evaluate_run(run, chosen.split)
+    Console().print(summary(record))
     if chosen.publish:
-        print(f"published as {publish(run)}")
+        print(f"published as {publish(run, record)}")
     return 0
 
 
@@ -173,12 +178,15 @@ def bench_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from experiments import bench
+    from experiments.folder import device_name, write_json
     from experiments.registry import EXPERIMENTS
-    from experiments.run import device_name, write_json
+    from gen.core import UserError
 
     names = chosen.names or tuple(EXPERIMENTS)
     for name in names:
         check_name(name)
+    if chosen.json and not chosen.json.absolute().parent.is_dir():
+        raise UserError(f"{chosen.json} lies in no folder: make the folder first")
     peak = bench.matmul_gflops()
     rows = {name: bench.speed(EXPERIMENTS[name], chosen.data_dir, chosen.seconds) for name in names}
     Console().print(bench.table(rows, peak, device_name()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.run import Run, read_json, write_json
+from experiments.folder import commit, write_json
+from experiments.run import Run
 from gen import estimate, plots, train
 from gen.core import UserError, capabilities
 from gen.estimate import Estimate
@@ -20,17 +22,13 @@ from gen.estimate import Estimate
 RESULTS = Path(__file__).parent / "results"
 
 
-def evaluate_run(run: Run, split: str) -> dict[str, Estimate]:
-    """The model's estimates on a split, over the run's seeds; writes them to evaluation.json.
-
-    Dynamic binarisation draws the split once, with a key of the seed.
-    """
+def evaluate_run(run: Run, split: str) -> dict[str, Any]:
+    """The record of the model's estimates on a split, over the run's seeds, and of what they cost;
+    written to evaluation.json (evaluation-SPLIT.json for another than the test split)."""
     experiment, model = run.experiment, run.experiment.model
-    decode = experiment.decode(run.dataset)
     by_seed = []
     for index, seed in enumerate(experiment.all_seeds):
-        decode_key, key = jax.random.split(train.streams(seed).evaluate)
-        rows = jax.jit(decode)(dict(run.dataset.splits[split]), decode_key)
+        rows, key = experiment.decoded(run.dataset, split, seed)
         by_seed.append(model.evaluate(experiment.of_seed(run.state, index), rows, key))
     estimates = {name: estimate.over_seeds([of[name] for of in by_seed]) for name in by_seed[0]}
     learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, 0)))
@@ -51,33 +49,40 @@ def evaluate_run(run: Run, split: str) -> dict[str, Estimate]:
         ],
         "parameters": sum(math.prod(array.shape) for array in learned),
         "train_seconds": round(run.seconds, 1),
-        "device": run.session.get("device"),
-        "command": run.session.get("command"),
-        "commit": run.session.get("commit"),
+        "device": _all(run, "device"),
+        "command": run.sessions[-1]["command"],
+        "commit": _all(run, "commit"),
+        "evaluated_at_commit": commit(),
     }
-    write_json(run.folder / "evaluation.json", record)
-    return estimates
+    name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
+    write_json(run.folder / name, record)
+    return record
 
 
-def publish(run: Run) -> Path:
-    """Copies a finished run's estimates on the test split to experiments/results/NAME.json, and its
+def publish(run: Run, record: dict[str, Any]) -> Path:
+    """Writes a finished run's record on the test split to experiments/results/NAME.json, and its
     final pictures to experiments/results/NAME/."""
     if run.step < run.experiment.steps:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
         )
-    record = read_json(run.folder / "evaluation.json")
     if record["split"] != "test":
         raise UserError(f"only the test split is published, not {record['split']}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{run.name}.json"
-    write_json(path, record)
+    if not re.fullmatch("[0-9a-f]{40}", str(record["commit"])):
+        raise UserError(f"{run.folder} was trained at {record['commit']}: train it at one commit")
     pictured = RESULTS / run.name
-    pictured.mkdir(exist_ok=True)
+    pictured.mkdir(parents=True, exist_ok=True)
     for name in pictures.FINAL:
         if (run.folder / "samples" / name).exists():
             shutil.copyfile(run.folder / "samples" / name, pictured / name)
+    path = RESULTS / f"{run.name}.json"
+    write_json(path, record)
     return path
+
+
+def _all(run: Run, field: str) -> str:
+    """What the sessions of a run have in that field: one value, or several joined."""
+    return " and ".join(dict.fromkeys(str(session[field]) for session in run.sessions))
 
 
 def sample_run(run: Run, n: int, seed: int) -> tuple[Path, Path]:
@@ -88,8 +93,8 @@ def sample_run(run: Run, n: int, seed: int) -> tuple[Path, Path]:
             f"{type(model).__name__} cannot sample: it has no sampler; "
             f"what it can do: {', '.join(capabilities(model))}"
         )
-    if n < 1:
-        raise UserError(f"{n} samples: take at least 1")
+    if not 1 <= n <= 100_000:
+        raise UserError(f"{n} samples: take 1 … 100000")
     train.check_seeds(seed)
     images = pictures.draw_samples(
         model, run.experiment.of_seed(run.state, 0), train.streams(seed).sample, n
@@ -101,12 +106,13 @@ def sample_run(run: Run, n: int, seed: int) -> tuple[Path, Path]:
     return picture, array
 
 
-def summary(estimates: dict[str, Estimate]) -> Any:
-    """A table of estimates for the terminal."""
+def summary(record: dict[str, Any]) -> Any:
+    """A table of a record's estimates for the terminal."""
     from rich.table import Table
 
     table = Table("estimate", "value ± standard error", "kind", "n", "settings")
-    for name, value in estimates.items():
+    for name, fields in record["estimates"].items():
+        value = Estimate(**fields)
         number, _ = str(value).split(" (")
         settings = ", ".join(
             f"{key} {item:.2g}" if isinstance(item, float) else f"{key} {item}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -12,7 +13,7 @@ import jax
 import tyro
 
 from gen import data, train
-from gen.core import UserError
+from gen.core import Batch, UserError
 from gen.data import Binarize, Dataset
 from gen.train import Decode
 
@@ -86,6 +87,17 @@ class Experiment:
     def decode(self, dataset: Dataset) -> Decode:
         return partial(data.decode, peak=dataset.peak, binarize=self.binarize)
 
+    def decoded(self, dataset: Dataset, split: str, seed: int) -> tuple[Batch, jax.Array]:
+        """All of a split as the model takes it, and the key to evaluate it with; dynamic
+        binarisation draws it once, with another key of the seed."""
+        decode_key, key = jax.random.split(train.streams(seed).evaluate)
+        return jax.jit(self.decode(dataset))(dict(dataset.splits[split]), decode_key), key
+
+    @property
+    def pauses(self) -> list[int]:
+        """Intervals at which training has to be seen, beside that of the reports."""
+        return [every for every in (self.checkpoint_every, self.sample_every) if every]
+
     def of_seed(self, tree: Any, index: int) -> Any:
         """What belongs to the seed number `index` in a tree that `fit` made."""
         return jax.tree.map(lambda array: array[index], tree) if self.seeds else tree
@@ -99,8 +111,8 @@ class Options:
     """run folder (default: runs/NAME-seedN)"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
-    devices: int = 1
-    """devices to split each batch over"""
+    devices: int = 0
+    """devices to split each batch over (0: 1, or all of them with --coordinator)"""
     coordinator: str = ""
     """host:port of process 0, to train in several processes"""
     processes: int = 1
@@ -109,6 +121,14 @@ class Options:
     """number of this process"""
     tensorboard: bool = False
     """write TensorBoard events too (extra: tensorboard)"""
+
+    def __post_init__(self):
+        if self.devices < 0:
+            raise UserError(f"devices is {self.devices}: take at least 1")
+        if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise UserError(f"coordinator is {self.coordinator!r}: it has the form host:port")
+        if not self.coordinator and (self.processes, self.process) != (1, 0):
+            raise UserError("several processes need --coordinator host:port")
 
 
 @dataclass(frozen=True)

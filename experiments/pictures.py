@@ -28,17 +28,21 @@ def draw_samples(model: Any, state: Any, key: jax.Array, n: int = 100) -> np.nda
 
 
 def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) -> None:
-    """Samples of the moment: a grid, and the first few stored for the strip."""
+    """Samples of the moment, where they are images: a grid, and the first few for the strip."""
+    if len(model.shape) != 3:
+        return
     images = draw_samples(model, state, key)
     np.save(folder / f"step_{step:07d}.npy", np.round(images[:STRIP] * 255).astype(np.uint8))
     save(plots.grid(images, 10), folder / f"step_{step:07d}.png")
 
 
 def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
-    """Draws every picture that the model's capabilities allow.
+    """Draws every picture of images [H, W, C] that the model's capabilities allow.
 
     `test` is decoded, and binarised as in training.
     """
+    if len(model.shape) != 3:
+        return
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
@@ -70,11 +74,11 @@ def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         save(plots.grid(images, 11), folder / "interpolations.png")
 
 
-def metric_curves(folder: Path, lines: list[dict[str, Any]]) -> None:
+def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
     """The metrics of a run, as metrics.jsonl has them, against the step."""
     names = [name for name in lines[0] if name != "step"]
     values = {name: np.array([line[name] for line in lines]) for name in names}
-    save(plots.curves([line["step"] for line in lines], values), folder / "curves.png")
+    save(plots.curves([line["step"] for line in lines], values), path)
 
 
 def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:

@@ -1,28 +1,14 @@
-"""Run folders: training into one, resuming from it, reading it back.
-
-config.json      the experiment, every field
-manifest.json    the data's SHA-256; of each session: command, versions, commit, device, flags
-metrics.jsonl    a line per report; deterministic, so it holds no times
-checkpoints/     see `gen.checkpoint`
-samples/         pictures
-evaluation.json  estimates, from `evaluate`
-"""
+"""Training into a run folder, resuming from it, and reading it back."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import platform
-import shlex
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from importlib import metadata
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.experiment import Experiment, Options, differences, from_config, to_config
+from experiments import folder as files
+from experiments.experiment import Experiment, Options, from_config, to_config
 from experiments.registry import EXPERIMENTS
 from gen import data, parallel, train
 from gen.checkpoint import open_checkpoints
@@ -50,22 +37,22 @@ class Run(NamedTuple):
     dataset: Dataset
     step: int
     state: Any  # the model's, [S, ...] for several seeds
-    seconds: float  # of training, over all sessions
-    session: dict[str, Any]  # of the manifest: the first
+    seconds: float  # of training, as its last checkpoint counts them
+    sessions: list[dict[str, Any]]  # of the manifest
 
 
 def train_run(name: str, experiment: Experiment, options: Options) -> int:
     """Trains `experiment`, or resumes it where its folder stops; returns the exit code.
 
-    Raises `UserError` before anything is trained, `NonFiniteError` during training.
+    Raises `UserError` before anything is trained.
     """
     if options.coordinator:
         parallel.join(options.coordinator, options.processes, options.process)
-    lead = jax.process_index() == 0  # this process alone writes, but for the checkpoints
+    devices = options.devices or (jax.device_count() if options.coordinator else 1)
     mesh = None
-    if options.devices > 1 or options.coordinator:
-        mesh = parallel.make_mesh(options.devices)
-        parallel.check_batch(experiment.batch_size, options.devices)
+    if devices > 1 or options.coordinator:
+        mesh = parallel.make_mesh(devices)
+        parallel.check_batch(experiment.batch_size, devices)
     dataset = data.load(experiment.data, options.data_dir)
     experiment = experiment.on(dataset)
     rows = len(dataset.train["x"])
@@ -76,84 +63,103 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         )
     seeds = "-".join(map(str, experiment.all_seeds))
     folder = options.out or Path("runs") / f"{name}-seed{seeds}"
-    say = print if lead else lambda *_: None
+    _same_everywhere(to_config(name, experiment))
 
     with ExitStack() as stack:
-        if lead:
-            stack.enter_context(hold(folder))
-            _open(folder, name, experiment, dataset)
-        _meet("folder")
+
+        def open_folder():
+            stack.enter_context(files.hold(folder))
+            files.check(folder, name, experiment, dataset)
+
+        _by_lead(open_folder)
         interrupted = stack.enter_context(_signals())
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
         )
         restored = checkpoints.restore(_target(experiment, dataset, mesh))
-        start, seconds = None, 0.0
+        start: tuple[int, train.Carry] | None = None
+        done, seconds = 0, 0.0
         if restored:
             _name_damaged(restored.damaged)
-            if restored.step >= experiment.steps:
-                say(f"{folder} is finished: {restored.step} steps. Nothing to do.")
-                return 0
-            say(f"resuming {folder} at step {restored.step}")
-            start, seconds = (restored.step, restored.tree), restored.info["seconds"]
-        else:
-            say(f"training {name} into {folder}")
-        began = time.perf_counter() - seconds
-        done = start[0] if start else 0
-        log = stack.enter_context(_log(folder, done, options.tensorboard)) if lead else _no_log
-        show = stack.enter_context(_bar(name, done, experiment.steps)) if lead else _no_log
+            done, seconds = restored.step, restored.info["seconds"]
+            start = done, restored.tree
+        if start and done >= experiment.steps:
+            if _lead() and not _pictures_done(folder):
+                _final_pictures(folder, experiment, dataset, start[1])
+            _say(f"{folder} is finished: {done} steps. Nothing to do.")
+            return 0
 
-        for progress in train.fit(
-            experiment.model,
-            dataset.train,
-            steps=experiment.steps,
-            batch_size=experiment.batch_size,
-            seed=experiment.fit_seed,
-            decode=experiment.decode(dataset),
-            report_every=experiment.report_every,
-            pause_every=[
-                every for every in (experiment.checkpoint_every, experiment.sample_every) if every
-            ],
-            steps_per_dispatch=experiment.steps_per_dispatch,
-            mesh=mesh,
-            start=start,
-        ):
-            step, carry, metrics = progress
-            if metrics:
-                log(step, metrics)
-            show(step, metrics)
-            if lead and experiment.sample_every and step % experiment.sample_every == 0:
-                _snapshot(folder, experiment, step, carry)
-            done, stop = step, _agree(bool(interrupted), at_report=metrics is not None)
-            finished = step == experiment.steps
-            if finished and lead:  # before the last checkpoint: a finished run has its pictures
-                _final_pictures(folder, experiment, dataset, carry)
-            if finished or stop or step % experiment.checkpoint_every == 0:
-                seconds = time.perf_counter() - began
-                train.check_no_nan(step, carry)
-                checkpoints.save(step, carry, {"seconds": seconds})
-            if stop:
-                break
+        old = files.read_config(folder) or {}
+        if start and old.get("report_every") != experiment.report_every:
+            start = done, train.without_sums(start[1])  # they belong to the old interval
+        _meet("configuration read")
+        log, show = _no_log, _no_log
+        if _lead():
+            lines = _lines_until(done, folder, experiment, old)
+            files.note_session(folder, name, experiment, dataset)
+            log = stack.enter_context(files.open_log(folder, lines, options.tensorboard))
+            (folder / "samples" / LAST_PICTURE).unlink(missing_ok=True)
+        _say(f"resuming {folder} at step {done}" if done else f"training {name} into {folder}")
+        if _lead():
+            show = stack.enter_context(_bar(name, done, experiment.steps))
+
+        saved = done
+        began = time.perf_counter() - seconds
+        try:
+            for step, carry, metrics in train.fit(
+                experiment.model,
+                dataset.train,
+                steps=experiment.steps,
+                batch_size=experiment.batch_size,
+                seed=experiment.fit_seed,
+                decode=experiment.decode(dataset),
+                report_every=experiment.report_every,
+                pause_every=experiment.pauses,
+                steps_per_dispatch=experiment.steps_per_dispatch,
+                mesh=mesh,
+                start=start,
+            ):
+                done, seconds = step, time.perf_counter() - began
+                if metrics:
+                    log(step, metrics)
+                show(step, metrics)
+                stop = _agree(bool(interrupted), at_report=metrics is not None)
+                finished = step == experiment.steps
+                if finished or stop or step % experiment.checkpoint_every == 0:
+                    train.check_finite(step, carry)
+                    checkpoints.save(step, carry, {"seconds": seconds})
+                    saved = step
+                if _lead() and experiment.sample_every and step % experiment.sample_every == 0:
+                    _snapshot(folder, experiment, step, carry)
+                    began += time.perf_counter() - began - seconds  # pictures are no training
+                if finished and _lead():
+                    _final_pictures(folder, experiment, dataset, carry)
+                if stop:
+                    break
+        except train.NonFiniteError as error:
+            last = f"the checkpoint of step {saved} stays" if saved else "there is no checkpoint"
+            print(f"stopped: {error}; {last}; try a lower learning rate", file=sys.stderr)
+            return 1
 
     if done < experiment.steps:
-        say(f"{' '.join(interrupted)}: saved step {done}; the same command goes on from there")
+        cause = " ".join(interrupted) or "another process was stopped"
+        _say(f"{cause}: saved step {done}; the same command goes on from there")
         return INTERRUPTED
-    say(f"{experiment.steps} steps in {seconds:.1f} s; pictures in {folder}/samples")
-    say(f"next: python -m experiments evaluate {folder}")
+    _say(f"{experiment.steps} steps in {seconds:.1f} s; pictures in {folder}/samples")
+    _say(f"next: python -m experiments evaluate {folder}")
     return 0
 
 
 def load_run(folder: Path, data_dir: Path | None = None) -> Run:
     """The run in `folder` at its last sound checkpoint, with its data."""
-    config = read_json(folder / "config.json")
-    if config is None:
+    config, manifest = files.read_config(folder), files.read_manifest(folder)
+    if config is None or manifest is None:
         raise UserError(
             f"{folder} holds no run: python -m experiments train NAME --out {folder} makes one"
         )
-    manifest = read_json(folder / "manifest.json") or {"sessions": [{}]}
     experiment = from_config(config, EXPERIMENTS)
     dataset = data.load(experiment.data, data_dir)
-    _check_data(folder, manifest, dataset)
+    files.check_data(folder, manifest, dataset)
     with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(_target(experiment, dataset, None))
     if restored is None:
@@ -167,146 +173,35 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         restored.step,
         restored.tree.state,
         restored.info["seconds"],
-        manifest["sessions"][0],
+        manifest["sessions"],
     )
 
 
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keeps `folder` for this process; the system lets go when the process ends, however it ends.
+def _lines_until(
+    done: int, folder: Path, experiment: Experiment, old: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The reports that a run which goes on from step `done` has behind it.
 
-    Raises `UserError`, naming the process, if another one has it.
+    A shorter run ended with a report off the interval, which a longer one never makes.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): choose another --out"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{folder} is in use by {lock.read().strip()}: wait for it or choose another --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if there is none. Raises `UserError` if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or use another run") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name first, so that no half of it is ever read."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(path)
-
-
-def device_name() -> str:
-    """The accelerator's name, or the processor's with its number of cores."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    model = platform.processor() or platform.machine()
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    here = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count()
-    return f"CPU: {model}, {cores} cores"
-
-
-def _open(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
-    """Makes the folder's files, or checks that they are of the same run, and notes the session."""
-    config, old = to_config(name, experiment), read_json(folder / "config.json")
-    if old is None and any(
-        path.name != "lock" and not path.name.startswith("manifest.json")
-        for path in folder.iterdir()
-    ):
-        raise UserError(f"{folder} is not empty and holds no run: choose another --out")
-    if old is not None and (changed := differences(old, config)):
-        raise UserError(
-            f"{folder} holds another run ({'; '.join(changed)}): choose another --out, "
-            "or repeat its own command to resume it"
-        )
-    manifest = read_json(folder / "manifest.json") if old else None
-    manifest = manifest or {
-        "data": {"name": dataset.name, "sha256": dataset.sha256},
-        "sessions": [],
-    }
-    _check_data(folder, manifest, dataset)
-    manifest["sessions"].append(_session())
-    write_json(folder / "manifest.json", manifest)
-    write_json(folder / "config.json", config)
-    (folder / "samples").mkdir(exist_ok=True)
-
-
-def _check_data(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> None:
-    if "data" in manifest and manifest["data"]["sha256"] != dataset.sha256:
-        raise UserError(
-            f"{folder} was trained on other data: the SHA-256 of {dataset.name} has changed; "
-            "restore the data or use another run"
-        )
-
-
-def _session() -> dict[str, Any]:
-    """How, with what and on what this process runs."""
-    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy"]
-    packages += ["tensorflow-datasets", "scikit-learn", "gen"]
-    flags = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS") or name.startswith("JAX_")
-    }
-    return {
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
-        "commit": _commit(),
-        "device": device_name(),
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "flags": flags,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, marked where files have changed since; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    every = experiment.report_every
+    same = old.get("report_every") == every
+    return [
+        line
+        for line in files.read_metrics(folder)
+        if line["step"] <= done and (line["step"] % every == 0 or not same)
+    ]
 
 
 def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
     """The shapes of the carry, placed on the mesh, for a restore."""
     shapes = jax.eval_shape(
         lambda: train.begin(
-            experiment.model, dataset.train, experiment.fit_seed, decode=experiment.decode(dataset)
+            experiment.model,
+            dataset.train,
+            experiment.batch_size,
+            experiment.fit_seed,
+            decode=experiment.decode(dataset),
         )
     )
     placement = (
@@ -324,10 +219,46 @@ def _name_damaged(damaged: dict[int, str]) -> None:
         print(f"skipped the checkpoint of step {step}, which is damaged: {reason}", file=sys.stderr)
 
 
+def _lead() -> bool:
+    """Whether this is the one process that writes (checkpoints are written by all together)."""
+    return jax.process_index() == 0
+
+
+def _say(text: str) -> None:
+    if _lead():
+        print(text, flush=True)
+
+
 def _meet(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def _by_lead(action: Callable[[], None]) -> None:
+    """Does it in the leading process; a `UserError` there is one everywhere."""
+    message = ""
+    if _lead():
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    if jax.process_count() > 1:
+        text = np.zeros(1000, np.uint8)
+        encoded = np.frombuffer(message.encode()[: len(text)], np.uint8)
+        text[: len(encoded)] = encoded
+        text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+        message = text.tobytes().rstrip(b"\0").decode(errors="ignore")
+    if message:
+        raise UserError(message)
+
+
+def _same_everywhere(config: dict[str, Any]) -> None:
+    """Raises `UserError` in every process if they were started with different configurations."""
+    if jax.process_count() > 1:
+        number = np.uint32(zlib.crc32(json.dumps(config).encode()))
+        if len(np.unique(multihost_utils.process_allgather(number))) > 1:
+            raise UserError("the processes have different flags: give all of them the same")
 
 
 def _agree(flag: bool, at_report: bool) -> bool:
@@ -339,7 +270,7 @@ def _agree(flag: bool, at_report: bool) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[list[str]]:
-    """A list that SIGTERM or Ctrl-C puts its name into; a second signal acts as it always does."""
+    """A list that SIGTERM or Ctrl-C puts its name into; a second signal acts as it did before."""
     caught: list[str] = []
     before = {}
 
@@ -357,51 +288,7 @@ def _signals() -> Iterator[list[str]]:
 
 
 def _no_log(step: int, metrics: Any) -> None:
-    """For the processes that do not write."""
-
-
-@contextmanager
-def _log(folder: Path, done: int, tensorboard: bool) -> Iterator[Any]:
-    """Appends reports to metrics.jsonl, after cutting off what lies beyond step `done`."""
-    path = folder / "metrics.jsonl"
-    kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= done]
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept))
-    part.replace(path)
-    events = None
-    if tensorboard:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--tensorboard needs tensorboardX: pip install 'gen[tensorboard]'"
-            ) from None
-        events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
-
-    with path.open("a") as lines:
-
-        def log(step: int, metrics: dict[str, np.ndarray]) -> None:
-            values = {name: value.tolist() for name, value in metrics.items()}
-            lines.write(json.dumps({"step": step, **values}) + "\n")
-            lines.flush()
-            if events:
-                for name, value in metrics.items():
-                    events.add_scalar(name, float(np.mean(value)), step)
-
-        try:
-            yield log
-        finally:
-            if events:
-                events.close()
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
-    lines = []
-    with suppress(FileNotFoundError, ValueError):
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            lines.append(json.loads(line))
-    return lines
+    """For the processes that do not write, and where there is no terminal."""
 
 
 @contextmanager
@@ -438,10 +325,16 @@ def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
 
 def _spread(values: np.ndarray) -> str:
     """A value, or the mean ± standard error over seeds."""
-    if values.ndim == 0:
-        return f"{values:.4g}"
-    stderr = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{values.mean():.4g} ± {stderr:.2g}"
+    if values.size == 1:
+        return f"{values.item():.4g}"
+    return f"{values.mean():.4g} ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}"
+
+
+LAST_PICTURE = "curves.png"
+
+
+def _pictures_done(folder: Path) -> bool:
+    return (folder / "samples" / LAST_PICTURE).exists()
 
 
 def _first_state(experiment: Experiment, carry: train.Carry) -> Any:
@@ -464,8 +357,8 @@ def _final_pictures(
     from experiments import pictures
 
     keys = train.streams(experiment.all_seeds[0])
-    test = {name: jnp.asarray(values[:2000]) for name, values in dataset.test.items()}
-    test = experiment.decode(dataset)(test, keys.evaluate)
+    test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[0])
+    test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
     state = _first_state(experiment, carry)
     pictures.final_pictures(folder / "samples", experiment.model, state, test, keys.sample)
-    pictures.metric_curves(folder / "samples", read_metrics(folder))
+    pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

@@ -84,8 +84,9 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         restored = None
+        steps = sorted(self._manager.all_steps(), reverse=True)
         with _no_complaints():
-            for step in sorted(self._manager.all_steps(), reverse=True):
+            for step in steps:
                 try:
                     restored = Restored(step, *self._restore(step, target), damaged)
                     break
@@ -93,12 +94,16 @@ class Checkpoints:
                     damaged[step] = str(error)
                 except Exception as error:  # Orbax raises many kinds, some of many lines
                     damaged[step] = f"it cannot be read ({type(error).__name__})"
+        if damaged and self._read_only:  # or did a run that goes on delete it meanwhile?
+            self._manager.reload()
+            if sorted(self._manager.all_steps(), reverse=True) != steps:
+                return self.restore(target)
         if restored:
             self._set_aside(damaged)
         elif damaged:
             raise UserError(
-                f"no checkpoint in {self._manager.directory} is sound "
-                f"(steps {', '.join(map(str, damaged))} are damaged): delete the run or use another"
+                f"no checkpoint in {self._manager.directory} is sound (steps "
+                f"{', '.join(map(str, damaged))} are damaged): train anew with another --out"
             )
         return restored
 

@@ -260,12 +260,15 @@ def _write_cache(folder: Path, arrays: dict[str, dict[str, np.ndarray]]) -> None
     with contextlib.suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=folder.parent, prefix="part-"))
-        for split, columns in arrays.items():
-            for name, values in columns.items():
-                np.save(part / f"{split}-{name}.npy", values)
-        (part / "sha256.json").write_text(json.dumps(_sha256(arrays)))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        try:
+            for split, columns in arrays.items():
+                for name, values in columns.items():
+                    np.save(part / f"{split}-{name}.npy", values)
+            (part / "sha256.json").write_text(json.dumps(_sha256(arrays)))
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _sha256(splits: Mapping[str, Arrays]) -> str:

@@ -77,7 +77,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of one estimate over several seeds, which share their examples.
 
     Its stderr is the mean of theirs: the error over examples, which seeds do not average away.
-    `settings["seeds_std"]` is the standard deviation of the values between seeds.
+    `settings` names the number of `seeds` and the `seeds_stderr` of the mean over them, s / √S.
     """
     first = estimates[0]
     if len(estimates) == 1:
@@ -88,5 +88,9 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         float(np.mean([estimate.stderr for estimate in estimates])),
         first.kind,
         first.n,
-        {**first.settings, "seeds_std": float(np.std(values, ddof=1))},
+        {
+            **first.settings,
+            "seeds": len(values),
+            "seeds_stderr": float(np.std(values, ddof=1) / math.sqrt(len(values))),
+        },
     )

@@ -21,7 +21,13 @@ def join(coordinator: str, processes: int, process: int) -> None:
     """
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: number them 0 … {processes - 1}")
-    jax.distributed.initialize(coordinator, processes, process)
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except RuntimeError as error:
+        raise UserError(
+            f"process {process} of {processes} did not reach the others at {coordinator} "
+            f"({str(error).splitlines()[0]}): start all of them, with the same coordinator"
+        ) from error
 
 
 def make_mesh(devices: int) -> Mesh:
@@ -32,10 +38,13 @@ def make_mesh(devices: int) -> Mesh:
             f"{devices} devices asked for, {present} present: take 1 … {present} (a CPU simulates "
             "N of them under XLA_FLAGS=--xla_force_host_platform_device_count=N)"
         )
+    chosen = jax.devices()[:devices]
+    if len({device.process_index for device in chosen}) < jax.process_count():
+        raise UserError(
+            f"{devices} devices leave a process without one: take all {present} or drop --devices"
+        )
     # Explicit axes, JAX's default, would refuse ordinary slicing.
-    return jax.make_mesh(
-        (devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def check_batch(batch_size: int, devices: int) -> None:

@@ -6,8 +6,9 @@
     state = progress.carry.state
 
 Training is a pure function of (model, data, seed): keys and row order come from (seed, step) alone,
-so a run continues from (step, carry) as if it had never stopped, and neither the grouping of steps
-into dispatches nor the number of devices is part of the result.
+so a run continues from (step, carry) as if it had never stopped. The grouping of steps into
+dispatches, the number of devices and the training of several seeds at once change results by
+rounding only.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def no_decode(batch: Batch, key: jax.Array) -> Batch:
 def begin(
     model: Model[Any],
     data: Mapping[str, Any],
+    batch_size: int,
     seed: int | Sequence[int] = 0,
     *,
     decode: Decode = no_decode,
@@ -88,8 +90,11 @@ def begin(
 
         keys = streams(seed)
         state = model.init(keys.init)
-        row = {name: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for name, a in data.items()}
-        _, metrics = jax.eval_shape(first_step, state, row, keys.steps)
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype)
+            for name, values in data.items()
+        }
+        _, metrics = jax.eval_shape(first_step, state, batch, keys.steps)
         sums = {name: jnp.zeros(value.shape, value.dtype) for name, value in metrics.items()}
         return Carry(state, sums, jnp.zeros((), jnp.int32))
 
@@ -152,8 +157,8 @@ def fit(
       report_every: steps between two reports; metrics are brought down there and only there.
       pause_every: a dispatch also ends at every multiple of each of these.
       steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops make
-        convolutions slow, and 100 elsewhere. It changes no result.
-      mesh: devices over which the batch is split; it changes no result beyond rounding.
+        convolutions slow, and 100 elsewhere.
+      mesh: devices over which the batch is split.
       start: (steps done, carry) to continue from, on the mesh if there is one.
 
     Raises:
@@ -202,7 +207,7 @@ def fit(
     advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
     order_rows = jax.jit(order_rows, out_shardings=placement)
 
-    step, carry = start or (0, begin(model, data, seed, decode=decode, mesh=mesh))
+    step, carry = start or (0, begin(model, data, batch_size, seed, decode=decode, mesh=mesh))
     epoch, order = -1, None
     while step < steps:
         if step // epoch_steps != epoch:
@@ -217,7 +222,7 @@ def fit(
         if wait:
             jax.block_until_ready(carry)
         report = step % report_every == 0 or step == steps
-        yield Progress(step, carry, _means(carry, step) if report else None)
+        yield Progress(step, carry, _means(carry, step, seeds) if report else None)
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:
@@ -230,23 +235,30 @@ def check_seeds(seed: int | Sequence[int]) -> None:
         raise UserError(f"seeds {' '.join(map(str, seeds))} repeat one: take different ones")
 
 
-def check_no_nan(step: int, carry: Carry) -> None:
-    """Raises `NonFiniteError`, naming the array, if a NaN stands in the carry."""
-    for path, found in jax.tree_util.tree_leaves_with_path(jax.device_get(_any_nan(carry))):
-        if np.any(found):
-            raise NonFiniteError(f"step {step}: {jax.tree_util.keystr(path)} holds NaN")
+def without_sums(carry: Carry) -> Carry:
+    """The carry as after a report: with empty sums."""
+    sums, count = jax.tree.map(jnp.zeros_like, (carry.sums, carry.count))
+    return Carry(carry.state, sums, count)
+
+
+def check_finite(step: int, carry: Carry) -> None:
+    """Raises `NonFiniteError`, naming the array, if NaN or +∞ stands in the carry (−∞ is log 0)."""
+    for path, found in jax.tree_util.tree_leaves_with_path(jax.device_get(_any_bad(carry))):
+        if found:
+            raise NonFiniteError(f"step {step}: {jax.tree_util.keystr(path)} holds NaN or infinity")
 
 
 @jax.jit
-def _any_nan(tree: Any) -> Any:
-    return jax.tree.map(lambda array: jnp.isnan(array).any(), tree)
+def _any_bad(tree: Any) -> Any:
+    return jax.tree.map(lambda array: (jnp.isnan(array) | (array == jnp.inf)).any(), tree)
 
 
-def _means(carry: Carry, step: int) -> dict[str, np.ndarray]:
+def _means(carry: Carry, step: int, seeds: np.ndarray) -> dict[str, np.ndarray]:
     """The mean of each metric since the last report, in one transfer."""
     sums, count = jax.device_get((carry.sums, carry.count))
     means = {name: np.asarray(total / count) for name, total in sums.items()}
     for name, value in means.items():
-        if not np.all(np.isfinite(value)):
-            raise NonFiniteError(f"step {step}: {name} is {value} (mean of {count} steps)")
+        if not np.all(good := np.isfinite(value)):
+            of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))
+            raise NonFiniteError(f"step {step}: {name} of seed {of} is not finite")
     return means

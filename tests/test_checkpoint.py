@@ -125,6 +125,16 @@ def test_a_temporary_folder_of_a_killed_save_is_ignored(folder):
     assert restore(folder, read_only=False).step == 20
 
 
+def test_a_reader_finds_the_newest_also_where_a_writer_deleted_what_it_had_listed(folder):
+    with open_checkpoints(folder, read_only=True) as reader:
+        with open_checkpoints(folder) as writer:
+            for step in (30, 40):
+                writer.save(step, TREE, {})
+        restored = reader.restore(TARGET)
+    assert restored
+    assert (restored.step, restored.damaged) == (40, {})
+
+
 def test_the_newest_two_and_every_nth_are_kept(tmp_path):
     with open_checkpoints(tmp_path, keep_every=20) as checkpoints:
         for step in range(10, 80, 10):

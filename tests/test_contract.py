@@ -104,9 +104,8 @@ def test_training_lowers_the_objective(entry, digits):
         )
         if progress.metrics and "loss" in progress.metrics
     ]
-    if not reports:
-        assert model.family == "GAN"  # two objectives against each other: neither need fall
-        return
+    if not reports and model.family == "GAN":
+        pytest.skip("two objectives against each other: neither need fall")
     assert reports[-1] < 0.95 * reports[0]
 
 
@@ -162,15 +161,17 @@ def test_grouping_steps_changes_nothing(entry, digits):
     chex.assert_trees_all_close(one[-1].carry, grouped[-1].carry, rtol=1e-5, atol=1e-6)
 
 
-def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path):
+@pytest.mark.parametrize("group", [1, 7])
+def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path, group):
     model, decode = entry
     options = {"batch_size": BATCH, "decode": decode, "report_every": 10, "seed": 3}
+    options |= {"steps_per_dispatch": group}
     *_, whole = train.fit(model, digits.train, steps=25, **options)
     *_, half = train.fit(model, digits.train, steps=13, pause_every=[13], **options)
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(half.step, half.carry, {"note": 1})
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
-        target = jax.eval_shape(lambda: train.begin(model, digits.train, 3, decode=decode))
+        target = jax.eval_shape(lambda: train.begin(model, digits.train, BATCH, 3, decode=decode))
         restored = checkpoints.restore(target)
     assert restored
     assert (restored.step, restored.info, restored.damaged) == (13, {"note": 1}, {})

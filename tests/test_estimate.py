@@ -32,7 +32,8 @@ def test_text_has_two_digits_of_the_error(value, stderr, text):
 
 def test_over_seeds_keeps_the_error_over_examples():
     made = estimate.over_seeds([Estimate(v, 0.5, "exact", 10) for v in (1.0, 2.0, 3.0)])
-    assert (made.value, made.stderr, made.settings["seeds_std"]) == (2.0, 0.5, 1.0)
+    assert (made.value, made.stderr, made.settings["seeds"]) == (2.0, 0.5, 3)
+    np.testing.assert_allclose(made.settings["seeds_stderr"], 1 / np.sqrt(3))
 
 
 def test_per_example_equals_a_loop_at_every_block_size():

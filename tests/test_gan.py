@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import equal
 
+from gen import parallel
 from gen.models.gan import GAN, discriminator_loss, minimax_loss, non_saturating_loss
 
 SMALL = GAN(shape=(4,), latent=3, generator=(8,), discriminator=(8,))
@@ -102,6 +103,17 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
     once = SMALL._judge(state.discriminator, x, jax.random.key(1))
     assert not equal(once, SMALL._judge(state.discriminator, x, jax.random.key(2)))
     assert equal(SMALL._judge(state.discriminator, x), SMALL._judge(state.discriminator, x))
+
+
+def test_replicas_under_pmap_draw_noise_of_their_own():
+    """Equal rows and one key for all: only noise can tell the replicas' mean from a single one."""
+    state = jax.jit(SMALL.init)(jax.random.key(0))
+    batch = {"x": jnp.full((2, 4), 0.3)}
+    key = jax.random.key(2)
+    _, alone = jax.jit(SMALL.step)(state, batch, key)
+    shards = parallel.shard({"x": jnp.full((8, 4), 0.3)}, 4)
+    _, together = parallel.pmap_step(SMALL, 4)(parallel.replicate(state, 4), shards, key)
+    assert abs(together["d_fake"][0] - alone["d_fake"]) > 1e-4
 
 
 def test_learns_a_distribution_of_two_points():

@@ -1,5 +1,6 @@
 """The loop: what it visits, what it reports, what it refuses."""
 
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 
 from gen import parallel, train
 from gen.core import Density, UserError
+from gen.data import decode
+from gen.models.vae import VAE
 
 
 class Seen(NamedTuple):
@@ -90,16 +93,49 @@ def test_metrics_that_are_not_finite_stop_the_run_and_are_named():
     training = train.fit(Broken(), DATA, steps=50, batch_size=5, report_every=10)
     for _ in range(19):
         next(training)
-    with pytest.raises(train.NonFiniteError, match="step 20: bad is nan"):
+    with pytest.raises(train.NonFiniteError, match="step 20: bad of seed 0 is not finite"):
         next(training)
 
 
 def test_nan_in_the_state_is_named():
-    carry = train.begin(Counter(), DATA)
-    train.check_no_nan(3, carry)
-    bad = carry._replace(sums={**carry.sums, "sum": jnp.array(jnp.nan)})
-    with pytest.raises(train.NonFiniteError, match=r"step 3: .*sum.* holds NaN"):
-        train.check_no_nan(3, bad)
+    carry = train.begin(Counter(), DATA, 2)
+    log_zero = carry._replace(sums={**carry.sums, "sum": jnp.array(-jnp.inf)})
+    train.check_finite(3, carry)
+    train.check_finite(3, log_zero)
+    for value in (jnp.nan, jnp.inf):
+        bad = carry._replace(sums={**carry.sums, "sum": jnp.array(value)})
+        with pytest.raises(train.NonFiniteError, match=r"step 3: .*sum.* holds NaN or infinity"):
+            train.check_finite(3, bad)
+
+
+def test_the_seed_that_fails_is_named():
+    class Broken(Counter):
+        def step(self, state, batch, key, *, axis_name=None):
+            state, metrics = super().step(state, batch, key)
+            return state, {**metrics, "bad": jnp.log(batch["x"][0] - 7.5)}
+
+    options: Any = {"steps": 1, "batch_size": 1, "seed": [5, 6, 7, 8]}
+    *_, sound = train.fit(Counter(), DATA, **options)
+    assert sound.metrics
+    drawn = sound.metrics["sum"]  # the one row that each seed begins with
+    assert drawn.min() < 7.5 < drawn.max()
+    bad = ", ".join(str(seed) for seed, row in zip([5, 6, 7, 8], drawn, strict=True) if row < 7.5)
+    with pytest.raises(train.NonFiniteError, match=f"step 1: bad of seed {bad} is not finite"):
+        list(train.fit(Broken(), DATA, **options))
+
+
+def test_every_use_of_a_steps_randomness_has_a_key_of_its_own():
+    """From the seed on: rows, binarisation and the model's own noise."""
+    model = VAE(shape=(2,), encoder=(), decoder=(), latent=1)
+    data = {"x": jnp.full((8, 2), 7, jnp.uint8)}
+    dynamic = partial(decode, peak=16, binarize="dynamic")
+    carry = train.begin(model, data, 4, decode=dynamic)
+    with jax.debug_key_reuse(True):
+        jax.jit(
+            lambda carry, order, seed, step: train.train_step(
+                model, carry, data, order, seed, step, batch_size=4, report_every=1, decode=dynamic
+            )
+        )(carry, jnp.arange(8), jnp.uint32(0), jnp.int32(1))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, [0, 0], [0, -1]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from gen import train
+from gen import parallel, train
 from gen.core import UserError
 from gen.models.vae import VAE, bernoulli_nll, gaussian_kl, gaussian_nll
 
@@ -174,6 +174,17 @@ def test_gradient_equals_finite_differences():
         rtol=0.02,
         atol=0.02,
     )
+
+
+def test_replicas_under_pmap_draw_noise_of_their_own():
+    """Equal rows and one key for all: only noise can tell the replicas' mean from a single one."""
+    model = linear_vae()
+    state, key = jax.jit(model.init)(jax.random.key(0)), jax.random.key(2)
+    _, alone = jax.jit(model.step)(state, {"x": jnp.ones((2, DATA))}, key)
+    shards = parallel.shard({"x": jnp.ones((8, DATA))}, 4)
+    _, together = parallel.pmap_step(model, 4)(parallel.replicate(state, 4), shards, key)
+    np.testing.assert_allclose(together["kl"][0], alone["kl"], rtol=1e-5)
+    assert abs(together["reconstruction"][0] - alone["reconstruction"]) > 1e-3
 
 
 def test_grey_pixels_have_no_nll(digits):

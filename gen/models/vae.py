@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,7 @@ def gaussian_kl(mean: jax.Array, logvar: jax.Array) -> jax.Array:
 
     Kingma & Welling (2014), appendix B.
     """
+    chex.assert_equal_shape((mean, logvar))
     return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=-1)
 
 
@@ -62,11 +64,13 @@ def bernoulli_nll(logits: jax.Array, x: jax.Array) -> jax.Array:
     −x log σ(l) − (1 − x) log σ(−l): for x strictly between 0 and 1 it is a cross-entropy and no
     likelihood.
     """
+    chex.assert_equal_shape((logits, x))
     return optax.sigmoid_binary_cross_entropy(logits, x).sum(axis=-1)
 
 
 def gaussian_nll(mean: jax.Array, x: jax.Array, variance: float) -> jax.Array:
     """−log N(x; mean, variance · I), summed over the last axis, [B] nats (of a density)."""
+    chex.assert_equal_shape((mean, x))
     return 0.5 * jnp.sum((x - mean) ** 2 / variance + math.log(2 * math.pi * variance), axis=-1)
 
 
