@@ -78,15 +78,18 @@ def test_every_result_file_is_whole_and_of_a_registered_experiment():
 
 def test_every_number_of_the_results_table_comes_from_a_run_file():
     table = README.split("## Results")[1].split("\n## ")[0]
-    rows = re.findall(
-        r"^\| `(\w+)` \| `(\w+)` \| ([^|]+) \| ([^|]+) \| (\d+) \|", table, re.MULTILINE
-    )
+    cells = r"`(\w+)` \| `(\w+)` \| ([^|]+) \| ([^|]+) \| (\d+) \| ([^|]+) \| ([\d,]+) \| ([\d,]+) "
+    rows = re.findall(rf"^\| {cells}\|", table, re.MULTILINE)
     assert {row[0] for row in rows} >= {"ae_mnist", "vae_mnist", "gan_mnist"}
-    for name, estimate, value, kind, seeds in rows:
+    for name, of, value, kind, seeds, seeds_stderr, parameters, seconds in rows:
         record = results()[name]
-        text = str(Estimate(**record["estimates"][estimate])).split(" (")[0]
-        assert (value.strip(), kind.strip()) == (text, record["estimates"][estimate]["kind"])
+        estimate = Estimate(**record["estimates"][of])
+        assert f"{value} ({kind}, n = {estimate.n})" == str(estimate)
         assert int(seeds) == len(record["seeds"])
+        spread = estimate.settings.get("seeds_stderr")
+        assert seeds_stderr == ("–" if spread is None else f"± {spread:.2g}")
+        assert int(parameters.replace(",", "")) == record["parameters"]
+        assert int(seconds.replace(",", "")) == round(record["train_seconds"])
 
 
 def test_the_speed_table_comes_from_the_benchmark_file():

@@ -35,8 +35,9 @@ class Autoencoder:
     Deviations from Hinton & Salakhutdinov (2006): no layerwise pretraining with RBMs, so Glorot
     initialisation and RMSProp take its place; ReLU, not logistic, units; a wide ReLU code (128),
     not a narrow linear one (30); squared error, not cross-entropy. From the textbook chapter: none
-    known. A ReLU output unit that is negative on all data gets no gradient, so some pixels stay
-    black for ever: `output="sigmoid"` cures it.
+    known. RMSProp is taken as g / (√v + ε) with v from 0; optax's default, g / √(v + 1e-8), all but
+    stops at gradients as small as these. A ReLU output unit that is negative on all data gets no
+    gradient, so that some pixels stay black for ever.
     """
 
     family: ClassVar[str] = "autoencoder"
@@ -56,6 +57,8 @@ class Autoencoder:
     """step size of RMSProp"""
     decay: float = 0.9
     """RMSProp's decay of the running mean of squared gradients"""
+    eps: float = 1e-7
+    """added to the root of that mean (gradients of a mean over pixels are about 1e-5)"""
 
     def __post_init__(self):
         widths = (*self.hidden, self.latent)
@@ -124,7 +127,7 @@ class Autoencoder:
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.rmsprop(self.learning_rate, decay=self.decay)
+        return optax.rmsprop(self.learning_rate, self.decay, self.eps, eps_in_sqrt=False)
 
     def _encode(self, params: Any, x: jax.Array) -> jax.Array:
         return activate(self.activation, apply(self._encoder, params["encoder"], flatten(x)))
