@@ -1,4 +1,4 @@
-"""Every experiment, by name. Each opens with its command's result: what to expect, on what.
+"""Every experiment, by name: `python -m experiments train NAME`. Above each stands what to expect.
 
 Adding a model is a file in `gen/models/` and a line here.
 """
@@ -9,6 +9,7 @@ from gen.models.gan import GAN
 from gen.models.vae import VAE
 
 EXPERIMENTS: dict[str, Experiment] = {
+    # Test error 0.014 per pixel; three seeds in 7 s on 4 cores.
     "ae_mnist": Experiment(
         Autoencoder(),
         data="mnist",
@@ -17,6 +18,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Test −ELBO 99.5 nats; three seeds in 7 minutes on 4 cores.
     "vae_mnist": Experiment(
         VAE(),
         data="mnist",
@@ -27,6 +29,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_750,
         steps_per_dispatch=50,
     ),
+    # Digits that can be read, with specks; 9 minutes on 4 cores.
     "gan_mnist": Experiment(
         GAN(),
         data="mnist",
@@ -36,6 +39,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_750,
         steps_per_dispatch=10,
     ),
+    # Test error 0.035 per pixel, more where pixels die; three seeds in 3 s on 2 cores.
     "ae_digits": Experiment(
         Autoencoder(hidden=(48,), latent=24),
         data="digits",
@@ -44,6 +48,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Test −ELBO 23.2 nats; three seeds in 18 s on 2 cores.
     "vae_digits": Experiment(
         VAE(learning_rate=1e-3),
         data="digits",
@@ -53,6 +58,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Samples that look like digits; three seeds in 36 s on 2 cores.
     "gan_digits": Experiment(
         GAN(generator=(128, 256), discriminator=(256, 128), latent=32),
         data="digits",
