@@ -26,6 +26,7 @@ from gen.core import UserError, capabilities
 from gen.data import Dataset
 
 INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run it again to go on
+LAST_PICTURE = "curves.png"  # drawn after the others: a finished run that has it has all of them
 
 
 class Run(NamedTuple):
@@ -55,12 +56,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         parallel.check_batch(experiment.batch_size, devices)
     dataset = data.load(experiment.data, options.data_dir)
     experiment = experiment.on(dataset)
-    rows = len(dataset.train["x"])
-    if experiment.batch_size > rows:
-        raise UserError(
-            f"a batch of {experiment.batch_size} is larger than the {rows} training examples of "
-            f"{dataset.name}: take at most {rows}"
-        )
+    train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
     seeds = "-".join(map(str, experiment.all_seeds))
     folder = options.out or Path("runs") / f"{name}-seed{seeds}"
     _same_everywhere(to_config(name, experiment))
@@ -131,7 +127,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                     saved = step
                 if _lead() and experiment.sample_every and step % experiment.sample_every == 0:
                     _snapshot(folder, experiment, step, carry)
-                    began += time.perf_counter() - began - seconds  # pictures are no training
+                    began = time.perf_counter() - seconds  # pictures are no training
                 if finished and _lead():
                     _final_pictures(folder, experiment, dataset, carry)
                 if stop:
@@ -328,9 +324,6 @@ def _spread(values: np.ndarray) -> str:
     if values.size == 1:
         return f"{values.item():.4g}"
     return f"{values.mean():.4g} ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}"
-
-
-LAST_PICTURE = "curves.png"
 
 
 def _pictures_done(folder: Path) -> bool:

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from gen.estimate import Estimate
 
 Batch = Mapping[str, jax.Array]
-"""`"x"`: [B, *shape]; where the data has them `"label"`: [B], `"length"`: [B] of padded ones."""
+"""`"x"`: [B, *shape]; where the data has them `"label"`: [B] and `"length"`: [B], of sequences."""
 
 Data = Mapping[str, ArrayLike]
 """All examples of a split: a batch's arrays, [N, ...], on the host or on a device."""

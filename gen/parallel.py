@@ -80,7 +80,7 @@ def pmap_step(model: Model[Any], devices: int) -> Any:
     """`model.step` under `jax.pmap` over the first `devices` local devices, state donated.
 
     It takes (state, batch, key): the state replicated by `replicate`, the batch shaped
-    [devices, B / devices, ...] by `shard`, and one key [2 words], the same for all. A mesh is the
+    [devices, B / devices, ...] by `shard`, and one key, the same for all. A mesh is the
     recommended way; `pmap` is for code that has it already.
     """
 

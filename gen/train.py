@@ -166,8 +166,7 @@ def fit(
       NonFiniteError: a metric was NaN or infinite at a report.
     """
     rows = len(data["x"])
-    if not 0 < batch_size <= rows:
-        raise UserError(f"a batch of {batch_size} from {rows} examples: take 1 … {rows}")
+    check_batch_size(batch_size, rows)
     check_seeds(seed)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
@@ -223,6 +222,12 @@ def fit(
             jax.block_until_ready(carry)
         report = step % report_every == 0 or step == steps
         yield Progress(step, carry, _means(carry, step, seeds) if report else None)
+
+
+def check_batch_size(batch_size: int, rows: int) -> None:
+    """Raises `UserError` unless a batch of that size can be drawn from so many rows."""
+    if not 0 < batch_size <= rows:
+        raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:
