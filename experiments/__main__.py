@@ -216,7 +216,7 @@ def parse(
         args=arguments,
         prog=f"python -m experiments {command}",
         compact_help=True,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
         **extra,
     )
 

@@ -38,6 +38,7 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         "binarize": experiment.binarize,
         "split": split,
         "step": run.step,
+        "chosen_step": np.asarray(run.chosen_step).tolist(),
         "estimates": {name: asdict(value) for name, value in estimates.items()},
         "seeds": list(experiment.all_seeds),
         "per_seed": [

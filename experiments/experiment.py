@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ class Experiment:
     model: Any
     """the model and its hyperparameters"""
     data: str = "mnist"
-    """data set: digits, mnist, fashion_mnist or binarized_mnist"""
+    """data set: digits, mnist, fashion_mnist, binarized_mnist, uci_dna, uci_mushrooms or uci_nips"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100
@@ -48,6 +48,8 @@ class Experiment:
     """train one run for each of these at once, in place of --seed"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
+    validate_every: int = 0
+    """steps between two looks at the validation split; the best state is kept (0: the last one)"""
     sample_every: int = 0
     """steps between two pictures of samples from the same noise (0: none)"""
     checkpoint_every: int = 1000
@@ -61,7 +63,7 @@ class Experiment:
         for name in ("batch_size", "steps", "report_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: take at least 1")
-        for name in ("sample_every", "keep_every", "steps_per_dispatch"):
+        for name in ("validate_every", "sample_every", "keep_every", "steps_per_dispatch"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: take at least 0")
         if self.keep_every % self.checkpoint_every:
@@ -69,6 +71,13 @@ class Experiment:
                 f"keep_every is {self.keep_every}: take a multiple of checkpoint_every, "
                 f"{self.checkpoint_every}"
             )
+        if self.validate_every % self.report_every or self.validate_every > self.steps:
+            raise UserError(
+                f"validate_every is {self.validate_every}: take a multiple of report_every, "
+                f"{self.report_every}, up to {self.steps} steps"
+            )
+        if self.validate_every:
+            train.check_validated(self.model)
         train.check_seeds(self.all_seeds)
 
     @property
@@ -81,7 +90,14 @@ class Experiment:
         return self.seeds or self.seed
 
     def on(self, dataset: Dataset) -> Experiment:
-        """With the model's shape set to that of the data."""
+        """With the model's shape set to that of the data. Raises `UserError` if its variables have
+        other levels than the data."""
+        levels = 2 if self.binarize != "none" else dataset.peak + 1
+        if getattr(self.model, "levels", levels) != levels:
+            raise UserError(
+                f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
+                f"the model {self.model.levels}: change that, or --model.levels"
+            )
         return replace(self, model=replace(self.model, shape=dataset.shape))
 
     def decode(self, dataset: Dataset) -> Decode:
@@ -150,8 +166,7 @@ def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -
     name = values.pop("experiment", None)
     if name not in registry:
         raise UserError(f"config.json names the experiment {name!r}, which is not in the registry")
-    model = registry[name].model
-    return _rebuild(registry[name], {**values, "model": _rebuild(model, values["model"])})
+    return _rebuild(registry[name], values)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -173,12 +188,13 @@ def _rebuild(default: Any, values: Mapping[str, Any]) -> Any:
             f"config.json has fields that {type(default).__name__} lacks: "
             f"{', '.join(sorted(unknown))} (was the run made by another version?)"
         )
-    return replace(
-        default,
-        **{
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        },
-    )
+    return replace(default, **{key: _value(getattr(default, key), values[key]) for key in values})
+
+
+def _value(default: Any, value: Any) -> Any:
+    if isinstance(value, dict) and is_dataclass(default):
+        return _rebuild(default, value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _lists(value: Any) -> Any:

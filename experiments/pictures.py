@@ -76,9 +76,15 @@ def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
 
 def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
     """The metrics of a run, as metrics.jsonl has them, against the step."""
-    names = [name for name in lines[0] if name != "step"]
-    values = {name: np.array([line[name] for line in lines]) for name in names}
-    save(plots.curves([line["step"] for line in lines], values), path)
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    series = {
+        name: (
+            [line["step"] for line in lines if name in line],
+            np.array([line[name] for line in lines if name in line]),
+        )
+        for name in names
+    }
+    save(plots.curves(series), path)
 
 
 def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:

@@ -5,7 +5,9 @@ Adding a model is a file in `gen/models/` and a line here.
 
 from experiments.experiment import Experiment
 from gen.models.autoencoder import Autoencoder
+from gen.models.autoregressive import FVSBN, MADE, NADE, Autoregressive, GatedPixelCNN, PixelCNN
 from gen.models.gan import GAN
+from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -67,5 +69,40 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=1_000,
         checkpoint_every=1_000,
         steps_per_dispatch=50,
+    ),
+    "fvsbn_binarized_mnist": Experiment(
+        Autoregressive(net=FVSBN(), learning_rate=1e-3, decay_steps=20_000),
+        data="binarized_mnist",
+        steps=20_000,  # 40 epochs
+        report_every=500,
+        validate_every=500,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
+    "nade_binarized_mnist": Experiment(
+        Autoregressive(net=NADE(500), learning_rate=1e-3, decay_steps=40_000),
+        data="binarized_mnist",
+        batch_size=50,
+        steps=40_000,  # 40 epochs
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=1_000,
+    ),
+    "made_binarized_mnist": Experiment(
+        Autoregressive(net=MADE((8_000,)), learning_rate=5e-4, decay_steps=25_000),
+        data="binarized_mnist",
+        steps=25_000,  # 50 epochs
+        report_every=500,
+        validate_every=500,
+        checkpoint_every=2_500,
+    ),
+    "pixelcnn_binarized_mnist": Experiment(
+        Autoregressive(net=PixelCNN(16, 7, 5), learning_rate=2e-3, decay_steps=30_000),
+        data="binarized_mnist",
+        batch_size=50,
+        steps=30_000,  # 30 epochs
+        report_every=250,
+        validate_every=2_000,
+        checkpoint_every=1_000,
     ),
 }

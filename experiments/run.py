@@ -37,6 +37,7 @@ class Run(NamedTuple):
     experiment: Experiment
     dataset: Dataset
     step: int
+    chosen_step: Any  # that of `state`, [] or [S]: not `step` where validation chose it
     state: Any  # the model's, [S, ...] for several seeds
     seconds: float  # of training, as its last checkpoint counts them
     sessions: list[dict[str, Any]]  # of the manifest
@@ -114,6 +115,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 steps_per_dispatch=experiment.steps_per_dispatch,
                 mesh=mesh,
                 start=start,
+                validation=dataset.validation,
+                validate_every=experiment.validate_every,
             ):
                 done, seconds = step, time.perf_counter() - began
                 if metrics:
@@ -167,7 +170,8 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         experiment,
         dataset,
         restored.step,
-        restored.tree.state,
+        restored.tree.best.step if experiment.validate_every else restored.step,
+        restored.tree.chosen,
         restored.info["seconds"],
         manifest["sessions"],
     )
@@ -198,6 +202,7 @@ def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
             experiment.batch_size,
             experiment.fit_seed,
             decode=experiment.decode(dataset),
+            validated=experiment.validate_every > 0,
         )
     )
     placement = (
@@ -330,9 +335,9 @@ def _pictures_done(folder: Path) -> bool:
     return (folder / "samples" / LAST_PICTURE).exists()
 
 
-def _first_state(experiment: Experiment, carry: train.Carry) -> Any:
+def _first_seed(experiment: Experiment, state: Any) -> Any:
     """The state of the first seed, as it lies on this process's first device."""
-    return experiment.of_seed(parallel.local(carry.state), 0)
+    return experiment.of_seed(parallel.local(state), 0)
 
 
 def _snapshot(folder: Path, experiment: Experiment, step: int, carry: train.Carry) -> None:
@@ -340,7 +345,7 @@ def _snapshot(folder: Path, experiment: Experiment, step: int, carry: train.Carr
 
     if "sample" in capabilities(experiment.model):
         keys = train.streams(experiment.all_seeds[0])
-        state = _first_state(experiment, carry)
+        state = _first_seed(experiment, carry.state)
         pictures.snapshot(folder / "samples", step, experiment.model, state, keys.sample)
 
 
@@ -352,6 +357,6 @@ def _final_pictures(
     keys = train.streams(experiment.all_seeds[0])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[0])
     test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
-    state = _first_state(experiment, carry)
+    state = _first_seed(experiment, carry.chosen)
     pictures.final_pictures(folder / "samples", experiment.model, state, test, keys.sample)
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

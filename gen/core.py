@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
+import numpy as np
 import optax
 import tyro
 from jax.typing import ArrayLike
@@ -79,6 +80,7 @@ CAPABILITIES = {
     "decode": "decode(state, z) -> [B, *shape]",
     "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
     "complete": "complete(state, x, mask, key) -> x with what the mask hides filled in",
+    "objective": "objective(state, batch, key) -> [B], what a step lowers: to validate by",
     "score": "score(state, batch) -> [B], higher is stranger",
 }
 """The optional methods of a model, by name, with what each returns."""
@@ -93,6 +95,32 @@ def require(condition: bool, message: str) -> None:
     """Raises `UserError(message)` unless the condition holds: for a model's `__post_init__`."""
     if not condition:
         raise UserError(message)
+
+
+def adam(
+    learning_rate: float, decay_steps: int = 0, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) as the models take it.
+
+    With `decay_steps` the step size falls to 0 over so many steps along half a cosine (Loshchilov &
+    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights shrink, too, by that times
+    the step size (decoupled; Loshchilov & Hutter 2019). Raises `UserError` if one is negative.
+    """
+    require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
+    require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
+    require(weight_decay >= 0, f"weight_decay is {weight_decay}, must not be negative")
+    rate = optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
+    return optax.adamw(rate, weight_decay=weight_decay) if weight_decay else optax.adam(rate)
+
+
+def check_levels(data: Data, levels: int) -> None:
+    """Raises `UserError` unless every x of `data` is one of `levels` equally spaced in [0, 1]."""
+    level = np.asarray(data["x"], np.float64) * (levels - 1)
+    if level.size and (np.abs(level - np.round(level)).max() > 1e-3 or level.min() < -0.5):
+        raise UserError(
+            f"the model has variables of {levels} levels, the data have values between them: "
+            "binarise the data (--binarize) or change --model.levels"
+        )
 
 
 def pmean(tree: Tree, axis_name: str | None) -> Tree:

@@ -2,7 +2,8 @@
 
 `load(name)` reads, prepares or downloads; `decode` scales and binarises. Image sets come through
 tensorflow-datasets without TensorFlow: what is prepared is read as it is; what is not is prepared
-from its download, under tensorflow-datasets' own checksums. Decoded arrays are cached.
+from its download, under tensorflow-datasets' own checksums. Decoded arrays are cached. Other sets
+are single files, downloaded by pooch under SHA-256 sums.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
     if name == "digits":
         return _digits()
+    if name in UCI:
+        return _uci(name)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return _from_tfds(name, Path(data_dir or default).expanduser())
 
@@ -96,6 +100,46 @@ def _digits() -> Dataset:
         for name, rows in (("train", train), ("validation", validation), ("test", test))
     }
     return Dataset("digits", **split, peak=16)
+
+
+def _uci(name: str) -> Dataset:
+    """Binary vectors, in the splits of Larochelle & Murray (2011) as Germain et al. (2015) publish
+    them: DNA (180 variables; 1,400 / 600 / 1,186 rows), mushrooms (112; 2,000 / 500 / 5,624) and
+    NIPS-0-12 (500; 400 / 100 / 1,240)."""
+    file = UCI[name]
+    path = fetch(f"{name}.npz", file.url, file.sha256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the files were written by Python 2
+        with np.load(path) as arrays:
+            train, validation, test = (
+                {"x": arrays[f"{split}_data"].astype(np.uint8)}
+                for split in ("train", "valid", "test")
+            )
+    return Dataset(name, train, validation, test, peak=1)
+
+
+def fetch(name: str, url: str, sha256: str) -> Path:
+    """The file `name`, with that SHA-256: from the folder `GEN_DATA_DIR` if it is there, else from
+    the cache, else downloaded into it.
+
+    Raises `UserError` if its content is another, or if it cannot be downloaded.
+    """
+    import pooch
+
+    local = Path(os.environ.get("GEN_DATA_DIR") or "absent").expanduser() / name
+    if local.is_file():
+        if pooch.file_hash(str(local)) != sha256:
+            raise UserError(f"{local} is damaged (its SHA-256 is not {sha256}): replace it")
+        return local
+    pooch.get_logger().setLevel(logging.ERROR)
+    downloader = pooch.HTTPDownloader(timeout=10)
+    try:
+        return Path(pooch.retrieve(url, sha256, name, _cache_dir(), downloader=downloader))
+    except Exception as error:
+        raise UserError(
+            f"{name} is not in GEN_DATA_DIR and could not be downloaded from {url} "
+            f"({_one_line(error)}): put it there, or run once with a network"
+        ) from error
 
 
 def _from_tfds(name: str, data_dir: Path) -> Dataset:
@@ -223,7 +267,30 @@ TFDS = {
     "fashion_mnist": Source("3.0.1", 255, _idx_examples),
     "binarized_mnist": Source("1.0.0", 1, _amat_examples),
 }
-DATASETS = ("digits", *TFDS)
+
+
+@dataclass(frozen=True)
+class File:
+    """A set that is one file: where it is published, and its SHA-256."""
+
+    url: str
+    sha256: str
+
+
+_MADE = "https://raw.githubusercontent.com/mgermain/MADE/514849eb9451/datasets"
+UCI = {
+    "uci_dna": File(
+        f"{_MADE}/dna.npz", "df2d2e7ce1469edfead15e41024e108d64f1b4633cfecfc40ef7107cc22c895c"
+    ),
+    "uci_mushrooms": File(
+        f"{_MADE}/mushrooms.npz",
+        "4130f1defa3033911fe746a3ab1bb22b0c812bb29e68391a0fbc2d65bab6ae74",
+    ),
+    "uci_nips": File(
+        f"{_MADE}/nips.npz", "dbf3b659a49670957c0851971bd51ff952a657f010581d12f6c1e2dca8907b20"
+    ),
+}
+DATASETS = ("digits", *TFDS, *UCI)
 
 
 def _tfds() -> Any:

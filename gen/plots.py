@@ -42,12 +42,13 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     return figure
 
 
-def curves(steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> Figure:
-    """One panel for each metric, [reports] or [reports, seeds]; seeds as thin lines."""
+def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
+    """One panel for each metric: its steps, and its values [reports] or [reports, seeds] there;
+    seeds as thin lines."""
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows), dpi=100, layout="constrained")
-    for i, (name, values) in enumerate(metrics.items()):
+    for i, (name, (steps, values)) in enumerate(metrics.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.plot(steps, values, linewidth=1)
         axes.set(title=name, xlabel="step")

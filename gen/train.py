@@ -29,12 +29,26 @@ Decode = Callable[[Batch, jax.Array], Batch]
 """(raw batch, key) -> the batch that the model's step takes; it runs inside the compiled step."""
 
 
+class Best(NamedTuple):
+    """The state of the step that did best on the validation split."""
+
+    state: Any  # the model's
+    validation: jax.Array  # its mean objective there, []
+    step: jax.Array  # steps done then, []
+
+
 class Carry(NamedTuple):
     """All that training carries from one step to the next; with several seeds, [S, ...] each."""
 
     state: Any  # the model's
     sums: Metrics  # each metric, summed over the steps since the last report
     count: jax.Array  # the number of those steps
+    best: Best | tuple[()] = ()  # empty without validation
+
+    @property
+    def chosen(self) -> Any:
+        """The state that training ends with: the best on validation, else the last."""
+        return self.best.state if isinstance(self.best, Best) else self.state
 
 
 class Progress(NamedTuple):
@@ -42,7 +56,8 @@ class Progress(NamedTuple):
 
     step: int  # steps done
     carry: Carry  # donated to the next dispatch: copy what must outlive it
-    metrics: dict[str, np.ndarray] | None  # at a report: means since the last, [] or [S]
+    metrics: dict[str, np.ndarray] | None  # at a report: means since the last, [] or [S]; at a
+    # validation the mean objective there
 
 
 class Streams(NamedTuple):
@@ -53,6 +68,7 @@ class Streams(NamedTuple):
     steps: jax.Array
     evaluate: jax.Array
     sample: jax.Array
+    validate: jax.Array
 
 
 class NonFiniteError(RuntimeError):
@@ -77,9 +93,10 @@ def begin(
     *,
     decode: Decode = no_decode,
     mesh: Mesh | None = None,
+    validated: bool = False,
 ) -> Carry:
     """The carry before the first step: `model.init` and empty sums (their shapes, under
-    `jax.eval_shape`).
+    `jax.eval_shape`); if the run is `validated`, the first state stands as the best so far.
 
     With a sequence of seeds every array has a leading axis, one row for each.
     """
@@ -96,7 +113,11 @@ def begin(
         }
         _, metrics = jax.eval_shape(first_step, state, batch, keys.steps)
         sums = {name: jnp.zeros(value.shape, value.dtype) for name, value in metrics.items()}
-        return Carry(state, sums, jnp.zeros((), jnp.int32))
+        best = ()
+        if validated:  # as bad as can be: the first validation replaces it
+            worst = jnp.full((), jnp.finfo(jnp.float32).max)
+            best = Best(jax.tree.map(jnp.copy, state), worst, jnp.zeros((), jnp.int32))
+        return Carry(state, sums, jnp.zeros((), jnp.int32), best)
 
     begin_seeds = begin_one if np.ndim(seed) == 0 else jax.vmap(begin_one)
     placement = None if mesh is None else parallel.replicated(mesh)
@@ -131,7 +152,44 @@ def train_step(
     state, metrics = model.step(carry.state, decode(batch, decode_key), step_key)
     first = step % report_every == 0
     sums = {name: jnp.where(first, 0, carry.sums[name]) + metrics[name] for name in metrics}
-    return Carry(state, sums, jnp.where(first, 0, carry.count) + 1)
+    return Carry(state, sums, jnp.where(first, 0, carry.count) + 1, carry.best)
+
+
+def validate(
+    model: Any,
+    carry: Carry,
+    data: Batch,
+    seed: jax.Array,
+    step: jax.Array,
+    *,
+    decode: Decode = no_decode,
+    block: int = 100,
+) -> tuple[Carry, jax.Array]:
+    """The mean of `model.objective` over `data`, at the same draws each time, and the carry, its
+    best replaced where that is lower."""
+    decode_key, key = jax.random.split(streams(seed).validate)
+    rows = len(data["x"])
+
+    def of_block(index):
+        # The last block begins earlier if it must, and counts its new rows only.
+        begin = jnp.minimum(index * block, rows - min(block, rows))
+        batch = {
+            name: jax.lax.dynamic_slice_in_dim(values, begin, min(block, rows))
+            for name, values in data.items()
+        }
+        batch = decode(batch, jax.random.fold_in(decode_key, index))
+        values = model.objective(carry.state, batch, jax.random.fold_in(key, index))
+        return jnp.where(begin + jnp.arange(len(values)) >= index * block, values, 0.0).sum()
+
+    value = jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
+    assert isinstance(carry.best, Best)
+    better = value < carry.best.validation
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better, new, old),
+        Best(carry.state, value, step),
+        carry.best,
+    )
+    return carry._replace(best=best), value
 
 
 def fit(
@@ -147,6 +205,8 @@ def fit(
     steps_per_dispatch: int = 0,
     mesh: Mesh | None = None,
     start: tuple[int, Carry] | None = None,
+    validation: Mapping[str, Any] | None = None,
+    validate_every: int = 0,
 ) -> Iterator[Progress]:
     """Trains `model` on `data`, yielding after every dispatch; the last one is at step `steps`.
 
@@ -160,6 +220,8 @@ def fit(
         convolutions slow, and 100 elsewhere.
       mesh: devices over which the batch is split.
       start: (steps done, carry) to continue from, on the mesh if there is one.
+      validation, validate_every: arrays on which the model's `objective` is taken at the multiples
+        of so many steps; the state that did best there is kept as `carry.best`.
 
     Raises:
       UserError: a batch larger than the data, or that the mesh cannot split; a seed out of range.
@@ -179,6 +241,9 @@ def fit(
     seeds = np.asarray(seed, np.uint32)
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
+    if validate_every:
+        check_validated(model)
+        validation = jax.device_put(dict(validation or {}), placement)
 
     step_once = partial(
         train_step,
@@ -200,34 +265,60 @@ def fit(
     def order_rows(seed, epoch):
         return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
 
+    assess = partial(validate, model, decode=decode)
+
     if several:
+        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
         advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
         order_rows = jax.vmap(order_rows, in_axes=(0, None))
     advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
     order_rows = jax.jit(order_rows, out_shardings=placement)
+    assess = jax.jit(assess, donate_argnums=0, out_shardings=placement)
 
-    step, carry = start or (0, begin(model, data, batch_size, seed, decode=decode, mesh=mesh))
+    step, carry = start or (
+        0,
+        begin(
+            model,
+            data,
+            batch_size,
+            seed,
+            decode=decode,
+            mesh=mesh,
+            validated=validate_every > 0,
+        ),
+    )
     epoch, order = -1, None
     while step < steps:
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
             order = order_rows(seeds, np.uint32(epoch))
-        pauses = [
-            (step // every + 1) * every for every in (report_every, *pause_every, epoch_steps)
-        ]
+        intervals = (report_every, validate_every or steps, *pause_every, epoch_steps)
+        pauses = [(step // every + 1) * every for every in intervals]
         end = min(steps, step + group, *pauses)
         carry = advance(carry, data, order, seeds, np.int32(step), np.int32(end))
         step = end
         if wait:
             jax.block_until_ready(carry)
-        report = step % report_every == 0 or step == steps
-        yield Progress(step, carry, _means(carry, step, seeds) if report else None)
+        metrics = {}
+        if step % report_every == 0 or step == steps:
+            metrics |= _means(carry)
+        if validate_every and step % validate_every == 0:
+            carry, value = assess(carry, validation, seeds, np.int32(step))
+            metrics["validation"] = np.asarray(value)
+        _check_metrics(metrics, step, seeds)
+        yield Progress(step, carry, metrics or None)
 
 
 def check_batch_size(batch_size: int, rows: int) -> None:
     """Raises `UserError` unless a batch of that size can be drawn from so many rows."""
     if not 0 < batch_size <= rows:
         raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
+
+
+def check_validated(model: Any) -> None:
+    """Raises `UserError` unless the model has the objective that validation takes."""
+    if not callable(getattr(model, "objective", None)):
+        raise UserError(f"{type(model).__name__} has no objective to validate: validate_every 0")
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:
@@ -243,7 +334,7 @@ def check_seeds(seed: int | Sequence[int]) -> None:
 def without_sums(carry: Carry) -> Carry:
     """The carry as after a report: with empty sums."""
     sums, count = jax.tree.map(jnp.zeros_like, (carry.sums, carry.count))
-    return Carry(carry.state, sums, count)
+    return carry._replace(sums=sums, count=count)
 
 
 def check_finite(step: int, carry: Carry) -> None:
@@ -258,12 +349,14 @@ def _any_bad(tree: Any) -> Any:
     return jax.tree.map(lambda array: (jnp.isnan(array) | (array == jnp.inf)).any(), tree)
 
 
-def _means(carry: Carry, step: int, seeds: np.ndarray) -> dict[str, np.ndarray]:
+def _means(carry: Carry) -> dict[str, np.ndarray]:
     """The mean of each metric since the last report, in one transfer."""
     sums, count = jax.device_get((carry.sums, carry.count))
-    means = {name: np.asarray(total / count) for name, total in sums.items()}
-    for name, value in means.items():
+    return {name: np.asarray(total / count) for name, total in sums.items()}
+
+
+def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
+    for name, value in metrics.items():
         if not np.all(good := np.isfinite(value)):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))
             raise NonFiniteError(f"step {step}: {name} of seed {of} is not finite")
-    return means
