@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,bench}.
+"""The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
 
 What is slow to import (orbax, matplotlib, tensorflow-datasets) is imported where it is used, so
 that help and a mistyped flag are answered at once.
@@ -35,7 +35,8 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   evaluate RUN     estimates on the test split, into RUN/evaluation.json
   sample RUN       samples: a PNG grid and an .npy
-  bench [NAME...]  training speed, next to the speed of a large matrix product
+  table            the likelihoods of all published runs, into experiments/results/RESULTS.md
+  bench [NAME...]  speed of training and sampling, next to that of a large matrix product
 
 python -m experiments COMMAND --help lists the flags of a command.
 """
@@ -71,8 +72,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Table:
+    """The likelihoods of all published runs, into experiments/results/RESULTS.md."""
+
+    data: tuple[str, ...] = ()
+    """data sets to print (default: all); the file has all of them"""
+
+
+@dataclass(frozen=True)
 class Bench:
-    """Training speed, next to the speed of a large matrix product."""
+    """Speed of training and of sampling, next to that of a large matrix product."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """experiments (default: all)"""
@@ -173,6 +182,23 @@ def sample_command(arguments: list[str]) -> int:
     return 0
 
 
+def table_command(arguments: list[str]) -> int:
+    chosen = parse(Table, arguments, "table")
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from experiments import table
+    from experiments.evaluation import RESULTS
+    from gen.core import UserError
+
+    unknown = [name for name in chosen.data if name not in table.TITLES]
+    if unknown:
+        raise UserError(f"no table of {unknown[0]!r}: choose from {', '.join(table.TITLES)}")
+    (RESULTS / "RESULTS.md").write_text(table.markdown(RESULTS, tuple(table.TITLES)))
+    Console().print(Markdown(table.markdown(RESULTS, chosen.data or tuple(table.TITLES))))
+    return 0
+
+
 def bench_command(arguments: list[str]) -> int:
     chosen = parse(Bench, arguments, "bench")
     from rich.console import Console
@@ -190,8 +216,12 @@ def bench_command(arguments: list[str]) -> int:
     peak = bench.matmul_gflops()
     rows = {name: bench.speed(EXPERIMENTS[name], chosen.data_dir, chosen.seconds) for name in names}
     Console().print(bench.table(rows, peak, device_name()))
+    drawn = {name: bench.sampling(EXPERIMENTS[name], chosen.data_dir) for name in names}
+    samplers = {name: row for name, row in drawn.items() if row}
+    if samplers:
+        Console().print(bench.sampling_table(samplers))
     if chosen.json:
-        write_json(chosen.json, bench.as_json(rows, peak, device_name()))
+        write_json(chosen.json, bench.as_json(rows, samplers, peak, device_name()))
     return 0
 
 
@@ -226,6 +256,7 @@ COMMANDS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "sample": sample_command,
+    "table": table_command,
     "bench": bench_command,
 }
 

@@ -1,7 +1,9 @@
-"""Training speed of experiments, next to that of a large matrix product on the same machine."""
+"""Speed of training, next to that of a large matrix product on the same machine, and of sampling
+variable by variable, with what the nets cache and without."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 
 from experiments.experiment import Experiment
 from gen import data, train
+from gen.models.autoregressive import Autoregressive
+from gen.models.autoregressive.model import invert
 
 
 class Speed(NamedTuple):
@@ -76,6 +80,68 @@ def step_flops(experiment: Experiment, dataset: data.Dataset) -> float | None:
     return costs.get("flops")
 
 
+class Sampling(NamedTuple):
+    """How fast a model draws its variables one after another."""
+
+    n: int  # images, drawn at once
+    cached_seconds: float
+    naive_seconds: float  # by a pass through the whole net for each variable
+
+    @property
+    def ratio(self) -> float:
+        return self.naive_seconds / self.cached_seconds
+
+
+def naive_samples(model: Autoregressive, params: Any, uniforms: jax.Array) -> jax.Array:
+    """What `model.ancestral` draws under its first mask, without a cache: [B, *shape]."""
+
+    def one_variable(x, d):
+        logits = model.net.logits(params, x, 0)[:, d]
+        value = invert(logits, uniforms[:, d]) / (model.levels - 1)
+        return x.reshape(len(x), -1).at[:, d].set(value).reshape(x.shape), None
+
+    x = jnp.zeros((len(uniforms), *model.shape))
+    return jax.lax.scan(one_variable, x, model.net.order(0, uniforms.shape[1]))[0]
+
+
+def sampling(experiment: Experiment, data_dir: Path | None, n: int = 16) -> Sampling | None:
+    """Both samplers from the same uniforms at the first weights, after compiling; None for a model
+    that does not draw variable by variable."""
+    model = experiment.on(data.load(experiment.data, data_dir)).model
+    if not isinstance(model, Autoregressive):
+        return None
+    params = jax.jit(model.init)(jax.random.key(0)).params
+    uniforms = jax.random.uniform(jax.random.key(1), (n, math.prod(model.shape)))
+
+    def cached(params, uniforms):
+        nothing = jnp.zeros((n, *model.shape))
+        return model.ancestral(params, uniforms, 0, nothing, jnp.zeros(model.shape, bool))[0]
+
+    def naive(params, uniforms):
+        return naive_samples(model, params, uniforms)
+
+    seconds = []
+    for draw in (cached, naive):
+        compiled = jax.jit(draw).lower(params, uniforms).compile()
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(params, uniforms))
+        seconds.append(time.perf_counter() - began)
+    return Sampling(n, *seconds)
+
+
+def sampling_table(rows: dict[str, Sampling]) -> Any:
+    """The samplers for the terminal."""
+    from rich.table import Table
+
+    out = Table(title="sampling: seconds for so many images, drawn at once")
+    for column in ("experiment", "images", "cached", "naive", "ratio"):
+        out.add_column(column, justify="left" if column == "experiment" else "right")
+    for name, row in rows.items():
+        seconds = (f"{row.cached_seconds:.3f}", f"{row.naive_seconds:.2f}")
+        out.add_row(name, str(row.n), *seconds, f"{row.ratio:.0f}×")
+    return out
+
+
 def table(rows: dict[str, Speed], peak: float, device: str) -> Any:
     """The speeds for the terminal."""
     from rich.table import Table
@@ -96,7 +162,9 @@ def table(rows: dict[str, Speed], peak: float, device: str) -> Any:
     return out
 
 
-def as_json(rows: dict[str, Speed], peak: float, device: str) -> dict[str, Any]:
+def as_json(
+    rows: dict[str, Speed], samplers: dict[str, Sampling], peak: float, device: str
+) -> dict[str, Any]:
     """The same, to be stored."""
     return {
         "device": device,
@@ -104,5 +172,13 @@ def as_json(rows: dict[str, Speed], peak: float, device: str) -> dict[str, Any]:
         "experiments": {
             name: {key: value and float(np.round(value, 2)) for key, value in row._asdict().items()}
             for name, row in rows.items()
+        },
+        "sampling": {
+            name: {
+                "n": row.n,
+                "cached_seconds": round(row.cached_seconds, 4),
+                "naive_seconds": round(row.naive_seconds, 3),
+            }
+            for name, row in samplers.items()
         },
     }

@@ -35,7 +35,7 @@ class Experiment:
     model: Any
     """the model and its hyperparameters"""
     data: str = "mnist"
-    """data set: digits, mnist, fashion_mnist, binarized_mnist, uci_dna, uci_mushrooms or uci_nips"""
+    """data set: digits, [fashion_, binarized_]mnist, or uci_dna, uci_mushrooms, uci_nips"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100

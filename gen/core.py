@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -103,8 +104,9 @@ def adam(
     """Adam (Kingma & Ba 2015) as the models take it.
 
     With `decay_steps` the step size falls to 0 over so many steps along half a cosine (Loshchilov &
-    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights shrink, too, by that times
-    the step size (decoupled; Loshchilov & Hutter 2019). Raises `UserError` if one is negative.
+    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights shrink, too, by that
+    times the step size (decoupled; Loshchilov & Hutter 2019). Raises `UserError` if one is
+    negative.
     """
     require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
     require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
@@ -126,6 +128,14 @@ def check_levels(data: Data, levels: int) -> None:
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
     """The mean of every array over the replicas of `pmap`; without an axis, the tree itself."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def from_first(tree: Tree, axis_name: str | None) -> Tree:
+    """What the first replica of `pmap` holds, for all of them; without an axis, the tree itself."""
+    if axis_name is None:
+        return tree
+    first = jax.lax.axis_index(axis_name) == 0
+    return jax.lax.psum(jax.tree.map(lambda a: jnp.where(first, a, 0), tree), axis_name)
 
 
 def replica_key(key: jax.Array, axis_name: str | None) -> jax.Array:

@@ -132,7 +132,7 @@ def fetch(name: str, url: str, sha256: str) -> Path:
             raise UserError(f"{local} is damaged (its SHA-256 is not {sha256}): replace it")
         return local
     pooch.get_logger().setLevel(logging.ERROR)
-    downloader = pooch.HTTPDownloader(timeout=10)
+    downloader: Any = pooch.HTTPDownloader(timeout=10)
     try:
         return Path(pooch.retrieve(url, sha256, name, _cache_dir(), downloader=downloader))
     except Exception as error:

@@ -1,13 +1,16 @@
-"""Numbers that say what they are: `Estimate`, and how one is made from per-example values."""
+"""Numbers that say what they are: `Estimate`, how one is made from per-example values, and bounds
+that are functions of log-densities."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import total_ordering
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -22,6 +25,18 @@ Kind = Literal["exact", "upper bound", "lower bound", "AIS", "Monte Carlo", "no 
 """
 
 
+MARKS: Mapping[Kind, str] = {
+    "exact": "",
+    "upper bound": "≤",
+    "lower bound": "≥",
+    "AIS": "≈",
+    "Monte Carlo": "≈",
+    "no likelihood": "≠",
+}
+"""How the true quantity relates to a value of that kind, for tables."""
+
+
+@total_ordering
 @dataclass(frozen=True)
 class Estimate:
     """A measured number: value ± stderr over n examples, its kind, and the settings behind it."""
@@ -32,6 +47,18 @@ class Estimate:
     n: int
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __lt__(self, other: Estimate) -> bool:
+        """Whether this value is the smaller. Raises `TypeError` between kinds: an exact value and a
+        bound have no order. `marked` tells them apart where they stand in one list."""
+        if not isinstance(other, Estimate):
+            return NotImplemented
+        if self.kind != other.kind:
+            raise TypeError(
+                f"{self} and {other} are of different kinds: compare their values with a mark "
+                "(gen.estimate.marked)"
+            )
+        return self.value < other.value
+
     def __str__(self) -> str:
         """For example `103.42 ± 0.23 (upper bound, n = 10000)`."""
         if self.stderr > 0 and math.isfinite(self.stderr):
@@ -40,6 +67,12 @@ class Estimate:
             digits = 4
         number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
         return f"{number} ({self.kind}, n = {self.n})"
+
+
+def marked(estimates: Sequence[Estimate]) -> list[tuple[str, Estimate]]:
+    """Estimates of all kinds by rising value, each with the mark of its kind."""
+    ranked = sorted(estimates, key=lambda estimate: estimate.value)
+    return [(MARKS[estimate.kind], estimate) for estimate in ranked]
 
 
 def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
@@ -71,6 +104,41 @@ def per_example(
     with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
         values = jax.jit(lambda rows: jax.lax.map(one, rows, batch_size=block))((data, keys))
     return jax.tree.map(np.asarray, values)
+
+
+class ImportanceBound(NamedTuple):
+    """Of importance weights w_1 … w_k, for each example."""
+
+    log_mean: jax.Array  # log 1/k Σ w_i, whose expectation is at most log E w
+    ess: jax.Array  # (Σ w_i)² / Σ w_i², the effective sample size, in [1, k]
+
+
+def importance_bound(
+    log_weight: Callable[[jax.Array, int], jax.Array],
+    key: jax.Array,
+    samples: int,
+    block: int = 50,
+) -> ImportanceBound:
+    """The importance-weighted bound on log E w, from `samples` draws (Burda et al. 2016, eq. 8).
+
+    `log_weight(key, n)` draws n weights for each example: their logarithms, [n, B]. Runs `block`
+    draws at a time, so memory does not grow with their number; the draws do depend on `block`.
+    """
+    block = min(block, samples)
+
+    def add(carry, index):
+        log_w = log_weight(jax.random.fold_in(key, index), block)  # [block, B]
+        counts = index * block + jnp.arange(block) < samples
+        log_w = jnp.where(counts[:, None], log_w, -jnp.inf)
+        sums = jax.nn.logsumexp(log_w, axis=0), jax.nn.logsumexp(2 * log_w, axis=0)
+        return jax.tree.map(jnp.logaddexp, carry, sums), None
+
+    shape = jax.eval_shape(lambda: log_weight(key, block)).shape[1:]
+    nothing = jnp.full(shape, -jnp.inf)
+    (log_sum, log_squares), _ = jax.lax.scan(
+        add, (nothing, nothing), jnp.arange(-(-samples // block))
+    )
+    return ImportanceBound(log_sum - math.log(samples), jnp.exp(2 * log_sum - log_squares))
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:

@@ -5,8 +5,9 @@ Each has to stand in the environment before JAX is imported.
 
 import os
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 # The default 4-thread pool of jax 0.10 deadlocks when programs over many devices queue up.
 os.environ["NPROC"] = "16"
@@ -46,21 +47,48 @@ def prepared() -> Path:
     return Path(MNIST_FOLDER).absolute()
 
 
-@pytest.fixture(scope="session", params=list(EXPERIMENTS))
+def structure(value):
+    """What a model is apart from its sizes and rates: a number says only whether it is above 0, and
+    above 1."""
+    if is_dataclass(value):
+        parts = [structure(getattr(value, f.name)) for f in fields(value) if f.name != "shape"]
+        return type(value), *parts
+    if isinstance(value, tuple):
+        return tuple(structure(item) for item in value[:2])
+    return value if isinstance(value, bool | str) else (value > 0) + (value > 1)
+
+
+DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
+"""One registry entry for each structure of a model: the first that has it."""
+
+
+@pytest.fixture(scope="session", params=reversed(DISTINCT.values()))
 def entry(request, digits):
-    """Every registry entry as (model, decode), its model small and on the shape of the digits."""
-    experiment = EXPERIMENTS[request.param].on(digits)
+    """Every kind of registry entry as (model, decode), its model small and on the shape of the
+    digits, which are thresholded where its own data are binary."""
+    experiment = EXPERIMENTS[request.param]
+    if getattr(experiment.model, "levels", 0) == 2 or experiment.model.family == "mixture":
+        experiment = replace(experiment, binarize="threshold")
+    experiment = experiment.on(digits)
     return narrow(experiment.model), experiment.decode(digits)
 
 
 def narrow(model):
-    """The model with an eighth of the units in every list of layers."""
-    layers = {
-        field.name: tuple(max(1, width // 8) for width in getattr(model, field.name))
-        for field in fields(model)
-        if field.name != "shape" and isinstance(getattr(model, field.name), tuple)
-    }
-    return replace(model, **layers)
+    """The model with an eighth of the units in every list of layers, and small counts."""
+    small: dict[str, Any] = {}
+    for field in fields(model):
+        value = getattr(model, field.name)
+        if is_dataclass(value):
+            small[field.name] = narrow(value)
+        elif isinstance(value, tuple) and field.name != "shape":
+            small[field.name] = tuple(max(1, min(width // 8, 64)) for width in value)
+        elif field.name in SMALL:
+            small[field.name] = min(value, SMALL[field.name])
+    return replace(model, **small)
+
+
+SMALL = {"hidden": 20, "components": 5, "masks": 3, "features": 3, "blocks": 2, "layers": 2}
+SMALL |= {"samples": 4, "bound_samples": 60, "decay_steps": 500}
 
 
 def equal(a, b) -> bool:

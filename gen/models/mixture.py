@@ -20,11 +20,14 @@ from gen.core import (
     adam,
     check_levels,
     descend,
+    from_first,
     pmean,
     require,
 )
 from gen.estimate import Estimate
 from gen.nets import flatten
+
+FLOOR = 1e-3  # the least probability that EM's prior and start give either value of a pixel
 
 
 class Params(NamedTuple):
@@ -58,9 +61,11 @@ class Mixture:
 
     and sets the parameters to what maximises the expected log-likelihood under s: with `rate` 1 and
     the whole training set as the batch this is EM (Dempster, Laird & Rubin 1977), else stepwise EM
-    (Cappé & Moulines 2009). `smoothing` adds pseudo-examples: a Beta prior on each pixel. By
-    gradient, a step lowers −log p by Adam. Values between 0 and 1 are rounded; `evaluate` refuses
-    them.
+    (Cappé & Moulines 2009). The first step starts from K examples of its batch: each component's μ
+    lies halfway between one of them and the mean. `smoothing` is a prior (see `maximize`).
+
+    By gradient, a step lowers −log p by Adam. Values of x between 0 and 1 are rounded; `evaluate`
+    refuses them.
     """
 
     family: ClassVar[str] = "mixture"
@@ -74,8 +79,8 @@ class Mixture:
     """how a step learns"""
     rate: float = 1.0
     """weight of the batch in the statistics (em)"""
-    smoothing: float = 1e-5
-    """pseudo-count of ones, and of zeros, for each pixel of a component, per example (em)"""
+    smoothing: float = 4e-5
+    """pseudo-examples like the mean that a component is given, per training example (em)"""
     learning_rate: float = 1e-2
     """step size of Adam (gradient)"""
     decay_steps: int = 0
@@ -87,14 +92,13 @@ class Mixture:
         require(self.smoothing > 0, f"Mixture: smoothing is {self.smoothing}, must be positive")
 
     def init(self, key: jax.Array) -> State:
-        """Equal weights; pixels μ uniform in [0.25, 0.75]."""
+        """Equal weights; pixels μ uniform in [0.25, 0.75]. EM's statistics are still empty."""
         size = math.prod(self.shape)
         mu = jax.random.uniform(key, (self.components, size), minval=0.25, maxval=0.75)
-        params = Params(jnp.zeros(self.components), jnp.log(mu) - jnp.log1p(-mu))
+        params = Params(jnp.zeros(self.components), logit(mu))
         if self.training == "gradient":
             return State(params, self._optimizer.init(params))
-        share = jnp.full(self.components, 1 / self.components)
-        return State(params, Statistics(share, mu / self.components))
+        return State(params, Statistics(jnp.zeros(self.components), jnp.zeros_like(mu)))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
@@ -103,33 +107,48 @@ class Mixture:
         x = _bits(batch)
         if self.training == "gradient":
 
-            def loss(params):
+            def nll(params):
                 value = -jax.nn.logsumexp(log_joint(params, x), axis=1).mean()
                 return value, {"loss": value}
 
             params, opt_state, metrics = descend(
-                loss, self._optimizer, state.params, state.memory, axis_name
+                nll, self._optimizer, state.params, state.memory, axis_name
             )
             return State(params, opt_state), metrics
 
-        joint = log_joint(state.params, x)
+        first = state.memory.share.sum() == 0
+        params = jax.tree.map(
+            lambda start, now: jnp.where(first, start, now),
+            self._prototypes(x, key, axis_name),
+            state.params,
+        )
+        joint = log_joint(params, x)
         log_p = jax.nn.logsumexp(joint, axis=1)
         r = jnp.exp(joint - log_p[:, None])
         found = Statistics(r.mean(0), r.T @ x / len(x))
         found, loss = pmean((found, -log_p.mean()), axis_name)
+        rate = jnp.where(first, 1.0, self.rate)
         statistics = jax.tree.map(
-            lambda old, new: (1 - self.rate) * old + self.rate * new, state.memory, found
+            lambda old, new: (1 - rate) * old + rate * new, state.memory, found
         )
         return State(self.maximize(statistics), statistics), {"loss": loss}
 
     def maximize(self, statistics: Statistics) -> Params:
-        """The M-step: π_k = (share_k + 2s) / Σ, μ_kd = (ones_kd + s) / (share_k + 2s), with the
-        smoothing s. It maximises Σ_k E r_k log π_k p(x | k) plus the log of the priors."""
+        """The M-step: with the smoothing s and the mean x̄ = Σ_k ones_k over all components,
+
+            π_k ∝ share_k + s,    μ_kd = (ones_kd + s x̄_d) / (share_k + s),
+
+        which maximises Σ_k E r_k log π_k p(x | k) + s Σ_k (log π_k + Σ_d x̄_d log μ_kd +
+        (1 − x̄_d) log(1 − μ_kd)): every component is drawn towards independent pixels. x̄ is kept
+        off 0 and 1 by FLOOR.
+        """
         share, ones = statistics.share[:, None], statistics.ones
+        mean = (ones.sum(0) + FLOOR) / (share.sum() + 2 * FLOOR)
         zeros = jnp.maximum(share - ones, 0.0)  # rounding can take it below
         return Params(
-            jnp.log(statistics.share + 2 * self.smoothing),
-            jnp.log(ones + self.smoothing) - jnp.log(zeros + self.smoothing),
+            jnp.log(statistics.share + self.smoothing),
+            jnp.log(ones + self.smoothing * mean[None])
+            - jnp.log(zeros + self.smoothing * (1 - mean[None])),
         )
 
     def parameters(self, state: State) -> Any:
@@ -177,9 +196,22 @@ class Mixture:
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(self.learning_rate, self.decay_steps)
 
+    def _prototypes(self, x: jax.Array, key: jax.Array, axis_name: str | None) -> Params:
+        """Where EM starts: K rows of x, drawn, each averaged with the mean."""
+        k = self.components
+        rows = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
+        mean = pmean(x.mean(0), axis_name)
+        mu = 0.5 * (from_first(rows, axis_name) + mean[None])
+        return Params(jnp.zeros(k), logit(jnp.clip(mu, FLOOR, 1 - FLOOR)))
+
     def _pixels(self, logits: jax.Array, key: jax.Array) -> jax.Array:
         x = jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(jnp.float32)
         return x.reshape(-1, *self.shape)
+
+
+def logit(mu: jax.Array) -> jax.Array:
+    """log μ / (1 − μ)."""
+    return jnp.log(mu) - jnp.log1p(-mu)
 
 
 def log_joint(params: Params, x: jax.Array, shown: jax.Array | None = None) -> jax.Array:
@@ -187,9 +219,10 @@ def log_joint(params: Params, x: jax.Array, shown: jax.Array | None = None) -> j
 
     log p(x | k) = Σ_d x_d l_kd − log(1 + exp l_kd), two matrix products.
     """
-    weight, normaliser = jax.nn.log_softmax(params.weight), jax.nn.softplus(params.pixel)
+    weight = jax.nn.log_softmax(params.weight)[None]
+    normaliser = jax.nn.softplus(params.pixel)
     if shown is None:
-        return weight + x @ params.pixel.T - normaliser.sum(1)
+        return weight + x @ params.pixel.T - normaliser.sum(1)[None]
     seen = shown.astype(x.dtype)
     return weight + (x * seen) @ params.pixel.T - seen @ normaliser.T
 

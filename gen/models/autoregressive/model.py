@@ -66,9 +66,9 @@ class Net(Protocol):
 class Autoregressive:
     """log p(x) = Σ_d log p(x_d | x_<d), exact, maximised by Adam.
 
-    Each variable has `levels` values in [0, 1], equally spaced. A binary one follows a Bernoulli law
-    of one logit, others a softmax over their levels. Values of x between two levels are rounded to
-    one of them; `evaluate` refuses them.
+    Each variable has `levels` values in [0, 1], equally spaced. A binary one follows a Bernoulli
+    law of one logit, others a softmax over their levels. Values of x between two levels are rounded
+    to one of them; `evaluate` refuses them.
 
     If the net has several masks, a step trains with one of them, drawn, and the model is their
     mixture: p(x) = 1/M Σ_m p_m(x) (Uria, Murray & Larochelle 2014, eq. 15).
@@ -77,10 +77,10 @@ class Autoregressive:
     family: ClassVar[str] = "fully visible belief net"
     density: ClassVar[Density] = "tractable"
 
+    net: FVSBN | NADE | MADE | PixelCNN | GatedPixelCNN
+    """the causal net"""
     shape: Shape = (28, 28, 1)
     """shape of one example"""
-    net: FVSBN | NADE | MADE | PixelCNN | GatedPixelCNN = FVSBN()
-    """the causal net"""
     levels: int = 2
     """values that a variable can take"""
     learning_rate: float = 1e-3

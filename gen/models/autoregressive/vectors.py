@@ -42,7 +42,7 @@ class FVSBN:
         size, _, channels = params["W"].shape
         earlier = jnp.triu(jnp.ones((size, size)), 1)  # [k, d]: k < d
         W = (params["W"] * earlier[:, :, None]).reshape(size, size * channels)
-        return (flatten(x) @ W).reshape(-1, size, channels) + params["b"]
+        return (flatten(x) @ W).reshape(-1, size, channels) + params["b"][None]
 
     def order(self, which: Any, size: int) -> jax.Array:
         return jnp.arange(size)
@@ -55,7 +55,7 @@ class FVSBN:
         return cache[:, d], cache
 
     def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        return cache + value[:, None, None] * params["W"][d]
+        return cache + value[:, None, None] * params["W"][d][None]
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class NADE:
         @jax.checkpoint  # the hidden units of all variables, [B, D, H], are too many to keep
         def one_block(a, inputs):
             x, W, V = inputs  # [block, B], [block, H], [block, H, C]
-            within = (x.T[:, None, :] * earlier) @ W  # [B, block, H]
+            within = (x.T[:, None, :] * earlier[None]) @ W  # [B, block, H]
             h = jax.nn.sigmoid(a[:, None, :] + within)
             return a + x.T @ W, jax.vmap(jnp.matmul, in_axes=(1, 0), out_axes=1)(h, V)
 
         a = jnp.broadcast_to(params["c"], (len(x), self.hidden))
         _, out = jax.lax.scan(one_block, a, (cut(x.T), cut(params["W"]), cut(params["V"])))
         out = jnp.moveaxis(out, 1, 0).reshape(len(x), blocks * block, -1)
-        return out[:, :size] + params["b"]
+        return out[:, :size] + params["b"][None]
 
     def order(self, which: Any, size: int) -> jax.Array:
         return jnp.arange(size)
@@ -121,10 +121,10 @@ class NADE:
         return jnp.broadcast_to(params["c"], (len(x), self.hidden))
 
     def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.nn.sigmoid(cache) @ params["V"][d] + params["b"][d], cache
+        return jax.nn.sigmoid(cache) @ params["V"][d] + params["b"][d][None], cache
 
     def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        return cache + value[:, None] * params["W"][d]
+        return cache + value[:, None] * params["W"][d][None]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class MADE:
         }
         last = self.hidden[-1]
         params["out"] = {
-            "W": uniform(out_key, last, size, (last, size, channels)),
+            "W": uniform(out_key, last, size, (size, last, channels)),
             "b": jnp.zeros((size, channels)),
         }
         if self.direct:
@@ -186,12 +186,12 @@ class MADE:
         place, *degrees = self.degrees(which, math.prod(x.shape[1:]))
         x = flatten(x)
         a = self._first(params, x, place, degrees[0])
-        h, size = self._rest(params, a, degrees), len(place)
-        W = params["out"]["W"] * _below(degrees[-1], place)[:, :, None]
-        out = (h @ W.reshape(len(W), -1)).reshape(len(x), size, -1) + params["out"]["b"]
+        h = self._rest(params, a, degrees)
+        W = params["out"]["W"] * _below(degrees[-1], place).T[:, :, None]
+        out = jnp.einsum("bh,dhc->bdc", h, W) + params["out"]["b"][None]
         if self.direct:
             W = params["direct"]["W"] * _below(place, place)[:, :, None]
-            out += (x @ W.reshape(size, -1)).reshape(out.shape)
+            out += (x @ W.reshape(len(place), -1)).reshape(out.shape)
         return out
 
     def order(self, which: Any, size: int) -> jax.Array:
@@ -208,8 +208,8 @@ class MADE:
     def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
         place, *degrees = cache["degrees"]
         h = self._rest(params, cache["first"], degrees)
-        seen = jnp.where(degrees[-1] < place[d], h, 0.0)
-        out = seen @ params["out"]["W"][:, d] + params["out"]["b"][d]
+        seen = jnp.where(degrees[-1][None] < place[d], h, 0.0)
+        out = seen @ params["out"]["W"][d] + params["out"]["b"][d][None]
         if self.direct:
             out += cache["direct"][:, d]
         return out, cache
@@ -217,9 +217,9 @@ class MADE:
     def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
         place, first, *_ = cache["degrees"]
         W = jnp.where(place[d] <= first, params["layer0"]["W"][d], 0.0)
-        cache = {**cache, "first": cache["first"] + value[:, None] * W}
+        cache = {**cache, "first": cache["first"] + value[:, None] * W[None]}
         if self.direct:
-            cache["direct"] += value[:, None, None] * params["direct"]["W"][d]
+            cache["direct"] += value[:, None, None] * params["direct"]["W"][d][None]
         return cache
 
     def degrees(self, which: Any, size: int) -> list[jax.Array]:
@@ -227,7 +227,7 @@ class MADE:
         return [jnp.asarray(layer)[which] for layer in _degrees(self, size)]
 
     def _first(self, params: Any, x: jax.Array, place: jax.Array, degree: jax.Array) -> jax.Array:
-        return x @ (params["layer0"]["W"] * _upto(place, degree)) + params["layer0"]["b"]
+        return x @ (params["layer0"]["W"] * _upto(place, degree)) + params["layer0"]["b"][None]
 
     def _rest(self, params: Any, a: jax.Array, degrees: list[jax.Array]) -> jax.Array:
         """The last hidden layer [B, H] from the sums `a` into the first one."""
@@ -236,7 +236,7 @@ class MADE:
             layer = params[f"layer{i}"]
             h = activate(
                 self.activation,
-                h @ (layer["W"] * _upto(degrees[i - 1], degrees[i])) + layer["b"],
+                h @ (layer["W"] * _upto(degrees[i - 1], degrees[i])) + layer["b"][None],
             )
         return h
 

@@ -1,0 +1,348 @@
+"""Fully visible belief nets against enumeration: at 9 pixels everything can be summed."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from gen.core import UserError
+from gen.models.autoregressive import (
+    FVSBN,
+    MADE,
+    NADE,
+    Autoregressive,
+    GatedPixelCNN,
+    PixelCNN,
+)
+from gen.models.autoregressive.model import invert, log_mass
+from gen.models.autoregressive.pixels import taps
+
+NETS = {
+    "fvsbn": FVSBN(),
+    "nade": NADE(5),
+    "made": MADE((7,)),
+    "made, deep, direct": MADE((7, 6), direct=True, raster=False, activation="tanh"),
+    "made, masks": MADE((9,), masks=3, raster=False),
+    "made, masks, raster": MADE((9, 8), masks=2, activation="tanh"),
+    "pixelcnn": PixelCNN(3, 2),
+    "pixelcnn, wide kernels": PixelCNN(2, 1, 5),
+    "gated pixelcnn": GatedPixelCNN(3, 3),
+    "gated pixelcnn, one layer": GatedPixelCNN(2, 1, 5),
+}
+SHAPES = [(3, 3, 1), (2, 4, 1)]
+
+
+def random_state(model, key=0, scale=0.7):
+    """Weights far from their start, so that every connection matters."""
+    state = model.init(jax.random.key(key))
+    leaves, tree = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
+    moved = [w + scale * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
+    return state._replace(params=jax.tree.unflatten(tree, moved))
+
+
+def everything(shape, levels=2):
+    """All inputs, [levels^D, *shape]."""
+    values = np.linspace(0, 1, levels, dtype=np.float32)
+    grid = np.array(list(itertools.product(values, repeat=int(np.prod(shape)))), np.float32)
+    return jnp.asarray(grid.reshape(-1, *shape))
+
+
+@pytest.fixture(params=NETS)
+def net(request):
+    return NETS[request.param]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_probabilities_sum_to_one(net, shape):
+    model = Autoregressive(net, shape=shape)
+    log_p = jax.jit(model.log_prob)(random_state(model), {"x": everything(shape)})
+    assert np.std(log_p) > 0.5
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("net", [NADE(4), MADE((6,), masks=2, raster=False), PixelCNN(2, 1)])
+def test_probabilities_of_several_levels_sum_to_one(net):
+    model = Autoregressive(net, shape=(2, 3, 1), levels=3)
+    x = everything((2, 3, 1), 3)
+    log_p = jax.jit(model.log_prob)(random_state(model), {"x": x})
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
+    estimates = model.evaluate(random_state(model), {"x": x[:50]}, jax.random.key(0))
+    bits = -np.mean(log_p[:50]) / np.log(2) / 6
+    np.testing.assert_allclose(estimates["bits_per_dim"].value, bits, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
+    """Exactly zero for what comes later, and for itself; of what comes before, none is left out by
+    all masks, but for the PixelCNN's blind spot."""
+    size = int(np.prod(shape))
+    model = Autoregressive(net, shape=shape)
+    params = random_state(model).params
+    x = jax.random.uniform(jax.random.key(4), (1, *shape))
+    for which in range(net.masks):
+        jacobian = jax.jacobian(lambda x, w=which: net.logits(params, x, w)[0, :, 0])(x)
+        order = np.asarray(net.order(which, size))
+        assert sorted(order) == list(range(size))
+        ordered = np.asarray(jacobian).reshape(size, size)[order][:, order]
+        assert not np.any(np.triu(ordered))
+        lower = ordered[np.tril_indices(size, -1)]
+        if isinstance(net, FVSBN | NADE) or net == NETS["gated pixelcnn"]:
+            assert np.all(lower != 0)
+        else:
+            assert np.any(lower != 0)
+
+
+def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
+    """On 9 × 9 pixels: what the first pixel of the last row depends on."""
+    shape, pixel = (9, 9, 1), 8 * 9
+    x = jax.random.uniform(jax.random.key(0), (1, *shape))
+
+    def unseen(net):
+        params = random_state(Autoregressive(net, shape=shape)).params
+        gradient = jax.grad(lambda x: net.logits(params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
+        return [(int(i), int(j)) for i, j in np.argwhere(gradient == 0) if i < 8]
+
+    assert unseen(GatedPixelCNN(8, 6)) == []
+    blind = [(i, j) for i in range(8) for j in range(9) if j > 3 + (7 - i)]
+    assert unseen(PixelCNN(8, 6)) == blind
+
+
+def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
+    """At the same uniforms: variable by variable through the whole net, or through its cache."""
+    shape, n = (3, 4, 1), 40
+    size = 12
+    model = Autoregressive(net, shape=shape)
+    state = random_state(model)
+    u = jax.random.uniform(jax.random.key(5), (n, size))
+    log_p = []
+    for which in range(net.masks):
+        fast, log_shown = jax.jit(model.ancestral)(
+            state.params, u, which, jnp.zeros((n, *shape)), jnp.zeros(shape, bool)
+        )
+        x, product = jnp.zeros((n, size)), jnp.zeros(n)
+        for d in net.order(which, size):
+            logits = net.logits(state.params, x.reshape(n, *shape), which)[:, d]
+            level = invert(logits, u[:, d])
+            product += log_mass(logits, level)
+            x = x.at[:, d].set(level)
+        np.testing.assert_array_equal(fast.reshape(n, size), x)
+        np.testing.assert_array_equal(log_shown, 0)
+        log_p.append(product)
+        # Clamped everywhere, the same scan gives log p of what is clamped.
+        shown = jnp.ones(shape, bool)
+        again, log_all = jax.jit(model.ancestral)(state.params, u, which, fast, shown)
+        np.testing.assert_array_equal(again, fast)
+        np.testing.assert_allclose(log_all, product, rtol=1e-4, atol=1e-4)
+        if net.masks == 1:
+            np.testing.assert_allclose(
+                model.log_prob(state, {"x": fast}), product, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_log_prob_of_several_masks_is_that_of_their_mixture():
+    model = Autoregressive(MADE((9,), masks=3, raster=False), shape=(3, 3, 1))
+    state, x = random_state(model), everything((3, 3, 1))
+    each = []
+    for which in range(3):
+        logits = model.net.logits(state.params, x, which)[..., 0]
+        bits = x.reshape(len(x), -1)
+        each.append(
+            np.prod(np.where(bits == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), 1)
+        )
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    np.testing.assert_allclose(np.exp(model.log_prob(state, {"x": x})), np.mean(each, 0), rtol=1e-4)
+
+
+def chi_square(x, log_p, shape):
+    """p-value of the counts of samples [n, *shape] under exp(log_p) of all inputs, in the order of
+    `everything`; cells that expect fewer than 5 are taken together."""
+    bits = np.asarray(x).reshape(len(x), -1).astype(int)
+    index = bits @ (2 ** np.arange(bits.shape[1])[::-1])
+    counts = np.bincount(index, minlength=len(log_p)).astype(float)
+    expected = np.exp(np.asarray(log_p, np.float64))
+    expected *= len(x) / expected.sum()
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    kept = expected > 0
+    assert kept.sum() > 5
+    return stats.chisquare(counts[kept], expected[kept]).pvalue
+
+
+def test_sample_frequencies_match_the_exact_probabilities(net):
+    shape = (2, 3, 1)
+    model = Autoregressive(net, shape=shape)
+    state = random_state(model, scale=0.4)
+    log_p = model.log_prob(state, {"x": everything(shape)})
+    x = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(8), 6000)
+    assert chi_square(x, log_p, shape) > 1e-3
+    # The test can fail: other weights give another law.
+    other = model.log_prob(random_state(model, key=7), {"x": everything(shape)})
+    assert chi_square(x, other, shape) < 1e-6
+
+
+def test_samples_of_few_images_from_many_masks():
+    model = Autoregressive(MADE((9,), masks=8, raster=False), shape=(2, 3, 1))
+    for n in (1, 3, 8, 11):
+        assert model.sample(model.init(jax.random.key(0)), jax.random.key(1), n).shape == (
+            n,
+            2,
+            3,
+            1,
+        )
+
+
+def test_complete_draws_from_the_exact_conditional(net):
+    """With the first row shown: p(hidden | shown) by enumeration. Orders other than raster, and
+    several of them, need particles."""
+    shape = (2, 3, 1)
+    model = Autoregressive(net, shape=shape)
+    state = random_state(model)
+    all_x = everything(shape)
+    mask = jnp.zeros(shape).at[0].set(1)
+    shown = all_x[0b101000]
+    consistent = np.all(
+        (np.asarray(all_x) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
+    )
+    log_p = np.where(consistent, model.log_prob(state, {"x": all_x}), -np.inf)
+    raster = net.masks == 1 and getattr(net, "raster", True)
+    x = jnp.broadcast_to(shown, (4000, *shape)).at[:, 1].set(0.7)  # what is hidden is not looked at
+    complete = jax.jit(model.complete, static_argnames="particles")
+    drawn = complete(state, x, mask, jax.random.key(9), particles=1 if raster else 200)
+    np.testing.assert_array_equal(drawn[:, 0], x[:, 0])
+    bits = np.asarray(drawn).reshape(len(drawn), -1).astype(int) @ (2 ** np.arange(6)[::-1])
+    frequency = np.bincount(bits, minlength=64) / len(drawn)
+    exact = np.exp(log_p - log_p.max())
+    exact /= exact.sum()
+    assert 0.5 * np.abs(frequency - exact).sum() < 0.04
+    assert set(np.flatnonzero(frequency)) <= set(np.flatnonzero(consistent))
+
+
+def test_particles_correct_for_what_is_shown_later():
+    """With the last row shown, one particle ignores it; many give the exact conditional."""
+    shape = (2, 3, 1)
+    model = Autoregressive(FVSBN(), shape=shape)
+    state = random_state(model)
+    all_x = everything(shape)
+    mask = jnp.zeros(shape).at[1].set(1)
+    shown = all_x[0b000110]
+    consistent = np.all(
+        (np.asarray(all_x) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
+    )
+    exact = np.where(consistent, np.exp(model.log_prob(state, {"x": all_x})), 0)
+    exact /= exact.sum()
+    x = jnp.broadcast_to(shown, (4000, *shape))
+
+    def distance(particles):
+        complete = jax.jit(model.complete, static_argnames="particles")
+        drawn = complete(state, x, mask, jax.random.key(2), particles=particles)
+        bits = np.asarray(drawn).reshape(len(drawn), -1).astype(int) @ (2 ** np.arange(6)[::-1])
+        return 0.5 * np.abs(np.bincount(bits, minlength=64) / len(drawn) - exact).sum()
+
+    assert distance(1) > 0.15
+    assert distance(200) < 0.04
+
+
+def test_gradient_of_nade_equals_that_of_its_definition():
+    """Blocks and rematerialisation change nothing: against the sum over k < d as written."""
+    net, shape = NADE(6), (3, 5, 1)
+    model = Autoregressive(net, shape=shape)
+    params = random_state(model).params
+    x = (jax.random.uniform(jax.random.key(1), (4, *shape)) > 0.5).astype(jnp.float32)
+
+    def plain(params):
+        flat = x.reshape(4, 15)
+        seen = flat[:, :, None] * params["W"][None]
+        a = params["c"][None, None] + jnp.cumsum(seen, 1) - seen
+        out = jnp.sum(jax.nn.sigmoid(a) * params["V"][None, :, :, 0], -1) + params["b"][None, :, 0]
+        return jnp.sum(jnp.sin(out)), out
+
+    def fast(params):
+        out = net.logits(params, x, 0)[..., 0]
+        return jnp.sum(jnp.sin(out)), out
+
+    expected, out = jax.grad(plain, has_aux=True)(params)
+    found, logits = jax.grad(fast, has_aux=True)(params)
+    np.testing.assert_allclose(logits, out, rtol=1e-4, atol=1e-5)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_taps_are_those_of_the_papers():
+    a = [[1, 1, 1], [1, 0, 0]]
+    b = [[1, 1, 1], [1, 1, 0]]
+    np.testing.assert_array_equal(taps("A", 3), a)
+    np.testing.assert_array_equal(taps("B", 3), b)
+    np.testing.assert_array_equal(taps("above", 3), [[1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(taps("upto", 3), np.ones((2, 3)))
+    np.testing.assert_array_equal(taps("left", 5), [[1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(taps("left and self", 5), [[1, 1, 1, 0, 0]])
+
+
+def test_made_degrees_are_in_range_and_reproducible():
+    made = MADE((50, 40), masks=4, raster=False)
+    place, first, second = made.degrees(2, 10)
+    assert sorted(np.asarray(place)) == list(range(1, 11))
+    assert first.min() >= 1
+    assert first.max() == 9
+    assert second.min() >= first.min()
+    again = replace(made, activation="tanh").degrees(2, 10)
+    np.testing.assert_array_equal(place, again[0])
+    assert not np.array_equal(place, made.degrees(1, 10)[0])
+    other = replace(made, mask_seed=1).degrees(2, 10)
+    assert not np.array_equal(first, other[1])
+
+
+def test_objective_is_a_bound_of_one_mask_and_log_prob_when_there_is_one():
+    model = Autoregressive(NADE(4), shape=(2, 3, 1))
+    state, x = random_state(model), everything((2, 3, 1))
+    np.testing.assert_allclose(
+        model.objective(state, {"x": x}, jax.random.key(0)), model.score(state, {"x": x}), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_inversion_draws_by_the_law_of_the_logits(levels):
+    logits = jax.random.normal(jax.random.key(0), (1 if levels == 2 else levels,))
+    u = (jnp.arange(10_000) + 0.5) / 10_000
+    level = invert(jnp.broadcast_to(logits, (len(u), *logits.shape)), u)
+    frequency = np.bincount(np.asarray(level), minlength=levels) / len(u)
+    expected = [np.exp(log_mass(logits, jnp.array(value))) for value in range(levels)]
+    np.testing.assert_allclose(frequency, expected, atol=2e-4)
+
+
+def test_values_between_levels_are_refused_in_evaluation():
+    model = Autoregressive(FVSBN(), shape=(2, 2, 1))
+    state = model.init(jax.random.key(0))
+    with pytest.raises(UserError, match="variables of 2 levels"):
+        model.evaluate(state, {"x": np.full((3, 2, 2, 1), 0.5)}, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NADE(0), "hidden is 0"),
+        (lambda: MADE(()), "take one or more"),
+        (lambda: MADE(masks=0), "masks is 0"),
+        (lambda: PixelCNN(size=4), "odd width"),
+        (lambda: GatedPixelCNN(layers=0), "positive"),
+        (lambda: Autoregressive(FVSBN(), levels=1), "levels is 1"),
+        (
+            lambda: Autoregressive(PixelCNN(), shape=(5,)).init(jax.random.key(0)),
+            "images .H, W, 1., not examples of shape .5.",
+        ),
+        (
+            lambda: Autoregressive(FVSBN(), weight_decay=-1.0).init(jax.random.key(0)),
+            "weight_decay is -1",
+        ),
+    ],
+)
+def test_bad_hyperparameters_are_one_line(make, message):
+    with pytest.raises(UserError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
