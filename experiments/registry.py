@@ -96,7 +96,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=50,
     ),
     "fvsbn_binarized_mnist": Experiment(
-        Autoregressive(FVSBN(), learning_rate=1e-3, decay_steps=30_000),
+        Autoregressive(
+            FVSBN(raster=False), learning_rate=1e-2, weight_decay=0.03, decay_steps=30_000
+        ),
         data="binarized_mnist",
         steps=30_000,  # 60 epochs
         report_every=500,
@@ -153,14 +155,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             activation="tanh",
             bound_samples=5_000,
             learning_rate=1e-3,
-            decay_steps=250_000,
+            decay_steps=600_000,
         ),
         data="binarized_mnist",
         batch_size=20,
-        steps=250_000,  # 100 epochs
+        steps=600_000,  # 240 epochs
         report_every=2_500,
-        validate_every=5_000,
-        checkpoint_every=10_000,
+        validate_every=10_000,
+        checkpoint_every=50_000,
         steps_per_dispatch=50,
     ),
     "iwae_binarized_mnist": Experiment(
@@ -290,7 +292,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "made_uci_dna": Experiment(
         Autoregressive(
-            MADE((100,), direct=True), learning_rate=0.01, decay_steps=3_000, weight_decay=1.0
+            MADE((20,), direct=True), learning_rate=0.01, decay_steps=3_000, weight_decay=0.2
         ),
         data="uci_dna",
         batch_size=100,
@@ -396,7 +398,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=100,
     ),
     "fvsbn_uci_nips": Experiment(
-        Autoregressive(FVSBN(), learning_rate=0.001, decay_steps=500, weight_decay=1.0),
+        Autoregressive(FVSBN(), learning_rate=0.003, decay_steps=500, weight_decay=1.0),
         data="uci_nips",
         batch_size=50,
         steps=500,
@@ -417,7 +419,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "made_uci_nips": Experiment(
         Autoregressive(
-            MADE((100,), direct=True), learning_rate=0.001, decay_steps=500, weight_decay=1.0
+            MADE((500,), direct=True), learning_rate=0.001, decay_steps=500, weight_decay=6.0
         ),
         data="uci_nips",
         batch_size=50,
@@ -429,17 +431,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "made_masks_uci_nips": Experiment(
         Autoregressive(
-            MADE((500,), masks=16, raster=False, direct=True),
-            learning_rate=0.001,
-            decay_steps=2_000,
-            weight_decay=5.0,
+            MADE((500,), masks=32, raster=False, direct=True),
+            learning_rate=0.003,
+            decay_steps=6_000,
+            weight_decay=3.0,
         ),
         data="uci_nips",
         batch_size=50,
-        steps=2_000,
-        report_every=50,
-        validate_every=50,
-        checkpoint_every=1_000,
+        steps=6_000,
+        report_every=100,
+        validate_every=100,
+        checkpoint_every=3_000,
         steps_per_dispatch=50,
     ),
 }

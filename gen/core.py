@@ -104,15 +104,26 @@ def adam(
     """Adam (Kingma & Ba 2015) as the models take it.
 
     With `decay_steps` the step size falls to 0 over so many steps along half a cosine (Loshchilov &
-    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights shrink, too, by that
-    times the step size (decoupled; Loshchilov & Hutter 2019). Raises `UserError` if one is
-    negative.
+    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights, not the
+    biases, shrink, too, by that times the step size (decoupled; Loshchilov & Hutter 2019). Raises
+    `UserError` if one is negative.
     """
     require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
     require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
     require(weight_decay >= 0, f"weight_decay is {weight_decay}, must not be negative")
     rate = optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
-    return optax.adamw(rate, weight_decay=weight_decay) if weight_decay else optax.adam(rate)
+    if not weight_decay:
+        return optax.adam(rate)
+    return optax.adamw(rate, weight_decay=weight_decay, mask=_weights)
+
+
+def _weights(params: Any) -> Any:
+    """Which leaves are weights: all but those that are called b, c or bias."""
+
+    def is_weight(path, _):
+        return path[-1].key not in ("b", "c", "bias")
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
 def check_levels(data: Data, levels: int) -> None:

@@ -23,6 +23,7 @@ from gen.models.autoregressive.pixels import taps
 
 NETS = {
     "fvsbn": FVSBN(),
+    "fvsbn, drawn order": FVSBN(raster=False, order_seed=3),
     "nade": NADE(5),
     "made": MADE((7,)),
     "made, deep, direct": MADE((7, 6), direct=True, raster=False, activation="tanh"),

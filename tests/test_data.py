@@ -1,7 +1,11 @@
 """Data: splits, binarisation, preparing from a download, the cache, and what is damaged."""
 
 import gzip
+import hashlib
+import http.server
 import os
+import threading
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -184,3 +188,62 @@ def test_real_mnist_prepared_from_its_download_is_the_same(prepared, tmp_path, m
     monkeypatch.setenv("GEN_DATA_DIR", downloads)
     made = data.load("mnist", tmp_path)
     assert made.sha256 == data.load("mnist", prepared).sha256
+
+
+UCI_SIZES = {
+    "uci_dna": (180, 1400, 600, 1186),
+    "uci_mushrooms": (112, 2000, 500, 5624),
+    "uci_nips": (500, 400, 100, 1240),
+}
+
+
+@pytest.mark.parametrize("name", UCI_SIZES)
+def test_uci_sets_have_the_published_splits(name):
+    folder = os.environ.get("GEN_DATA_DIR")
+    if not folder or not Path(folder, f"{name}.npz").is_file():
+        pytest.skip(f"GEN_DATA_DIR names no folder with {name}.npz")
+    dataset = data.load(name)
+    rows = [len(split["x"]) for split in (dataset.train, dataset.validation, dataset.test)]
+    assert (*dataset.shape, *rows) == UCI_SIZES[name]
+    assert set(np.unique(dataset.train["x"])) == {0, 1}
+    assert dataset.peak == 1
+
+
+def test_a_local_file_is_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    (tmp_path / "uci_dna.npz").write_bytes(b"something else")
+    with pytest.raises(UserError, match="is damaged"):
+        data.load("uci_dna")
+
+
+def test_a_file_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("GEN_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        data.fetch("absent.bin", "http://127.0.0.1:9/absent.bin", "0" * 64)
+    assert "\n" not in str(error.value)
+
+
+def test_a_download_is_cached_and_checked(tmp_path, monkeypatch):
+    """From a server of the test's own; the second time there is none."""
+    content = b"some bytes"
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "file.bin").write_bytes(content)
+    monkeypatch.delenv("GEN_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handler = partial(QuietHandler, directory=str(tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/file.bin"
+    with pytest.raises(UserError, match="could not be downloaded"):
+        data.fetch("other.bin", url, "0" * 64)
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert data.fetch("file.bin", url, sha256).read_bytes() == content
+    server.shutdown()
+    server.server_close()
+    assert data.fetch("file.bin", url, sha256).read_bytes() == content
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +172,99 @@ def test_too_many_devices_are_refused():
 def test_shard_splits_rows_in_order():
     shards = parallel.shard({"x": np.arange(8)}, 4)
     np.testing.assert_array_equal(shards["x"], [[0, 1], [2, 3], [4, 5], [6, 7]])
+
+
+class Walk(NamedTuple):
+    place: jax.Array  # []
+    target: jax.Array  # [], where this seed's objective is least
+
+
+class Walker:
+    """Goes up by one each step; its objective is the distance to a target that the key draws."""
+
+    family: ClassVar[str] = "test"
+    density: ClassVar[Density] = "none"
+    shape: tuple[int, ...] = ()
+
+    def init(self, key):
+        return Walk(jnp.zeros(()), jax.random.randint(key, (), 4, 40).astype(jnp.float32))
+
+    def step(self, state, batch, key, *, axis_name=None):
+        return state._replace(place=state.place + 1), {"loss": state.place}
+
+    def parameters(self, state):
+        return ()
+
+    def evaluate(self, state, data, key):
+        return {}
+
+    def objective(self, state, batch, key):
+        return jnp.abs(state.place - state.target) + batch["x"]
+
+
+VALIDATED: Any = {"validation": {"x": np.arange(7, dtype=np.float32)}, "validate_every": 4}
+
+
+def test_validation_keeps_the_state_that_did_best():
+    options: Any = {"steps": 50, "batch_size": 5, "report_every": 2, **VALIDATED}
+    seen, last = {}, None
+    for last in train.fit(Walker(), DATA, seed=1, **options):
+        if last.metrics and "validation" in last.metrics:
+            seen[last.step] = float(last.metrics["validation"])
+    assert last
+    carry = last.carry
+    assert list(seen) == list(range(4, 51, 4))  # only at the multiples
+    target = float(carry.state.target)
+    for step, value in seen.items():
+        np.testing.assert_allclose(value, abs(step - target) + 3.0)  # the mean of 0 … 6 is 3
+    best = min(seen, key=lambda step: seen[step])
+    assert isinstance(carry.best, train.Best)
+    assert (int(carry.best.step), float(carry.chosen.place)) == (best, best)
+    assert float(carry.state.place) == 50
+    np.testing.assert_allclose(carry.best.validation, seen[best])
+
+
+def test_every_seed_has_its_own_best():
+    options: Any = {"steps": 48, "batch_size": 5, "report_every": 4, **VALIDATED}
+    *_, together = train.fit(Walker(), DATA, seed=[1, 2, 3], **options)
+    steps = []
+    for index, seed in enumerate([1, 2, 3]):
+        *_, alone = train.fit(Walker(), DATA, seed=seed, **options)
+        of_seed = jax.tree.map(lambda leaf, i=index: leaf[i], together.carry)
+        chex.assert_trees_all_close(of_seed, alone.carry, rtol=1e-6)
+        assert isinstance(alone.carry.best, train.Best)
+        steps.append(int(alone.carry.best.step))
+    assert len(set(steps)) > 1
+
+
+def test_validation_resumes_exactly():
+    options: Any = {"batch_size": 5, "report_every": 4, **VALIDATED}
+    *_, whole = train.fit(Walker(), DATA, steps=48, **options)
+    *_, half = train.fit(Walker(), DATA, steps=24, **options)
+    *_, resumed = train.fit(Walker(), DATA, steps=48, start=(24, half.carry), **options)
+    chex.assert_trees_all_equal(resumed.carry, whole.carry)
+
+
+@pytest.mark.parametrize("rows", [1, 99, 100, 101, 250])
+def test_validation_counts_every_row_once(rows):
+    x = np.linspace(0, 1, rows, dtype=np.float32)
+    carry = train.begin(Walker(), DATA, 5, validated=True)
+    _, value = train.validate(Walker(), carry, {"x": jnp.asarray(x)}, jnp.uint32(0), jnp.int32(1))
+    np.testing.assert_allclose(value, x.mean() + float(carry.state.target), rtol=1e-5)
+
+
+def test_validation_draws_the_same_each_time():
+    """A VAE's objective is random: the same state has the same value at any step."""
+    model = VAE(shape=(3,), encoder=(2,), decoder=(2,), latent=2)
+    x = jnp.asarray(np.random.RandomState(0).randint(0, 2, (30, 3)), jnp.float32)
+    carry = train.begin(model, {"x": x}, 10, validated=True)
+    values = [
+        float(train.validate(model, carry, {"x": x}, jnp.uint32(seed), jnp.int32(step))[1])
+        for seed, step in ((0, 1), (0, 9), (5, 1))
+    ]
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_model_without_objective_cannot_be_validated():
+    with pytest.raises(UserError, match="no objective"):
+        list(train.fit(Counter(), DATA, steps=2, batch_size=5, **VALIDATED))

@@ -1,6 +1,7 @@
 """The VAE against closed forms: KL, likelihoods, and probabilistic PCA."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,100 @@ def test_training_reaches_the_exact_likelihood():
     assert elbo > log_p.mean() - 0.05
 
 
+def suboptimal(model, x):
+    """The best W, and a q(z|x) that is wrong: off in its mean, and too wide."""
+    w, b, log_p = ppca(x)
+    state = set_optimum(jax.jit(model.init)(jax.random.key(0)), w, b)
+    encoder = state.params["encoder"]["params"]
+    encoder["mean"]["bias"] = encoder["mean"]["bias"] + np.float32(0.3)
+    encoder["logvar"]["bias"] = encoder["logvar"]["bias"] + np.float32(0.8)
+    return state, log_p
+
+
+def test_importance_weighted_bound_rises_with_k_to_the_exact_likelihood():
+    """ELBO ≤ L_2 ≤ L_8 ≤ … ≤ log p in expectation (Burda et al. 2016, theorem 1), each step by many
+    standard errors, and L_5000 = log p within its own."""
+    model, x = linear_vae(), linear_data(20)
+    state, log_p = suboptimal(model, x)
+    repeats = 300
+
+    def mean_bound(k):
+        """Of one example each, over repeats: mean and standard error of L_k − log p."""
+        draw = jax.jit(jax.vmap(lambda key: model.bound(state, {"x": x}, key, k).log_mean))
+        gap = np.asarray(draw(jax.random.split(jax.random.key(k), repeats))) - log_p[None]
+        of_repeat = gap.mean(1)
+        return of_repeat.mean(), of_repeat.std(ddof=1) / math.sqrt(repeats)
+
+    gaps = {k: mean_bound(k) for k in (1, 2, 8, 60)}
+    values = [gap for gap, _ in gaps.values()]
+    errors = [stderr for _, stderr in gaps.values()]
+    for low, high, e_low, e_high in zip(values, values[1:], errors, errors[1:], strict=False):
+        assert high - low > 4 * math.hypot(e_low, e_high)
+    assert values[-1] < 2 * errors[-1]
+    np.testing.assert_allclose(
+        values[0],
+        (np.asarray(exact_elbo(model, state.params, x)) - log_p).mean(),
+        atol=5 * errors[0],
+    )
+    many = model.bound(state, {"x": x}, jax.random.key(1), 5000)
+    assert np.all(np.abs(many.log_mean - log_p) < 0.1)
+    assert np.all((many.ess > 1000) & (many.ess < 5000))
+
+
+def test_weights_are_all_equal_where_q_is_the_posterior():
+    """Then every bound is log p itself, and every draw counts."""
+    model, x = linear_vae(), linear_data(20)
+    w, b, log_p = ppca(x)
+    state = set_optimum(jax.jit(model.init)(jax.random.key(0)), w, b)
+    bound = model.bound(state, {"x": x}, jax.random.key(0), 75)  # not a multiple of the block
+    np.testing.assert_allclose(bound.log_mean, log_p, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(bound.ess, 75, rtol=1e-4)
+
+
+def test_training_on_the_bound_lowers_it():
+    x = linear_data()
+    model = replace(linear_vae(), samples=8, bound_samples=200)
+    *_, last = train.fit(model, {"x": x}, steps=1500, batch_size=500, steps_per_dispatch=100)
+    _, _, log_p = ppca(x)
+    estimates = model.evaluate(last.carry.state, {"x": x[:500]}, jax.random.key(0))
+    assert set(estimates) == {"nll", "negative_elbo", "reconstruction", "kl", "ess"}
+    assert estimates["nll"].settings["z_per_example"] == 200
+    assert estimates["nll"].kind == "upper bound"
+    assert abs(estimates["nll"].value + log_p[:500].mean()) < 0.1
+    assert 1 < estimates["ess"].value <= 200
+
+
+def test_objective_is_what_a_step_lowers():
+    x, key = linear_data(50), jax.random.key(3)
+    for model in (linear_vae(), replace(linear_vae(), samples=5), replace(linear_vae(), beta=4.0)):
+        state = jax.jit(model.init)(jax.random.key(0))
+        _, metrics = model.step(state, {"x": x}, key)
+        np.testing.assert_allclose(
+            model.objective(state, {"x": x}, key).mean(), metrics["loss"], rtol=1e-5
+        )
+
+
+def test_beta_weighs_the_kl():
+    x = linear_data()
+    kl = {}
+    for beta in (0.1, 1.0, 10.0):
+        model = replace(linear_vae(), beta=beta)
+        *_, last = train.fit(model, {"x": x}, steps=600, batch_size=500, steps_per_dispatch=100)
+        assert last.metrics
+        kl[beta] = float(last.metrics["kl"])
+    assert kl[0.1] > kl[1.0] > kl[10.0]
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (9, 6, 3), (5, 7, 2)])
+def test_convolutions_keep_the_shape(shape):
+    model = VAE(shape=shape, channels=(4, 6), encoder=(5,), decoder=(7,), latent=3)
+    state = jax.jit(model.init)(jax.random.key(0))
+    assert state.params["encoder"]["params"]["Conv_1"]["kernel"].shape == (3, 3, 4, 6)
+    assert model.reconstruct(state, {"x": jnp.ones((2, *shape))}).shape == (2, *shape)
+    state, metrics = jax.jit(model.step)(state, {"x": jnp.ones((2, *shape))}, jax.random.key(1))
+    assert np.isfinite(metrics["loss"])
+
+
 def test_gradient_equals_finite_differences():
     model = VAE(shape=(4,), encoder=(3,), decoder=(3,), latent=2)
     params = jax.jit(model.init)(jax.random.key(0)).params
@@ -201,7 +296,17 @@ def test_grey_pixels_have_no_nll(digits):
     np.testing.assert_allclose(with_binary["nll"].value, parts, rtol=1e-6)
 
 
-@pytest.mark.parametrize("flags", [{"latent": 0}, {"variance": 0.0}, {"decoder": (0,)}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"latent": 0},
+        {"variance": 0.0},
+        {"decoder": (0,)},
+        {"samples": 0},
+        {"samples": 5, "beta": 2.0},
+        {"channels": (4,), "shape": (6,)},
+    ],
+)
 def test_impossible_hyperparameters_are_refused(flags):
     with pytest.raises(UserError):
         VAE(**flags)

@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         return dense(self.latent, "mean")(h), dense(self.latent, "logvar")(h)
 
 
-class Decoder(nn.Module):
+class ConvDecoder(nn.Module):
     """z [B, latent] ↦ logits or means of the pixels, [B, D]: dense layers, then as many transposed
     convolutions of stride 2 as the encoder has convolutions."""
 
@@ -65,8 +65,6 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        if not self.channels:
-            return MLP(self.widths, math.prod(self.shape), self.activation, name="dense")(z)
         height, width, colours = self.shape
         shrunk = [-(-side // 2 ** len(self.channels)) for side in (height, width)]
         h = Hidden(self.widths, self.activation)(z)
@@ -296,8 +294,10 @@ class VAE:
         return Encoder(self.channels, self.encoder, self.latent, self.activation)
 
     @property
-    def _decoder(self) -> Decoder:
-        return Decoder(self.shape, self.decoder, self.channels, self.activation)
+    def _decoder(self) -> MLP | ConvDecoder:
+        if self.channels:
+            return ConvDecoder(self.shape, self.decoder, self.channels, self.activation)
+        return MLP(self.decoder, math.prod(self.shape), self.activation)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

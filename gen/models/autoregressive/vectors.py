@@ -28,7 +28,12 @@ def uniform(key: jax.Array, fan_in: int, fan_out: int, shape: tuple[int, ...]) -
 @dataclass(frozen=True)
 class FVSBN:
     """Fully visible sigmoid belief net: logits_d = b_d + Σ_{k<d} x_k W_kd (Frey 1998; Gan et al.
-    2015), a logistic regression of each variable on those before it."""
+    2015), a logistic regression of each variable on those before it in the order."""
+
+    raster: bool = True
+    """take the variables in their own order, else in one that is drawn"""
+    order_seed: int = 0
+    """determines the order that is drawn"""
 
     @property
     def masks(self) -> int:
@@ -40,12 +45,19 @@ class FVSBN:
 
     def logits(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
         size, _, channels = params["W"].shape
-        earlier = jnp.triu(jnp.ones((size, size)), 1)  # [k, d]: k < d
+        place = self._places(size)
+        earlier = _below(place, place)  # [k, d]: k < d
         W = (params["W"] * earlier[:, :, None]).reshape(size, size * channels)
         return (flatten(x) @ W).reshape(-1, size, channels) + params["b"][None]
 
     def order(self, which: Any, size: int) -> jax.Array:
-        return jnp.arange(size)
+        return jnp.argsort(self._places(size))
+
+    def _places(self, size: int) -> jax.Array:
+        """Where each variable stands in the order, [D]."""
+        if self.raster:
+            return jnp.arange(size)
+        return jax.random.permutation(jax.random.key(self.order_seed), size)
 
     def begin(self, params: Any, x: jax.Array, which: Any) -> Any:
         """The logits [B, D, C] as far as they are known."""

@@ -1,0 +1,185 @@
+"""Mixtures against enumeration, and EM against its theory."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_autoregressive import chi_square
+
+from gen import parallel, train
+from gen.core import UserError
+from gen.models.mixture import Mixture, Params, State, Statistics, log_joint
+
+SHAPE = (2, 4, 1)
+EVERYTHING = jnp.array(list(itertools.product([0.0, 1.0], repeat=8))).reshape(-1, *SHAPE)
+
+
+def random_state(components, key=0):
+    weight_key, pixel_key = jax.random.split(jax.random.key(key))
+    weight = jax.random.normal(weight_key, (components,))
+    return State(Params(weight, 2 * jax.random.normal(pixel_key, (components, 8))), ())
+
+
+def clusters(n=600, key=3):
+    """Binary data with structure: four noisy prototypes."""
+    prototype_key, choice_key, noise_key = jax.random.split(jax.random.key(key), 3)
+    prototypes = jax.random.bernoulli(prototype_key, 0.5, (4, 8))
+    chosen = prototypes[jax.random.randint(choice_key, (n,), 0, 4)]
+    flipped = jax.random.bernoulli(noise_key, 0.1, chosen.shape)
+    return (chosen ^ flipped).astype(jnp.float32).reshape(n, *SHAPE)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_log_prob_is_the_definition_and_sums_to_one(components):
+    model, state = Mixture(shape=SHAPE, components=components), random_state(components)
+    x = np.asarray(EVERYTHING).reshape(-1, 8)
+    pi = np.asarray(jax.nn.softmax(state.params.weight))
+    mu = np.asarray(jax.nn.sigmoid(state.params.pixel))
+    each = np.prod(np.where(x[:, None] == 1, mu[None], 1 - mu[None]), axis=2)
+    p = each @ pi
+    np.testing.assert_allclose(np.exp(model.log_prob(state, {"x": EVERYTHING})), p, rtol=1e-4)
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.encode(state, {"x": EVERYTHING}).sum(1), 1, rtol=1e-5)
+
+
+def test_one_component_is_the_frequency_of_each_pixel():
+    x = clusters()
+    model = Mixture(shape=SHAPE, components=1, smoothing=1e-9)
+    state, _ = model.step(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
+    np.testing.assert_allclose(
+        jax.nn.sigmoid(state.params.pixel)[0], np.asarray(x).reshape(-1, 8).mean(0), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("smoothing", [1e-9, 0.01])
+def test_em_never_lowers_what_it_maximises(smoothing):
+    """The mean log-likelihood, plus the log of the prior where there is one."""
+    x = clusters()
+    model = Mixture(shape=SHAPE, components=5, smoothing=smoothing)
+    mean = (x.reshape(-1, 8).mean(0) + 1e-3) / 1.002
+
+    def objective(state):
+        log_pi = jax.nn.log_softmax(state.params.weight)
+        log_mu = jax.nn.log_sigmoid(state.params.pixel)
+        log_not = jax.nn.log_sigmoid(-state.params.pixel)
+        prior = log_pi.sum() + (mean[None] * log_mu + (1 - mean[None]) * log_not).sum()
+        return float(model.log_prob(state, {"x": x}).mean() + smoothing * prior)
+
+    step = jax.jit(model.step)
+    state = model.init(jax.random.key(0))
+    values = []
+    for i in range(60):
+        state, metrics = step(state, {"x": x}, jax.random.key(i))
+        values.append(objective(state))
+        assert np.isfinite(metrics["loss"])
+    assert np.all(np.diff(values) > -2e-6)
+    assert values[-1] - values[0] > 0.05
+
+
+def test_em_update_is_the_weighted_mean_by_hand():
+    x = clusters(50)
+    model = Mixture(shape=SHAPE, components=3, smoothing=0.02)
+    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6))
+    r = np.asarray(model.encode(state, {"x": x}))
+    share, ones = r.mean(0), r.T @ np.asarray(x).reshape(50, 8) / 50
+    mean = (ones.sum(0) + 1e-3) / 1.002
+    new, metrics = model.step(state, {"x": x}, jax.random.key(0))
+    np.testing.assert_allclose(
+        jax.nn.softmax(new.params.weight), (share + 0.02) / (1 + 0.06), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        jax.nn.sigmoid(new.params.pixel),
+        (ones + 0.02 * mean) / (share[:, None] + 0.02),
+        rtol=1e-4,
+    )
+    np.testing.assert_allclose(metrics["loss"], -model.log_prob(state, {"x": x}).mean(), rtol=1e-5)
+
+
+def test_stepwise_em_averages_its_statistics():
+    x = clusters(100)
+    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6))
+    full, _ = Mixture(shape=SHAPE, components=3).step(state, {"x": x}, jax.random.key(0))
+    part, _ = Mixture(shape=SHAPE, components=3, rate=0.25).step(state, {"x": x}, jax.random.key(0))
+    for old, new, mixed in zip(state.memory, full.memory, part.memory, strict=True):
+        np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-5)
+
+
+def test_stepwise_em_and_gradient_reach_what_em_reaches():
+    x = clusters()
+    options = {"shape": SHAPE, "components": 4}
+    runs = {
+        "em": (Mixture(**options), 30, 600),
+        "stepwise": (Mixture(**options, rate=0.2), 200, 200),
+        "gradient": (Mixture(**options, training="gradient", learning_rate=0.1), 400, 200),
+    }
+    reached = {}
+    for name, (model, steps, batch) in runs.items():
+        best = []
+        for seed in range(4):
+            *_, last = train.fit(model, {"x": x}, steps=steps, batch_size=batch, seed=seed)
+            best.append(float(-model.log_prob(last.carry.state, {"x": x}).mean()))
+        reached[name] = min(best)
+    assert abs(reached["em"] - reached["stepwise"]) < 0.05
+    assert abs(reached["em"] - reached["gradient"]) < 0.1
+    alone = Mixture(shape=SHAPE, components=1)
+    *_, last = train.fit(alone, {"x": x}, steps=2, batch_size=600)
+    assert reached["em"] < float(-alone.log_prob(last.carry.state, {"x": x}).mean()) - 0.5
+
+
+def test_replicas_start_from_the_same_prototypes():
+    x = clusters(32)
+    model = Mixture(shape=SHAPE, components=4)
+    states = parallel.replicate(model.init(jax.random.key(0)), 4)
+    shards, key = parallel.shard({"x": x}, 4), jax.random.key(1)
+    states, _ = parallel.pmap_step(model, 4)(states, shards, key)
+    statistics = jax.tree.map(lambda leaf: leaf[0], states.memory)
+    np.testing.assert_allclose(statistics.ones.sum(0), x.reshape(32, 8).mean(0), rtol=1e-5)
+    # From the first shard's rows, by hand.
+    rows = x[:8].reshape(8, 8)
+    mean = x.reshape(32, 8).mean(0)
+    chosen = rows[jax.random.choice(key, 8, (4,), replace=False)]
+    mu = jnp.clip(0.5 * (chosen + mean[None]), 1e-3, 1 - 1e-3)
+    start = Params(jnp.zeros(4), jnp.log(mu) - jnp.log1p(-mu))
+    r = jax.nn.softmax(log_joint(start, x.reshape(32, 8)), axis=1)
+    np.testing.assert_allclose(statistics.share, r.mean(0), rtol=1e-4)
+
+
+def test_sample_frequencies_match_the_exact_probabilities():
+    model, state = Mixture(shape=SHAPE, components=3), random_state(3)
+    x = model.sample(state, jax.random.key(5), 8000)
+    assert chi_square(x, model.log_prob(state, {"x": EVERYTHING}), SHAPE) > 1e-3
+    other = model.log_prob(random_state(3, key=1), {"x": EVERYTHING})
+    assert chi_square(x, other, SHAPE) < 1e-6
+
+
+def test_complete_draws_from_the_exact_conditional():
+    """Whatever is shown: here every other pixel."""
+    model, state = Mixture(shape=SHAPE, components=3), random_state(3)
+    mask = jnp.array([1, 0, 1, 0, 1, 0, 1, 0]).reshape(SHAPE)
+    shown = EVERYTHING[0b10100010]
+    same = np.all(
+        (np.asarray(EVERYTHING) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
+    )
+    exact = np.where(same, np.exp(model.log_prob(state, {"x": EVERYTHING})), 0)
+    exact /= exact.sum()
+    x = jnp.broadcast_to(jnp.where(mask == 1, shown, 0.7), (6000, *SHAPE))
+    drawn = np.asarray(model.complete(state, x, mask, jax.random.key(2))).reshape(-1, 8)
+    index = drawn.astype(int) @ (2 ** np.arange(8)[::-1])
+    frequency = np.bincount(index, minlength=256) / len(drawn)
+    assert 0.5 * np.abs(frequency - exact).sum() < 0.03
+
+
+def test_bad_hyperparameters_and_grey_data_are_refused():
+    for make in (
+        lambda: Mixture(components=0),
+        lambda: Mixture(rate=0.0),
+        lambda: Mixture(smoothing=0.0),
+    ):
+        with pytest.raises(UserError):
+            make()
+    model = replace(Mixture(shape=SHAPE), components=2)
+    with pytest.raises(UserError, match="binarise"):
+        model.evaluate(random_state(2), {"x": np.full((3, *SHAPE), 0.5)}, jax.random.key(0))
