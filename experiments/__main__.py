@@ -185,7 +185,6 @@ def sample_command(arguments: list[str]) -> int:
 def table_command(arguments: list[str]) -> int:
     chosen = parse(Table, arguments, "table")
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from experiments import table
     from experiments.evaluation import RESULTS
@@ -194,8 +193,9 @@ def table_command(arguments: list[str]) -> int:
     unknown = [name for name in chosen.data if name not in table.TITLES]
     if unknown:
         raise UserError(f"no table of {unknown[0]!r}: choose from {', '.join(table.TITLES)}")
-    (RESULTS / "RESULTS.md").write_text(table.markdown(RESULTS, tuple(table.TITLES)))
-    Console().print(Markdown(table.markdown(RESULTS, chosen.data or tuple(table.TITLES))))
+    (RESULTS / "RESULTS.md").write_text(table.markdown(RESULTS))
+    for data in chosen.data or table.TITLES:
+        Console().print(table.terminal(RESULTS, data))
     return 0
 
 

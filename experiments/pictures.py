@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gen import plots
@@ -15,6 +16,7 @@ FINAL = (
     "samples.png",
     "strip.png",
     "reconstructions.png",
+    "completions.png",
     "latent.png",
     "interpolations.png",
     "curves.png",
@@ -60,6 +62,15 @@ def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
             plots.grid(images, 10, ["original", "reconstructed"] * 3),
             folder / "reconstructions.png",
         )
+    if "complete" in able:
+        x = jnp.asarray(test["x"][:10])
+        upper = jnp.zeros(model.shape).at[: model.shape[0] // 2].set(1)
+        shown = jnp.where(upper[None] == 1, x, 0.5)
+        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+        completed = [jax.jit(model.complete)(state, x, upper, each) for each in keys]
+        rows = ["original", "shown", *["completed"] * len(keys)]
+        images = np.concatenate([x, shown, *completed])
+        save(plots.grid(images, 10, rows), folder / "completions.png")
     if "encode" in able and "label" in test:
         codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:2000]}))
         points, how = plane(codes)

@@ -116,9 +116,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_000,
     ),
     "made_binarized_mnist": Experiment(
-        Autoregressive(MADE((8_000,)), learning_rate=5e-4, decay_steps=20_000),
+        Autoregressive(MADE((8_000,)), learning_rate=1e-3, decay_steps=12_000),
         data="binarized_mnist",
-        steps=20_000,  # 40 epochs
+        steps=12_000,  # 24 epochs
         report_every=500,
         validate_every=500,
         checkpoint_every=2_500,
@@ -127,10 +127,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         Autoregressive(
             MADE((8_000,), masks=32, raster=False, direct=True),
             learning_rate=1e-3,
-            decay_steps=20_000,
+            decay_steps=15_000,
         ),
         data="binarized_mnist",
-        steps=20_000,  # 40 epochs
+        steps=15_000,  # 30 epochs
         report_every=500,
         validate_every=1_000,
         checkpoint_every=2_500,
@@ -174,11 +174,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             samples=50,
             bound_samples=5_000,
             learning_rate=1e-3,
-            decay_steps=150_000,
+            decay_steps=80_000,
         ),
         data="binarized_mnist",
         batch_size=20,
-        steps=150_000,  # 60 epochs
+        steps=80_000,  # 32 epochs
         report_every=2_500,
         validate_every=5_000,
         checkpoint_every=5_000,

@@ -40,54 +40,67 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [record for record in found if "nll" in record["estimates"]]
 
 
-def markdown(folder: Path, names: tuple[str, ...]) -> str:
-    """The tables of these data sets; a set without results is left out."""
-    parts = [
-        section(title, rows)
-        for data, title in TITLES.items()
-        if data in names
-        if (rows := [r for r in records(folder) if r["data"] == data])
-    ]
-    return "\n".join([HEADER, *parts])
+def markdown(folder: Path) -> str:
+    """RESULTS.md: the tables of all data sets that have results."""
+    found, parts = records(folder), [HEADER]
+    for data, title in TITLES.items():
+        rows, sources = lines(found, data)
+        if rows:
+            columns = list(rows[0])
+            text = [f"## {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+            text += [f"| {' | '.join(row.values())} |" for row in rows]
+            text += ["", *(f"[{i}] {source}  " for i, source in enumerate(sources, 1))]
+            parts.append("\n".join(text).rstrip() + "\n")
+    return "\n".join(parts)
 
 
-def section(title: str, rows: list[dict[str, Any]]) -> str:
-    """One data set's table, its rows by rising value, and the sources of its published figures."""
-    by_estimate = {id(e := Estimate(**row["estimates"]["nll"])): (e, row) for row in rows}
-    lines = [
-        f"## {title}",
-        "",
-        "| experiment | test nats | kind | seeds | spread | parameters | seconds | device "
-        "| published | distance | command |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    notes: list[str] = []
-    for mark, estimate in marked([estimate for estimate, _ in by_estimate.values()]):
-        row = by_estimate[id(estimate)][1]
-        published = PUBLISHED.get(row["experiment"])
+def terminal(folder: Path, data: str) -> Any:
+    """The same for one data set, without what a terminal has no room for."""
+    from rich.table import Table
+
+    rows, _ = lines(records(folder), data)
+    columns = ("experiment", "test nats", "kind", "spread", "published", "distance")
+    out = Table(*columns, title=TITLES[data])
+    for row in rows:
+        out.add_row(*(row[column].strip("`") for column in columns))
+    return out
+
+
+def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]], list[str]]:
+    """One data set's rows by rising value, cells by column; and the sources of its published
+    figures, which the cells number from 1."""
+    estimates = {
+        row["experiment"]: Estimate(**row["estimates"]["nll"])
+        for row in found
+        if row["data"] == data
+    }
+    by_name = {row["experiment"]: row for row in found}
+    name_of = {id(estimate): name for name, estimate in estimates.items()}
+    rows, sources = [], []
+    for mark, estimate in marked(list(estimates.values())):
+        name = name_of[id(estimate)]
+        row, published = by_name[name], PUBLISHED.get(name)
         reference, distance = "–", "–"
         if published:
-            notes.append(published.source)
-            of = MARKS[published.kind]
-            reference = f"{of} {published.value:.2f} [{len(notes)}]".strip()
+            sources.append(published.source)
+            value = f"{MARKS[published.kind]} {published.value:.2f}".strip()
+            reference = f"{value} [{len(sources)}]"
             distance = f"{estimate.value - published.value:+.2f}"
-        value = str(estimate).split(" (")[0]
         spread = estimate.settings.get("seeds_stderr")
         draws = estimate.settings.get("z_per_example")
-        kind = f"{estimate.kind}, {draws:,} samples" if draws else estimate.kind
-        cells = [
-            f"`{row['experiment']}`",
-            f"{mark} {value}".strip(),
-            kind,
-            str(len(row["seeds"])),
-            "–" if spread is None else f"± {spread:.2g}",
-            f"{row['parameters']:,}",
-            f"{row['train_seconds']:,.0f}",
-            row["device"],
-            reference,
-            distance,
-            f"`{row['command']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [""] + [f"[{i}] {source}  " for i, source in enumerate(notes, 1)]
-    return "\n".join(lines).rstrip() + "\n"
+        rows.append(
+            {
+                "experiment": f"`{name}`",
+                "test nats": f"{mark} {estimate}".split(" (")[0].strip(),
+                "kind": f"{estimate.kind}, {draws:,} samples" if draws else estimate.kind,
+                "seeds": str(len(row["seeds"])),
+                "spread": "–" if spread is None else f"± {spread:.2g}",
+                "parameters": f"{row['parameters']:,}",
+                "seconds": f"{row['train_seconds']:,.0f}",
+                "device": row["device"],
+                "published": reference,
+                "distance": distance,
+                "command": f"`{row['command']}`",
+            }
+        )
+    return rows, sources

@@ -135,9 +135,11 @@ def importance_bound(
 
     shape = jax.eval_shape(lambda: log_weight(key, block)).shape[1:]
     nothing = jnp.full(shape, -jnp.inf)
-    (log_sum, log_squares), _ = jax.lax.scan(
-        add, (nothing, nothing), jnp.arange(-(-samples // block))
-    )
+    blocks = -(-samples // block)
+    if blocks == 1:  # without a loop a CPU uses all of its cores
+        (log_sum, log_squares), _ = add((nothing, nothing), 0)
+    else:
+        (log_sum, log_squares), _ = jax.lax.scan(add, (nothing, nothing), jnp.arange(blocks))
     return ImportanceBound(log_sum - math.log(samples), jnp.exp(2 * log_sum - log_squares))
 
 

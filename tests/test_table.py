@@ -1,0 +1,75 @@
+"""The table of results: what it prints, in which order, and that the committed one is current."""
+
+import json
+
+import pytest
+
+from experiments import table
+from experiments.__main__ import main
+from experiments.evaluation import RESULTS
+from experiments.published import PUBLISHED
+from experiments.registry import EXPERIMENTS
+
+
+def record(name, data, value, kind, **settings):
+    estimate = {"value": value, "stderr": 0.2345, "kind": kind, "n": 100, "settings": settings}
+    return {
+        "experiment": name,
+        "data": data,
+        "estimates": {"nll": estimate},
+        "seeds": [0, 1, 2] if "seeds" in settings else [0],
+        "parameters": 12345,
+        "train_seconds": 61.7,
+        "device": "a machine",
+        "command": f"python -m experiments train {name}",
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = [
+        record("vae_binarized_mnist", "binarized_mnist", 89.5, "upper bound", z_per_example=5000),
+        record("nade_binarized_mnist", "binarized_mnist", 87.9, "exact", seeds=3, seeds_stderr=0.1),
+        record("pixelcnn_binarized_mnist", "binarized_mnist", 82.0, "exact"),
+        record("nade_uci_dna", "uci_dna", 83.0, "exact"),
+    ]
+    for made in records:
+        (tmp_path / f"{made['experiment']}.json").write_text(json.dumps(made))
+    (tmp_path / "ae_mnist.json").write_text(json.dumps({"data": "mnist", "estimates": {"mse": {}}}))
+    return tmp_path
+
+
+def test_rows_are_sorted_and_marked(folder):
+    text = table.markdown(folder).split("## DNA")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1].split("_")[0] for row in rows] == ["pixelcnn", "nade", "vae"]
+    assert (
+        "| ≤ 89.50 ± 0.23 | upper bound, 5,000 samples | 1 | – | 12,345 | 62 | a machine |" in text
+    )
+    assert "| 87.90 ± 0.23 | exact | 3 | ± 0.1 |" in text
+    assert "| 81.30 [1] | +0.70 |" in text
+    assert "| ≤ 88.71 [2] | +0.79 |" in text
+    assert f"[1] {PUBLISHED['pixelcnn_binarized_mnist'].source}" in text
+    assert "nade_uci_dna" in table.markdown(folder).split("## DNA")[1]
+
+
+def test_every_published_figure_is_of_a_registered_experiment_with_a_table():
+    for name, published in PUBLISHED.items():
+        assert EXPERIMENTS[name].data in table.TITLES
+        assert published.source
+
+
+def test_the_committed_table_is_made_from_the_committed_files():
+    assert (RESULTS / "RESULTS.md").read_text() == table.markdown(RESULTS)
+
+
+def test_command_writes_all_tables_and_prints_the_ones_asked_for(folder, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.evaluation.RESULTS", folder)
+    assert main(["table", "--data", "uci_dna"]) == 0
+    printed = capsys.readouterr().out
+    assert "nade_uci_dna" in printed
+    assert "83.00 ± 0.23" in printed
+    assert "pixelcnn" not in printed
+    assert (folder / "RESULTS.md").read_text() == table.markdown(folder)
+    assert main(["table", "--data", "cifar"]) == 2
+    assert "no table of 'cifar'" in capsys.readouterr().err
