@@ -86,8 +86,9 @@ def _all(run: Run, field: str) -> str:
     return " and ".join(dict.fromkeys(str(session[field]) for session in run.sessions))
 
 
-def sample_run(run: Run, n: int, seed: int) -> tuple[Path, Path]:
-    """n samples of the first seed's model: a PNG grid and the floats [n, *shape] as .npy."""
+def sample_run(run: Run, n: int, seed: int) -> list[Path]:
+    """n samples of the first seed's model: the floats [n, *shape] as .npy and, of images, a PNG
+    grid."""
     model = run.experiment.model
     if "sample" not in capabilities(model):
         raise UserError(
@@ -102,9 +103,11 @@ def sample_run(run: Run, n: int, seed: int) -> tuple[Path, Path]:
     )
     stem = run.folder / "samples" / f"seed{seed}_n{n}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
-    pictures.save(plots.grid(images, math.ceil(math.sqrt(n))), picture)
     np.save(array, images)
-    return picture, array
+    if len(model.shape) != 3:
+        return [array]
+    pictures.save(plots.grid(images, math.ceil(math.sqrt(n))), picture)
+    return [picture, array]
 
 
 def summary(record: dict[str, Any]) -> Any:

@@ -71,10 +71,16 @@ class Experiment:
                 f"keep_every is {self.keep_every}: take a multiple of checkpoint_every, "
                 f"{self.checkpoint_every}"
             )
-        if self.validate_every % self.report_every or self.validate_every > self.steps:
+        if self.validate_every % self.report_every:
             raise UserError(
                 f"validate_every is {self.validate_every}: take a multiple of report_every, "
-                f"{self.report_every}, up to {self.steps} steps"
+                f"{self.report_every}"
+            )
+        decay = getattr(self.model, "decay_steps", 0)
+        if 0 < decay < self.steps:
+            raise UserError(
+                f"the step size is 0 from step {decay} on, before the {self.steps} steps are over: "
+                "give --model.decay-steps too"
             )
         if self.validate_every:
             train.check_validated(self.model)

@@ -62,7 +62,7 @@ def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
             plots.grid(images, 10, ["original", "reconstructed"] * 3),
             folder / "reconstructions.png",
         )
-    if "complete" in able:
+    if "complete" in able and getattr(model, "raster", True):  # else the upper half is not first
         x = jnp.asarray(test["x"][:10])
         upper = jnp.zeros(model.shape).at[: model.shape[0] // 2].set(1)
         shown = jnp.where(upper[None] == 1, x, 0.5)

@@ -21,11 +21,11 @@ class Published:
 
 
 _IWAE = "Burda et al. 2016, appendix D, fixed binarisation (as quoted by github.com/nbip/IWAE)"
-_HOTAJ = "github.com/EugenHotaj/pytorch-generative, dynamic binarisation"
+_HOTAJ = "github.com/EugenHotaj/pytorch-generative"
 
 PUBLISHED: dict[str, Published] = {
     "made_masks_binarized_mnist": Published(
-        88.04, "exact", f"Germain et al. 2015, 8,000 units, 32 masks (as quoted by {_HOTAJ[:39]})"
+        88.04, "exact", f"Germain et al. 2015, 8,000 units, 32 masks (as quoted by {_HOTAJ})"
     ),
     "vae_binarized_mnist": Published(88.71, "upper bound", _IWAE),
     "iwae_binarized_mnist": Published(87.10, "upper bound", _IWAE),
@@ -35,6 +35,6 @@ PUBLISHED: dict[str, Published] = {
     "gated_pixelcnn_binarized_mnist": Published(
         80.10, "exact", "Gulrajani et al. 2017, table 1, their implementation, wider"
     ),
-    "nade_mnist": Published(85.65, "exact", _HOTAJ),
-    "made_mnist": Published(84.87, "exact", f"{_HOTAJ}, 8,000 units"),
+    "nade_mnist": Published(85.65, "exact", f"{_HOTAJ}, dynamic binarisation"),
+    "made_mnist": Published(84.87, "exact", f"{_HOTAJ}, 8,000 units, dynamic binarisation"),
 }

@@ -389,7 +389,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2,
     ),
     "mixture_uci_nips": Experiment(
-        Mixture(components=20, smoothing=0.002),
+        Mixture(components=10, smoothing=0.03),
         data="uci_nips",
         batch_size=400,
         steps=100,

@@ -170,11 +170,17 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         experiment,
         dataset,
         restored.step,
-        restored.tree.best.step if experiment.validate_every else restored.step,
+        _chosen_step(restored.step, restored.tree),
         restored.tree.chosen,
         restored.info["seconds"],
         manifest["sessions"],
     )
+
+
+def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
+    """The step of `carry.chosen`, [] or [S]."""
+    best = np.asarray(carry.best.step) if isinstance(carry.best, train.Best) else np.zeros((), int)
+    return np.where(best == 0, step, best)
 
 
 def _lines_until(

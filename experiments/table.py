@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from experiments.folder import read_json
 from experiments.published import PUBLISHED
-from gen.estimate import MARKS, Estimate, marked
+from gen.estimate import MARKS, Estimate
 
 TITLES = {
     "binarized_mnist": "MNIST, binarised once (Larochelle; 50,000 / 10,000 / 10,000)",
@@ -19,13 +19,15 @@ TITLES = {
 }
 """The data sets that have a table, in their order."""
 
+DYNAMIC = ("mnist", "digits")  # grey images, whose table is of their dynamic binarisation
+
 HEADER = """\
 # Results
 
 Test negative log-likelihood in nats per example, lower is better, ± the standard error over test
 examples. Made by `python -m experiments table` from the files beside this one; each names its
-commit, command, device, cost and values per seed. The test split was evaluated once; the state to
-evaluate and every choice came from the validation split.
+commit, command, device, cost and values per seed. Test examples were used for this number only:
+hyperparameters and, in a run that validates, its best step come from the validation split.
 
 Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
 bound (the true value lies at or below it). Rows are sorted by what is printed. *Spread* is the
@@ -35,9 +37,16 @@ to the published figure; below 0 is better than it.
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The result files that hold a likelihood."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*_*.json"))]
-    return [record for record in found if "nll" in record["estimates"]]
+    """The result files that hold a probability of binary data. Raises `UserError` if a file is
+    damaged."""
+    found = []
+    for path in sorted(folder.glob("*_*.json")):
+        record = read_json(path, "experiment", "data", "binarize", "estimates")
+        assert record
+        nll = record["estimates"].get("nll")
+        if nll and not nll["settings"].get("density"):
+            found.append(record)
+    return found
 
 
 def markdown(folder: Path) -> str:
@@ -69,30 +78,30 @@ def terminal(folder: Path, data: str) -> Any:
 def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]], list[str]]:
     """One data set's rows by rising value, cells by column; and the sources of its published
     figures, which the cells number from 1."""
-    estimates = {
-        row["experiment"]: Estimate(**row["estimates"]["nll"])
+    binarize = "dynamic" if data in DYNAMIC else "none"
+    chosen = [
+        (Estimate(**row["estimates"]["nll"]), row)
         for row in found
-        if row["data"] == data
-    }
-    by_name = {row["experiment"]: row for row in found}
-    name_of = {id(estimate): name for name, estimate in estimates.items()}
+        if (row["data"], row["binarize"]) == (data, binarize)
+    ]
     rows, sources = [], []
-    for mark, estimate in marked(list(estimates.values())):
-        name = name_of[id(estimate)]
-        row, published = by_name[name], PUBLISHED.get(name)
+    for estimate, row in sorted(chosen, key=lambda pair: pair[0].value):
+        name, mark = row["experiment"], MARKS[estimate.kind]
+        published = PUBLISHED.get(name)
         reference, distance = "–", "–"
         if published:
             sources.append(published.source)
             value = f"{MARKS[published.kind]} {published.value:.2f}".strip()
             reference = f"{value} [{len(sources)}]"
-            distance = f"{estimate.value - published.value:+.2f}"
+            if published.kind == estimate.kind:
+                distance = f"{estimate.value - published.value:+.2f}"
         spread = estimate.settings.get("seeds_stderr")
-        draws = estimate.settings.get("z_per_example")
+        draws = estimate.settings.get("z_per_example", 1)
         rows.append(
             {
                 "experiment": f"`{name}`",
                 "test nats": f"{mark} {estimate}".split(" (")[0].strip(),
-                "kind": f"{estimate.kind}, {draws:,} samples" if draws else estimate.kind,
+                "kind": f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind,
                 "seeds": str(len(row["seeds"])),
                 "spread": "–" if spread is None else f"± {spread:.2g}",
                 "parameters": f"{row['parameters']:,}",

@@ -129,10 +129,11 @@ def _weights(params: Any) -> Any:
 def check_levels(data: Data, levels: int) -> None:
     """Raises `UserError` unless every x of `data` is one of `levels` equally spaced in [0, 1]."""
     level = np.asarray(data["x"], np.float64) * (levels - 1)
-    if level.size and (np.abs(level - np.round(level)).max() > 1e-3 or level.min() < -0.5):
+    nearest = np.clip(np.round(level), 0, levels - 1)
+    if level.size and not np.abs(level - nearest).max() < 1e-3:
         raise UserError(
-            f"the model has variables of {levels} levels, the data have values between them: "
-            "binarise the data (--binarize) or change --model.levels"
+            f"the model has variables of {levels} levels in [0, 1], the data have other values: "
+            "decode them, binarise them (--binarize) or take a model of other levels"
         )
 
 

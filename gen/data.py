@@ -126,8 +126,8 @@ def fetch(name: str, url: str, sha256: str) -> Path:
     """
     import pooch
 
-    local = Path(os.environ.get("GEN_DATA_DIR") or "absent").expanduser() / name
-    if local.is_file():
+    folder = os.environ.get("GEN_DATA_DIR")
+    if folder and (local := Path(folder).expanduser() / name).is_file():
         if pooch.file_hash(str(local)) != sha256:
             raise UserError(f"{local} is damaged (its SHA-256 is not {sha256}): replace it")
         return local

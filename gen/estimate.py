@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import total_ordering
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,7 +35,6 @@ MARKS: Mapping[Kind, str] = {
 """How the true quantity relates to a value of that kind, for tables."""
 
 
-@total_ordering
 @dataclass(frozen=True)
 class Estimate:
     """A measured number: value ± stderr over n examples, its kind, and the settings behind it."""
@@ -48,16 +46,24 @@ class Estimate:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __lt__(self, other: Estimate) -> bool:
-        """Whether this value is the smaller. Raises `TypeError` between kinds: an exact value and a
-        bound have no order. `marked` tells them apart where they stand in one list."""
-        if not isinstance(other, Estimate):
-            return NotImplemented
-        if self.kind != other.kind:
-            raise TypeError(
-                f"{self} and {other} are of different kinds: compare their values with a mark "
-                "(gen.estimate.marked)"
-            )
-        return self.value < other.value
+        """Values are compared. Raises `TypeError` between kinds: an exact value and a bound have no
+        order. `MARKS` tells them apart where they stand in one list."""
+        return self.value < self._comparable(other)
+
+    def __le__(self, other: Estimate) -> bool:
+        return self.value <= self._comparable(other)
+
+    def __gt__(self, other: Estimate) -> bool:
+        return self.value > self._comparable(other)
+
+    def __ge__(self, other: Estimate) -> bool:
+        return self.value >= self._comparable(other)
+
+    def _comparable(self, other: Estimate) -> float:
+        """The other's value, if it is of the same kind."""
+        if not isinstance(other, Estimate) or self.kind != other.kind:
+            raise TypeError(f"{self} and {other} are of different kinds: mark them (MARKS) instead")
+        return other.value
 
     def __str__(self) -> str:
         """For example `103.42 ± 0.23 (upper bound, n = 10000)`."""
@@ -67,12 +73,6 @@ class Estimate:
             digits = 4
         number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
         return f"{number} ({self.kind}, n = {self.n})"
-
-
-def marked(estimates: Sequence[Estimate]) -> list[tuple[str, Estimate]]:
-    """Estimates of all kinds by rising value, each with the mark of its kind."""
-    ranked = sorted(estimates, key=lambda estimate: estimate.value)
-    return [(MARKS[estimate.kind], estimate) for estimate in ranked]
 
 
 def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
@@ -122,7 +122,8 @@ def importance_bound(
     """The importance-weighted bound on log E w, from `samples` draws (Burda et al. 2016, eq. 8).
 
     `log_weight(key, n)` draws n weights for each example: their logarithms, [n, B]. Runs `block`
-    draws at a time, so memory does not grow with their number; the draws do depend on `block`.
+    draws at a time, so memory does not grow with their number, unless a gradient is taken. The
+    draws depend on `block`.
     """
     block = min(block, samples)
 

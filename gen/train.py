@@ -47,8 +47,17 @@ class Carry(NamedTuple):
 
     @property
     def chosen(self) -> Any:
-        """The state that training ends with: the best on validation, else the last."""
-        return self.best.state if isinstance(self.best, Best) else self.state
+        """The state to use: the best on validation, or the last while there is none."""
+        if not isinstance(self.best, Best):
+            return self.state
+        none_yet = self.best.step == 0  # [] or [S]
+
+        def choose(best, last):
+            return jnp.where(
+                none_yet.reshape(none_yet.shape + (1,) * (best.ndim - none_yet.ndim)), last, best
+            )
+
+        return jax.tree.map(choose, self.best.state, self.state)
 
 
 class Progress(NamedTuple):
@@ -243,7 +252,9 @@ def fit(
     data = jax.device_put(dict(data), placement)
     if validate_every:
         check_validated(model)
-        validation = jax.device_put(dict(validation or {}), placement)
+        if not validation or not len(validation["x"]):
+            raise UserError(f"validate_every is {validate_every}, and there is no validation data")
+        validation = jax.device_put(dict(validation), placement)
 
     step_once = partial(
         train_step,

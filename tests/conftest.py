@@ -48,16 +48,15 @@ def prepared() -> Path:
 
 
 def structure(value):
-    """What a model is apart from its sizes and rates: a number says only whether it is above 0, and
-    above 1."""
-    if is_dataclass(value):
-        parts = [structure(getattr(value, f.name)) for f in fields(value) if f.name != "shape"]
-        return type(value), *parts
-    if isinstance(value, tuple):
-        return tuple(structure(item) for item in value[:2])
-    return value if isinstance(value, bool | str) else (value > 0) + (value > 1)
+    """What a model is apart from its sizes, rates and switches: the types of it and of its parts,
+    and whether there is one or many of what MANY names."""
+    if not is_dataclass(value):
+        return ()
+    many = [name for name in MANY if getattr(value, name, 1) > 1]
+    return type(value), *many, *(structure(getattr(value, f.name)) for f in fields(value))
 
 
+MANY = ("samples", "masks", "components")
 DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
 """One registry entry for each structure of a model: the first that has it."""
 
@@ -67,7 +66,7 @@ def entry(request, digits):
     """Every kind of registry entry as (model, decode), its model small and on the shape of the
     digits, which are thresholded where its own data are binary."""
     experiment = EXPERIMENTS[request.param]
-    if getattr(experiment.model, "levels", 0) == 2 or experiment.model.family == "mixture":
+    if getattr(experiment.model, "levels", 0) == 2:
         experiment = replace(experiment, binarize="threshold")
     experiment = experiment.on(digits)
     return narrow(experiment.model), experiment.decode(digits)
@@ -88,7 +87,7 @@ def narrow(model):
 
 
 SMALL = {"hidden": 20, "components": 5, "masks": 3, "features": 3, "blocks": 2, "layers": 2}
-SMALL |= {"samples": 4, "bound_samples": 60, "decay_steps": 500}
+SMALL |= {"rate": 0.1, "samples": 4, "bound_samples": 60, "decay_steps": 500}
 
 
 def equal(a, b) -> bool:

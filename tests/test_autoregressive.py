@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.bench import naive_samples
 from gen.core import UserError
 from gen.models.autoregressive import (
     FVSBN,
@@ -299,12 +300,28 @@ def test_made_degrees_are_in_range_and_reproducible():
     assert not np.array_equal(first, other[1])
 
 
-def test_objective_is_a_bound_of_one_mask_and_log_prob_when_there_is_one():
-    model = Autoregressive(NADE(4), shape=(2, 3, 1))
-    state, x = random_state(model), everything((2, 3, 1))
+def test_objective_is_minus_log_p_of_one_mask_and_a_bound_on_average_of_several():
+    x = everything((2, 3, 1))
+    one = Autoregressive(NADE(4), shape=(2, 3, 1))
+    state = random_state(one)
     np.testing.assert_allclose(
-        model.objective(state, {"x": x}, jax.random.key(0)), model.score(state, {"x": x}), rtol=1e-5
+        one.objective(state, {"x": x}, jax.random.key(0)), one.score(state, {"x": x}), rtol=1e-5
     )
+    many = Autoregressive(MADE((9,), masks=3, raster=False), shape=(2, 3, 1))
+    state = random_state(many)
+    keys = jax.random.split(jax.random.key(1), 60)
+    drawn = np.unique(jax.vmap(lambda key: many.objective(state, {"x": x}, key))(keys), axis=0)
+    assert len(drawn) == 3  # one of the masks, for all examples alike
+    assert np.all(drawn.mean(0) >= many.score(state, {"x": x}) - 1e-4)
+
+
+def test_bench_compares_samplers_that_draw_the_same():
+    model = Autoregressive(PixelCNN(3, 2), shape=(3, 4, 1), levels=3)
+    params = random_state(model).params
+    u = jax.random.uniform(jax.random.key(2), (9, 12))
+    nothing = jnp.zeros((9, 3, 4, 1)), jnp.zeros((3, 4, 1), bool)
+    cached, _ = model.ancestral(params, u, 0, *nothing)
+    np.testing.assert_array_equal(naive_samples(model, params, u), cached)
 
 
 @pytest.mark.parametrize("levels", [2, 5])
@@ -320,8 +337,9 @@ def test_inversion_draws_by_the_law_of_the_logits(levels):
 def test_values_between_levels_are_refused_in_evaluation():
     model = Autoregressive(FVSBN(), shape=(2, 2, 1))
     state = model.init(jax.random.key(0))
-    with pytest.raises(UserError, match="variables of 2 levels"):
-        model.evaluate(state, {"x": np.full((3, 2, 2, 1), 0.5)}, jax.random.key(0))
+    for value in (0.5, -1.0, 2.0, 255.0, np.nan):
+        with pytest.raises(UserError, match="variables of 2 levels"):
+            model.evaluate(state, {"x": np.full((3, 2, 2, 1), value)}, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def documented(model):
 def test_init_is_deterministic_and_depends_on_the_key(setup):
     model, state, _ = setup
     assert equal(state, jax.jit(model.init)(jax.random.key(0)))
+    if not any(np.any(leaf) for leaf in jax.tree.leaves(model.parameters(state))):
+        pytest.skip("starts at zero, whatever the key: its objective is convex")
     assert not equal(state, jax.jit(model.init)(jax.random.key(1)))
 
 
@@ -103,16 +105,16 @@ def test_no_key_is_used_twice(setup):
 
 def test_training_lowers_the_objective(entry, digits):
     model, decode = entry
-    reports = [
+    losses = [
         progress.metrics["loss"]
         for progress in train.fit(
-            model, digits.train, steps=400, batch_size=64, decode=decode, report_every=40
+            model, digits.train, steps=300, batch_size=64, decode=decode, report_every=1
         )
         if progress.metrics and "loss" in progress.metrics
     ]
-    if not reports and model.family == "GAN":
+    if not losses and model.family == "GAN":
         pytest.skip("two objectives against each other: neither need fall")
-    assert reports[-1] < 0.95 * reports[0]
+    assert np.mean(losses[-40:]) < 0.95 * losses[0]
 
 
 def test_mesh_equals_one_device(setup):
@@ -173,11 +175,10 @@ def test_grouping_steps_changes_nothing(entry, digits):
     chex.assert_trees_all_close(one[-1].carry, grouped[-1].carry, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("group", [1, 7])
-def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path, group):
+def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path):
     model, decode = entry
     options = {"batch_size": BATCH, "decode": decode, "report_every": 10, "seed": 3}
-    options |= {"steps_per_dispatch": group}
+    options |= {"steps_per_dispatch": 7}
     *_, whole = train.fit(model, digits.train, steps=25, **options)
     *_, half = train.fit(model, digits.train, steps=13, pause_every=[13], **options)
     with open_checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -228,4 +229,21 @@ def test_capabilities_do_what_they_say(setup):
         scores = model.score(state, batch)
         assert scores.shape == (BATCH,)
         noise = jax.random.uniform(jax.random.key(7), batch["x"].shape)
-        assert model.score(state, {"x": noise}).mean() > scores.mean()
+        learned, _ = run(jax.jit(model.step), state, batch, 30)
+        score = jax.jit(model.score)
+        assert score(learned, {"x": noise}).mean() > score(learned, batch).mean()
+    if "log_prob" in able:
+        np.testing.assert_allclose(
+            model.log_prob(state, batch), -model.score(state, batch), rtol=1e-5
+        )
+        nll = model.evaluate(state, batch, jax.random.key(0))["nll"]
+        np.testing.assert_allclose(nll.value, -model.log_prob(state, batch).mean(), rtol=1e-5)
+        assert nll.kind == "exact"
+    if "complete" in able:
+        mask = jnp.zeros(model.shape).at[:4].set(1)
+        whole = model.complete(state, batch["x"], mask, jax.random.key(8))
+        assert whole.shape == batch["x"].shape
+        np.testing.assert_array_equal(whole[:, :4], batch["x"][:, :4])
+        assert set(np.unique(whole)) <= {0, 1}
+    if "objective" in able:
+        assert model.objective(state, batch, jax.random.key(9)).shape == (BATCH,)

@@ -1,6 +1,7 @@
 """The command line, in this process where that will do and in real ones where they are killed."""
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from conftest import QUICK
 from experiments.__main__ import main
 from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
-from gen import train
+from gen import data, train
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model.encoder", "16", "--model.decoder", "16", "--report-every", "20"]
@@ -540,11 +541,88 @@ def test_tensorboard_events_hold_the_metrics(tmp_path, capsys):
         assert name in events.read_bytes()
 
 
+NADE = ["train", "nade_digits", "--model.net.hidden", "4", "--report-every", "10"]
+NADE += ["--checkpoint-every", "10", "--sample-every", "0", "--model.decay-steps", "0"]
+
+
+def evaluated(folder):
+    assert main(["evaluate", str(folder)]) == 0
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(tmp_path, capsys):
+    flags = ["--validate-every", "20", "--model.learning-rate", "2", "--seeds", "0", "1"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert main([*NADE, *flags, "--steps", "80", "--out", str(whole)]) == 0
+    for steps in ("40", "80"):
+        assert main([*NADE, *flags, "--steps", steps, "--out", str(halved)]) == 0
+    log = (whole / "metrics.jsonl").read_text()
+    assert (halved / "metrics.jsonl").read_text() == log
+    lines = [json.loads(line) for line in log.splitlines()]
+    seen = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    assert list(seen) == [20, 40, 60, 80]
+    best = [min(seen, key=lambda step, s=seed: seen[step][s]) for seed in range(2)]
+    assert min(best) < 80  # at such a step size the last state need not be the best
+    record = evaluated(whole)
+    assert record["chosen_step"] == best
+    assert record["per_seed"] == evaluated(halved)["per_seed"]
+    for seed, of_seed in enumerate(record["per_seed"]):
+        # Another split and another binarisation, yet near the value at the best step.
+        assert abs(of_seed["nll"]["value"] - seen[best[seed]][seed]) < 3
+    assert main([*NADE, "--validate-every", "10", "--seeds", "0", "1", "--out", str(whole)]) == 2
+    assert "validate_every: 20 -> 10" in capsys.readouterr().err
+
+
+def test_before_the_first_validation_the_last_state_is_used(tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = ["--validate-every", "50", "--steps", "30", "--model.learning-rate", "0.03"]
+    assert main([*NADE, *flags, "--out", str(folder)]) == 0
+    record = evaluated(folder)
+    assert record["chosen_step"] == 30
+    assert record["estimates"]["nll"]["value"] < 35  # at the start it is 64 log 2 = 44
+
+
+def test_vectors_are_trained_evaluated_and_sampled_without_pictures(tmp_path, capsys, monkeypatch):
+    x = np.random.RandomState(0).randint(0, 2, (60, 7)).astype(np.float32)
+    np.savez(tmp_path / "uci_dna.npz", train_data=x, valid_data=x[:20], test_data=x[:30])
+    digest = hashlib.sha256((tmp_path / "uci_dna.npz").read_bytes()).hexdigest()
+    monkeypatch.setitem(data.UCI, "uci_dna", data.File("http://127.0.0.1:9/", digest))
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    folder = tmp_path / "run"
+    flags = ["--batch-size", "60", "--steps", "3", "--validate-every", "1"]
+    assert main(["train", "mixture_uci_dna", *flags, "--out", str(folder)]) == 0
+    assert evaluated(folder)["data"] == "uci_dna"
+    assert main(["sample", str(folder), "--n", "5"]) == 0
+    assert np.load(folder / "samples" / "seed0_n5.npy").shape == (5, 7)
+    assert [path.name for path in (folder / "samples").glob("*.png")] == ["curves.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["nade_digits", "--validate-every", "33"], "take a multiple of report_every"),
+        (["nade_digits", "--binarize", "none"], "has 17 levels, the model 2"),
+        (["mixture_uci_dna", "--data", "digits"], "has 17 levels, the model 2"),
+        (["nade_digits", "--steps", "9000"], "the step size is 0 from step 3000 on"),
+        (["gan_digits", "--validate-every", "1000"], "GAN has no objective"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags, named, tmp_path, capsys):
+    assert main(["train", *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
 def test_bench_prints_speeds(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    assert main(["bench", "ae_digits", "--seconds", "0.2", "--json", str(path)]) == 0
-    assert "ae_digits" in capsys.readouterr().out
+    assert main(["bench", "ae_digits", "nade_digits", "--seconds", "0.2", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "ae_digits" in printed
+    assert "naive" in printed
     bench = json.loads(path.read_text())
+    assert list(bench["sampling"]) == ["nade_digits"]
+    assert bench["sampling"]["nade_digits"]["naive_seconds"] > 0
     row = bench["experiments"]["ae_digits"]
     assert row["steps_per_second"] > 0
     assert row["gflops"] > 0

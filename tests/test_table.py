@@ -16,6 +16,7 @@ def record(name, data, value, kind, **settings):
     return {
         "experiment": name,
         "data": data,
+        "binarize": "none",
         "estimates": {"nll": estimate},
         "seeds": [0, 1, 2] if "seeds" in settings else [0],
         "parameters": 12345,
@@ -35,7 +36,9 @@ def folder(tmp_path):
     ]
     for made in records:
         (tmp_path / f"{made['experiment']}.json").write_text(json.dumps(made))
-    (tmp_path / "ae_mnist.json").write_text(json.dumps({"data": "mnist", "estimates": {"mse": {}}}))
+    (tmp_path / "ae_mnist.json").write_text(
+        json.dumps({"experiment": "ae_mnist", "data": "mnist", "binarize": "none", "estimates": {}})
+    )
     return tmp_path
 
 
@@ -73,3 +76,18 @@ def test_command_writes_all_tables_and_prints_the_ones_asked_for(folder, monkeyp
     assert (folder / "RESULTS.md").read_text() == table.markdown(folder)
     assert main(["table", "--data", "cifar"]) == 2
     assert "no table of 'cifar'" in capsys.readouterr().err
+
+
+def test_only_probabilities_of_the_binary_data_stand_in_a_table(folder, capsys, monkeypatch):
+    grey = record("nade_mnist", "mnist", 700.0, "exact")
+    density = record("vae_binarized_mnist", "binarized_mnist", -700.0, "upper bound", density=True)
+    (folder / "nade_mnist.json").write_text(json.dumps(grey))
+    (folder / "vae_binarized_mnist.json").write_text(json.dumps(density))
+    text = table.markdown(folder)
+    assert "700" not in text
+    (folder / "nade_mnist.json").write_text(json.dumps(grey | {"binarize": "dynamic"}))
+    assert "| 700.00 ± 0.23 |" in table.markdown(folder)
+    (folder / "nade_mnist.json").write_text("{")
+    monkeypatch.setattr("experiments.evaluation.RESULTS", folder)
+    assert main(["table"]) == 2
+    assert "nade_mnist.json is damaged" in capsys.readouterr().err

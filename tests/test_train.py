@@ -265,6 +265,19 @@ def test_validation_draws_the_same_each_time():
     assert values[0] == values[1] != values[2]
 
 
+def test_validation_needs_data():
+    options: Any = {"steps": 4, "batch_size": 5, "validate_every": 2}
+    for validation in (None, {"x": np.zeros(0, np.float32)}):
+        with pytest.raises(UserError, match="no validation data"):
+            list(train.fit(Walker(), DATA, validation=validation, **options))
+
+
+def test_before_the_first_validation_the_last_state_is_chosen():
+    options: Any = {"steps": 3, "batch_size": 5, **VALIDATED}
+    *_, last = train.fit(Walker(), DATA, seed=[1, 2], **options)
+    np.testing.assert_array_equal(last.carry.chosen.place, [3, 3])
+
+
 def test_a_model_without_objective_cannot_be_validated():
     with pytest.raises(UserError, match="no objective"):
         list(train.fit(Counter(), DATA, steps=2, batch_size=5, **VALIDATED))

@@ -61,8 +61,9 @@ class Mixture:
 
     and sets the parameters to what maximises the expected log-likelihood under s: with `rate` 1 and
     the whole training set as the batch this is EM (Dempster, Laird & Rubin 1977), else stepwise EM
-    (Cappé & Moulines 2009). The first step starts from K examples of its batch: each component's μ
-    lies halfway between one of them and the mean. `smoothing` is a prior (see `maximize`).
+    (Cappé & Moulines 2009, but at a constant rate). The first step starts from K examples of its
+    batch: each component's μ lies halfway between one of them and the mean. `smoothing` is a prior
+    (see `maximize`).
 
     By gradient, a step lowers −log p by Adam. Values of x between 0 and 1 are rounded; `evaluate`
     refuses them.
@@ -70,6 +71,7 @@ class Mixture:
 
     family: ClassVar[str] = "mixture"
     density: ClassVar[Density] = "tractable"
+    levels: ClassVar[int] = 2
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

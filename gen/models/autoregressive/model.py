@@ -71,7 +71,10 @@ class Autoregressive:
     to one of them; `evaluate` refuses them.
 
     If the net has several masks, a step trains with one of them, drawn, and the model is their
-    mixture: p(x) = 1/M Σ_m p_m(x) (Uria, Murray & Larochelle 2014, eq. 15).
+    mixture: p(x) = 1/M Σ_m p_m(x) (Uria, Murray & Larochelle 2014).
+
+    Deviation from the papers of all of its nets: Adam with a cosine in place of SGD (NADE), Adagrad
+    or Adadelta (MADE) and RMSProp (PixelCNN).
     """
 
     family: ClassVar[str] = "fully visible belief net"
@@ -167,11 +170,12 @@ class Autoregressive:
     ) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides drawn in order, given what comes before.
 
-        These are draws of p(hidden | shown) where everything shown comes before the first hidden
-        variable, as the upper half of an image does. Elsewhere a draw misses what is shown after
-        it; of several `particles` one is taken in proportion to Π p(x_d | x_<d) over the shown
-        variables, which tends to p(hidden | shown) as their number grows (Rubin's sampling
-        importance resampling, 1988). A net of several masks draws one for each particle.
+        Under one mask these are draws of p(hidden | shown) where everything shown comes before the
+        first hidden variable, as the upper half of an image does in raster order. Elsewhere a draw
+        misses what is shown after it, and of several masks one is drawn for each particle without
+        regard to what is shown. Of several `particles` one is taken in proportion to
+        Π p(x_d | x_<d) over the shown variables, which tends to p(hidden | shown) as their number
+        grows (sampling importance resampling, Rubin 1988).
         """
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         masks_key, uniforms_key, choice_key = jax.random.split(key, 3)
@@ -213,6 +217,11 @@ class Autoregressive:
         (_, log_weight), drawn = jax.lax.scan(one_variable, start, order)
         values = drawn[jnp.argsort(order)].T / (self.levels - 1)
         return values.reshape(x.shape), log_weight
+
+    @property
+    def raster(self) -> bool:
+        """Whether there is one order, that of the variables themselves."""
+        return self.net.masks == 1 and getattr(self.net, "raster", True)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
