@@ -116,6 +116,7 @@ def main(arguments: list[str]) -> int:
 
 
 def list_command(arguments: list[str]) -> int:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -123,7 +124,10 @@ def list_command(arguments: list[str]) -> int:
     from gen.core import capabilities
 
     parse(List, arguments, "list")
-    table = Table("experiment", "family", "density", "data", "pixels", "can")
+    table = Table(box=SIMPLE, padding=0)
+    table.add_column("experiment", no_wrap=True)
+    for column in ("family", "density", "data", "pixels", "can"):
+        table.add_column(column, overflow="fold")
     for name, experiment in EXPERIMENTS.items():
         model = experiment.model
         density = (

@@ -78,6 +78,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
     ),
     # MNIST, binarised once: test nats in experiments/results/RESULTS.md, beside published ones.
+    # Test 205.8 nats; three seeds in 4 s.
     "bernoulli_binarized_mnist": Experiment(
         Mixture(components=1),
         data="binarized_mnist",
@@ -86,6 +87,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         report_every=1,
         checkpoint_every=1,
     ),
+    # Test 125.5 nats; three seeds in 4 minutes.
     "mixture_binarized_mnist": Experiment(
         Mixture(components=500),
         data="binarized_mnist",
@@ -95,6 +97,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=10,
         checkpoint_every=50,
     ),
+    # Test 97.45 nats; three seeds in 6 minutes.
     "fvsbn_binarized_mnist": Experiment(
         Autoregressive(
             FVSBN(raster=False), learning_rate=1e-2, weight_decay=0.03, decay_steps=30_000
@@ -106,6 +109,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Test 87.87 nats; 45 minutes.
     "nade_binarized_mnist": Experiment(
         Autoregressive(NADE(500), learning_rate=1e-3, decay_steps=40_000),
         data="binarized_mnist",
@@ -147,6 +151,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1_000,
         checkpoint_every=2_500,
     ),
+    # Test ≤ 90.07 nats; 18 minutes.
     "vae_binarized_mnist": Experiment(
         VAE(
             encoder=(200, 200),
@@ -165,6 +170,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=50_000,
         steps_per_dispatch=50,
     ),
+    # Test ≤ 90.88 nats; 22 minutes.
     "iwae_binarized_mnist": Experiment(
         VAE(
             encoder=(200, 200),
@@ -183,6 +189,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=5_000,
         checkpoint_every=5_000,
     ),
+    # Test 85.37 nats; 116 minutes.
     "pixelcnn_binarized_mnist": Experiment(
         Autoregressive(PixelCNN(16, 7, 5), learning_rate=2e-3, decay_steps=30_000),
         data="binarized_mnist",
@@ -192,6 +199,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=2_000,
         checkpoint_every=1_000,
     ),
+    # Test 83.84 nats; 70 minutes.
     "gated_pixelcnn_binarized_mnist": Experiment(
         Autoregressive(GatedPixelCNN(16, 7, 5), learning_rate=2e-3, decay_steps=12_000),
         data="binarized_mnist",
@@ -232,6 +240,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_500,
     ),
     # scikit-learn's digits, binarised dynamically: seconds.
+    # Test 23.16 nats; three seeds in 29 s.
     "nade_digits": Experiment(
         Autoregressive(NADE(64), learning_rate=3e-3, decay_steps=3_000),
         data="digits",
@@ -242,6 +251,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Test 23.93 nats; three seeds in 70 s.
     "pixelcnn_digits": Experiment(
         Autoregressive(PixelCNN(8, 3), learning_rate=3e-3, decay_steps=1_500),
         data="digits",
@@ -252,6 +262,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
     ),
     # UCI sets of binary vectors: seconds each, three seeds at once.
+    # Test 100.4 nats; three seeds in 5 s.
     "bernoulli_uci_dna": Experiment(
         Mixture(components=1, smoothing=0.0007),
         data="uci_dna",
@@ -261,6 +272,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
+    # Test 98.12 nats; three seeds in 6 s.
     "mixture_uci_dna": Experiment(
         Mixture(components=20, smoothing=0.0007),
         data="uci_dna",
@@ -270,6 +282,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=100,
     ),
+    # Test 83.32 nats; three seeds in 8 s.
     "fvsbn_uci_dna": Experiment(
         Autoregressive(FVSBN(), learning_rate=0.01, decay_steps=3_000, weight_decay=0.1),
         data="uci_dna",
@@ -280,6 +293,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_500,
         steps_per_dispatch=50,
     ),
+    # Test 82.87 nats; three seeds in 5 minutes.
     "nade_uci_dna": Experiment(
         Autoregressive(NADE(500), learning_rate=0.001, decay_steps=2_500),
         data="uci_dna",
@@ -290,6 +304,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_250,
         steps_per_dispatch=50,
     ),
+    # Test 83.94 nats; three seeds in 14 s.
     "made_uci_dna": Experiment(
         Autoregressive(
             MADE((20,), direct=True), learning_rate=0.01, decay_steps=3_000, weight_decay=0.2
@@ -302,6 +317,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_500,
         steps_per_dispatch=50,
     ),
+    # Test 78.99 nats; three seeds in 82 s.
     "made_masks_uci_dna": Experiment(
         Autoregressive(
             MADE((500,), masks=100, raster=False, direct=True),
@@ -317,6 +333,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=6_000,
         steps_per_dispatch=50,
     ),
+    # Test 34.24 nats; three seeds in 3 s.
     "bernoulli_uci_mushrooms": Experiment(
         Mixture(components=1, smoothing=0.0005),
         data="uci_mushrooms",
@@ -326,6 +343,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
+    # Test 14.20 nats; three seeds in 4 s.
     "mixture_uci_mushrooms": Experiment(
         Mixture(components=100, smoothing=0.0001),
         data="uci_mushrooms",
@@ -335,6 +353,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=100,
     ),
+    # Test 10.12 nats; three seeds in 4 s.
     "fvsbn_uci_mushrooms": Experiment(
         Autoregressive(FVSBN(), learning_rate=0.05, decay_steps=5_000),
         data="uci_mushrooms",
@@ -345,6 +364,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_500,
         steps_per_dispatch=50,
     ),
+    # Test 9.77 nats; three seeds in 4 minutes.
     "nade_uci_mushrooms": Experiment(
         Autoregressive(NADE(500), learning_rate=0.005, decay_steps=4_000),
         data="uci_mushrooms",
@@ -355,6 +375,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
+    # Test 10.03 nats; three seeds in 14 s.
     "made_uci_mushrooms": Experiment(
         Autoregressive(MADE((500,), direct=True), learning_rate=0.003, decay_steps=4_000),
         data="uci_mushrooms",
@@ -365,6 +386,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
+    # Test 9.77 nats; three seeds in 24 s.
     "made_masks_uci_mushrooms": Experiment(
         Autoregressive(
             MADE((500,), masks=16, raster=False, direct=True),
@@ -379,6 +401,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Test 294.9 nats; three seeds in 3 s.
     "bernoulli_uci_nips": Experiment(
         Mixture(components=1, smoothing=0.002),
         data="uci_nips",
@@ -388,6 +411,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
+    # Test 282.4 nats; three seeds in 3 s.
     "mixture_uci_nips": Experiment(
         Mixture(components=10, smoothing=0.03),
         data="uci_nips",
@@ -397,6 +421,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=100,
     ),
+    # Test 279.1 nats; three seeds in 6 s.
     "fvsbn_uci_nips": Experiment(
         Autoregressive(FVSBN(), learning_rate=0.003, decay_steps=500, weight_decay=1.0),
         data="uci_nips",
@@ -407,6 +432,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=250,
         steps_per_dispatch=50,
     ),
+    # Test 274.3 nats; three seeds in 2 minutes.
     "nade_uci_nips": Experiment(
         Autoregressive(NADE(500), learning_rate=0.001, decay_steps=500),
         data="uci_nips",
@@ -417,6 +443,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=250,
         steps_per_dispatch=50,
     ),
+    # Test 277.0 nats; three seeds in 16 s.
     "made_uci_nips": Experiment(
         Autoregressive(
             MADE((500,), direct=True), learning_rate=0.001, decay_steps=500, weight_decay=6.0
@@ -429,6 +456,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=250,
         steps_per_dispatch=50,
     ),
+    # Test 274.1 nats; three seeds in 76 s.
     "made_masks_uci_nips": Experiment(
         Autoregressive(
             MADE((500,), masks=32, raster=False, direct=True),

@@ -61,7 +61,15 @@ DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERI
 """One registry entry for each structure of a model: the first that has it."""
 
 
-@pytest.fixture(scope="session", params=reversed(DISTINCT.values()))
+QUICKLY = {"ae_mnist", "vae_mnist", "gan_mnist", "mixture_binarized_mnist", "nade_binarized_mnist"}
+QUICKLY |= {"gated_pixelcnn_binarized_mnist"}
+ENTRIES = [
+    pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
+    for name in reversed(DISTINCT.values())
+]
+
+
+@pytest.fixture(scope="session", params=ENTRIES)
 def entry(request, digits):
     """Every kind of registry entry as (model, decode), its model small and on the shape of the
     digits, which are thresholded where its own data are binary."""

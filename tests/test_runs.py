@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import DISTINCT, QUICK
 
 from experiments.__main__ import main
 from experiments.pictures import FINAL
@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--model.encoder", "16", "--model.decoder", "16", "--report-every", "20"]
 SMALL += ["--checkpoint-every", "20", "--steps-per-dispatch", "1", "--sample-every", "100"]
 STEPS = 400
+DRAWN = set(FINAL) - {"completions.png"}  # a VAE does not complete
 
 
 def command(out: Path, *flags: str, steps: int = STEPS) -> list[str]:
@@ -119,7 +120,7 @@ def test_a_run_folder_is_complete(reference):
     np.testing.assert_allclose(
         reports[-1]["loss"], reports[-1]["reconstruction"] + reports[-1]["kl"], rtol=1e-5
     )
-    assert {path.name for path in (reference / "samples").glob("*.png")} >= set(FINAL)
+    assert {path.name for path in (reference / "samples").glob("*.png")} >= DRAWN
     assert not list(reference.rglob("*.part"))
 
 
@@ -383,13 +384,13 @@ def test_help(arguments, capsys):
     assert "usage: python -m experiments" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", DISTINCT.values())
 def test_help_of_an_experiment_fits_a_screen_and_hides_the_shape(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["train", name, "--help"])
     assert not caught.value.code
     out = capsys.readouterr().out
-    assert len(out.splitlines()) <= 48
+    assert len(out.splitlines()) <= 62
     assert "--model.learning-rate" in out
     assert "--model.shape" not in out
 
@@ -436,7 +437,7 @@ def test_publishing_writes_the_result_file(copy, capsys, tmp_path, monkeypatch):
     published = json.loads((tmp_path / "results" / "vae_digits.json").read_text())
     assert published == json.loads((copy / "evaluation.json").read_text())
     pictures = {path.name for path in (tmp_path / "results" / "vae_digits").iterdir()}
-    assert pictures == set(FINAL)
+    assert pictures == DRAWN
 
 
 def test_several_seeds_at_once(tmp_path, capsys):

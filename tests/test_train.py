@@ -153,7 +153,7 @@ def test_impossible_batches_are_refused(batch_size):
 
 def test_streams_differ():
     keys = [jax.random.key_data(key).tobytes() for key in train.streams(0) + train.streams(1)]
-    assert len(set(keys)) == 10
+    assert len(set(keys)) == 12
 
 
 @pytest.mark.parametrize(
