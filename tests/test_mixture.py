@@ -107,6 +107,7 @@ def test_stepwise_em_averages_its_statistics():
         np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stepwise_em_and_gradient_reach_what_em_reaches():
     x = clusters()
     options = {"shape": SHAPE, "components": 4}

@@ -457,6 +457,7 @@ def test_several_seeds_at_once(tmp_path, capsys):
     assert last["loss"][1] == pytest.approx(last_alone["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bar_shows_step_speed_and_terms_on_a_terminal_and_nothing_elsewhere(
     tmp_path, capsys, monkeypatch
 ):

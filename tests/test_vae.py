@@ -247,7 +247,7 @@ def test_beta_weighs_the_kl():
     assert kl[0.1] > kl[1.0] > kl[10.0]
 
 
-@pytest.mark.parametrize("shape", [(28, 28, 1), (9, 6, 3), (5, 7, 2)])
+@pytest.mark.parametrize("shape", [(9, 6, 3), pytest.param((28, 28, 1), marks=pytest.mark.slow)])
 def test_convolutions_keep_the_shape(shape):
     model = VAE(shape=shape, channels=(4, 6), encoder=(5,), decoder=(7,), latent=3)
     state = jax.jit(model.init)(jax.random.key(0))
