@@ -127,6 +127,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=500,
         checkpoint_every=2_500,
     ),
+    # Test 89.14 nats; 14 minutes.
     "made_masks_binarized_mnist": Experiment(
         Autoregressive(
             MADE((8_000,), masks=32, raster=False, direct=True),
