@@ -26,8 +26,8 @@ HEADER = """\
 
 Test negative log-likelihood in nats per example, lower is better, ± the standard error over test
 examples. Made by `python -m experiments table` from the files beside this one; each names its
-commit, command, device, cost and values per seed. Test examples were used for this number only:
-hyperparameters and, in a run that validates, its best step come from the validation split.
+commit, command, device, cost and values per seed. Hyperparameters and, in a run that validates, its
+best step were chosen on the validation split.
 
 Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
 bound (the true value lies at or below it). Rows are sorted by what is printed. *Spread* is the

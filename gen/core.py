@@ -104,9 +104,9 @@ def adam(
     """Adam (Kingma & Ba 2015) as the models take it.
 
     With `decay_steps` the step size falls to 0 over so many steps along half a cosine (Loshchilov &
-    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights, not the
-    biases, shrink, too, by that times the step size (decoupled; Loshchilov & Hutter 2019). Raises
-    `UserError` if one is negative.
+    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights, not the biases,
+    shrink, too, by that times the step size (decoupled; Loshchilov & Hutter 2019). Raises
+    `UserError` if one is negative, or the learning rate 0.
     """
     require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
     require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
