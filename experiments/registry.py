@@ -161,14 +161,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             activation="tanh",
             bound_samples=5_000,
             learning_rate=1e-3,
-            decay_steps=600_000,
+            decay_steps=5_000_000,
         ),
         data="binarized_mnist",
         batch_size=20,
-        steps=600_000,  # 240 epochs
-        report_every=2_500,
-        validate_every=10_000,
-        checkpoint_every=50_000,
+        steps=5_000_000,  # 2,000 epochs
+        report_every=10_000,
+        validate_every=50_000,
+        sample_every=500_000,
+        checkpoint_every=100_000,
         steps_per_dispatch=50,
     ),
     # Test ≤ 90.88 nats; 22 minutes.
@@ -181,14 +182,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             samples=50,
             bound_samples=5_000,
             learning_rate=1e-3,
-            decay_steps=80_000,
+            decay_steps=400_000,
         ),
         data="binarized_mnist",
         batch_size=20,
-        steps=80_000,  # 32 epochs
+        steps=400_000,  # 160 epochs
         report_every=2_500,
-        validate_every=5_000,
-        checkpoint_every=5_000,
+        validate_every=10_000,
+        sample_every=50_000,
+        checkpoint_every=10_000,
     ),
     # Test 85.37 nats; 116 minutes.
     "pixelcnn_binarized_mnist": Experiment(
@@ -202,10 +204,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     # Test 83.84 nats; 70 minutes.
     "gated_pixelcnn_binarized_mnist": Experiment(
-        Autoregressive(GatedPixelCNN(16, 7, 5), learning_rate=2e-3, decay_steps=12_000),
+        Autoregressive(GatedPixelCNN(32, 7, 5), learning_rate=1.5e-3, decay_steps=14_000),
         data="binarized_mnist",
         batch_size=50,
-        steps=12_000,  # 12 epochs
+        steps=14_000,  # 14 epochs
         report_every=250,
         validate_every=2_000,
         checkpoint_every=1_000,
