@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,23 @@ from experiments.folder import commit, write_json
 from experiments.run import Run
 from gen import estimate, plots, train
 from gen.core import UserError, capabilities
-from gen.estimate import Estimate
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def evaluate_run(run: Run, split: str) -> dict[str, Any]:
-    """The record of the model's estimates on a split, over the run's seeds, and of what they cost;
-    written to evaluation.json (evaluation-SPLIT.json for another than the test split)."""
+    """The record of the model's estimates on a split and of what they cost: over the run's seeds,
+    or if they are restarts of the best on validation. It is written to evaluation.json
+    (evaluation-SPLIT.json for another than the test split)."""
     experiment, model = run.experiment, run.experiment.model
     by_seed = []
-    for index, seed in enumerate(experiment.all_seeds):
+    seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
+    for seed in seeds:
+        index = experiment.all_seeds.index(seed)
         rows, key = experiment.decoded(run.dataset, split, seed)
         by_seed.append(model.evaluate(experiment.of_seed(run.state, index), rows, key))
     estimates = {name: estimate.over_seeds([of[name] for of in by_seed]) for name in by_seed[0]}
-    learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, 0)))
+    learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, run.shown)))
     record = {
         "experiment": run.name,
         "data": run.dataset.name,
@@ -39,14 +40,18 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         "split": split,
         "step": run.step,
         "chosen_step": np.asarray(run.chosen_step).tolist(),
-        "estimates": {name: asdict(value) for name, value in estimates.items()},
-        "seeds": list(experiment.all_seeds),
+        "estimates": {name: estimate.to_json(value) for name, value in estimates.items()},
+        "seeds": list(seeds),
+        **({"restarts": list(experiment.all_seeds)} if experiment.restarts else {}),
         "per_seed": [
             {
                 "seed": seed,
-                **{name: {"value": e.value, "stderr": e.stderr} for name, e in of.items()},
+                **{
+                    name: {key: estimate.to_json(e)[key] for key in ("value", "stderr")}
+                    for name, e in of.items()
+                },
             }
-            for seed, of in zip(experiment.all_seeds, by_seed, strict=True)
+            for seed, of in zip(seeds, by_seed, strict=True)
         ],
         "parameters": sum(math.prod(array.shape) for array in learned),
         "train_seconds": round(run.seconds, 1),
@@ -87,7 +92,7 @@ def _all(run: Run, field: str) -> str:
 
 
 def sample_run(run: Run, n: int, seed: int) -> list[Path]:
-    """n samples of the first seed's model: the floats [n, *shape] as .npy and, of images, a PNG
+    """n samples of the shown seed's model: the floats [n, *shape] as .npy and, of images, a PNG
     grid."""
     model = run.experiment.model
     if "sample" not in capabilities(model):
@@ -99,7 +104,7 @@ def sample_run(run: Run, n: int, seed: int) -> list[Path]:
         raise UserError(f"{n} samples: take 1 … 100000")
     train.check_seeds(seed)
     images = pictures.draw_samples(
-        model, run.experiment.of_seed(run.state, 0), train.streams(seed).sample, n
+        model, run.experiment.of_seed(run.state, run.shown), train.streams(seed).sample, n
     )
     stem = run.folder / "samples" / f"seed{seed}_n{n}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
@@ -116,7 +121,7 @@ def summary(record: dict[str, Any]) -> Any:
 
     table = Table("estimate", "value ± standard error", "kind", "n", "settings")
     for name, fields in record["estimates"].items():
-        value = Estimate(**fields)
+        value = estimate.from_json(fields)
         number, _ = str(value).split(" (")
         settings = ", ".join(
             f"{key} {item:.2g}" if isinstance(item, float) else f"{key} {item}"

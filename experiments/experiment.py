@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
 
 from gen import data, train
@@ -35,7 +36,8 @@ class Experiment:
     model: Any
     """the model and its hyperparameters"""
     data: str = "mnist"
-    """data set: digits, [fashion_, binarized_]mnist, or uci_dna, uci_mushrooms, uci_nips"""
+    """data set: digits, [fashion_, binarized_]mnist, uci_{dna, mushrooms, nips}, jsb, nottingham,
+    letters or earthquakes"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100
@@ -46,6 +48,8 @@ class Experiment:
     """determines initial weights, row order and every draw"""
     seeds: tuple[int, ...] = ()
     """train one run for each of these at once, in place of --seed"""
+    restarts: bool = False
+    """the seeds are restarts: the best of them on validation stands for all"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
     validate_every: int = 0
@@ -84,6 +88,8 @@ class Experiment:
             )
         if self.validate_every:
             train.check_validated(self.model)
+        elif self.restarts:
+            raise UserError("restarts are compared on the validation split: give --validate-every")
         train.check_seeds(self.all_seeds)
 
     @property
@@ -99,7 +105,7 @@ class Experiment:
         """With the model's shape set to that of the data. Raises `UserError` if its variables have
         other levels than the data."""
         levels = 2 if self.binarize != "none" else dataset.peak + 1
-        if getattr(self.model, "levels", levels) != levels:
+        if (getattr(self.model, "levels", None) or levels) != levels:
             raise UserError(
                 f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
                 f"the model {self.model.levels}: change that, or --model.levels"
@@ -119,6 +125,12 @@ class Experiment:
     def pauses(self) -> list[int]:
         """Intervals at which training has to be seen, beside that of the reports."""
         return [every for every in (self.checkpoint_every, self.sample_every) if every]
+
+    def shown(self, carry: train.Carry) -> int:
+        """The number of the seed whose model is looked at: the first, of restarts the best."""
+        if not (self.restarts and self.seeds and isinstance(carry.best, train.Best)):
+            return 0
+        return int(np.argmin(carry.best.validation))
 
     def of_seed(self, tree: Any, index: int) -> Any:
         """What belongs to the seed number `index` in a tree that `fit` made."""

@@ -19,6 +19,10 @@ FINAL = (
     "completions.png",
     "latent.png",
     "interpolations.png",
+    "tables.png",
+    "posterior.png",
+    "sequences.png",
+    "sequences.txt",
     "curves.png",
 )
 STRIP = 10  # samples that are followed through training
@@ -38,13 +42,61 @@ def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) ->
     save(plots.grid(images, 10), folder / f"step_{step:07d}.png")
 
 
-def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
-    """Draws every picture of images [H, W, C] that the model's capabilities allow.
+def final_pictures(
+    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, symbols: str = ""
+) -> None:
+    """Draws every picture that the model's capabilities allow: of its tables, of images [H, W, C]
+    and of sequences, whose values `symbols` name if they are letters.
 
     `test` is decoded, and binarised as in training.
     """
-    if len(model.shape) != 3:
-        return
+    able = capabilities(model)
+    if "tables" in able:
+        tables = jax.device_get(jax.jit(model.tables)(state))
+        save(plots.heatmaps(tables, list(symbols.replace(" ", "␣"))), folder / "tables.png")
+    if "length" in test:
+        sequence_pictures(folder, model, state, test, key, symbols)
+    if len(model.shape) == 3:
+        image_pictures(folder, model, state, test, key)
+
+
+def sequence_pictures(
+    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, symbols: str
+) -> None:
+    """Of sequences [T, ...]: test examples beside samples, as text if they are letters; and a test
+    example with its code, [T, latent], below it."""
+    able = capabilities(model)
+    rows = range(min(3, len(test["x"])))
+    lengths = np.minimum(np.asarray(test["length"])[: len(rows)], 300)
+    real = [np.asarray(test["x"][i])[: lengths[i]].squeeze() for i in rows]
+    if "encode" in able:
+        one = {name: values[:1] for name, values in test.items()}
+        code = np.asarray(jax.jit(model.encode)(state, one))[0]
+        panels = {"test example": real[0], "p(z | x), a row for each state": code[: lengths[0]]}
+        save(plots.stacked(panels), folder / "posterior.png")
+    if "sample" in able:
+        drawn = draw_samples(model, state, key, len(rows))
+        drawn = [drawn[i][: lengths[i]].squeeze() for i in rows]
+        if symbols:
+            lines = [("test   ", real), ("sampled", drawn)]
+            text = "".join(
+                f"{name}  {spell(sequence, symbols)}\n" for name, part in lines for sequence in part
+            )
+            (folder / "sequences.txt").write_text(text)
+        else:
+            panels = {f"test example {i + 1}": real[i] for i in rows}
+            panels |= {f"sample {i + 1}": drawn[i] for i in rows}
+            save(plots.stacked(panels), folder / "sequences.png")
+
+
+def spell(x: np.ndarray, symbols: str) -> str:
+    """Levels [T] in [0, 1] as the letters that they stand for."""
+    return "".join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
+
+
+def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
+    """Of images [H, W, C]: samples, their way through training, reconstructions, completions of the
+    upper halves, and codes."""
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
@@ -73,7 +125,7 @@ def final_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         save(plots.grid(images, 10, rows), folder / "completions.png")
     if "encode" in able and "label" in test:
         codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:2000]}))
-        points, how = plane(codes)
+        points, how = plane(codes.reshape(len(codes), -1))
         labels = np.asarray(test["label"][:2000])
         title = f"{model.family}: codes of {len(labels)} test examples, {how}"
         save(plots.scatter(points, labels, title), folder / "latent.png")

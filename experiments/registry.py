@@ -14,6 +14,7 @@ from gen.models.autoregressive import (
     PixelCNN,
 )
 from gen.models.gan import GAN
+from gen.models.hmm import HMM, Bernoulli, Categorical, Poisson
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 
@@ -474,5 +475,44 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=100,
         checkpoint_every=3_000,
         steps_per_dispatch=50,
+    ),
+    # Hidden Markov models: music per time step, letters per symbol, digits row by row.
+    "hmm_jsb": Experiment(
+        HMM(states=128, emission=Bernoulli(prior=1e-3), smoothing=1e-3, per="step"),
+        data="jsb",
+        batch_size=229,
+        steps=100,
+        seeds=(0, 1, 2, 3, 4, 5, 6, 7),
+        restarts=True,
+        report_every=5,
+        validate_every=5,
+        checkpoint_every=50,
+    ),
+    "hmm_letters": Experiment(
+        HMM(states=27, emission=Categorical(levels=27), per="step"),
+        data="letters",
+        batch_size=954,
+        steps=300,
+        report_every=10,
+        validate_every=10,
+        checkpoint_every=100,
+    ),
+    "hmm_earthquakes": Experiment(
+        HMM(states=3, emission=Poisson(prior=0.0), smoothing=0.0, per="step"),
+        data="earthquakes",
+        batch_size=1,
+        steps=500,
+        report_every=50,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    "hmm_binarized_mnist": Experiment(
+        HMM(states=256),
+        data="binarized_mnist",
+        batch_size=5_000,
+        steps=100,
+        report_every=5,
+        validate_every=5,
+        checkpoint_every=50,
     ),
 }

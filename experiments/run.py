@@ -39,6 +39,7 @@ class Run(NamedTuple):
     step: int
     chosen_step: Any  # that of `state`, [] or [S]: not `step` where validation chose it
     state: Any  # the model's, [S, ...] for several seeds
+    shown: int  # the number of the seed whose model is looked at
     seconds: float  # of training, as its last checkpoint counts them
     sessions: list[dict[str, Any]]  # of the manifest
 
@@ -172,6 +173,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         restored.step,
         _chosen_step(restored.step, restored.tree),
         restored.tree.chosen,
+        experiment.shown(restored.tree),
         restored.info["seconds"],
         manifest["sessions"],
     )
@@ -341,17 +343,12 @@ def _pictures_done(folder: Path) -> bool:
     return (folder / "samples" / LAST_PICTURE).exists()
 
 
-def _first_seed(experiment: Experiment, state: Any) -> Any:
-    """The state of the first seed, as it lies on this process's first device."""
-    return experiment.of_seed(parallel.local(state), 0)
-
-
 def _snapshot(folder: Path, experiment: Experiment, step: int, carry: train.Carry) -> None:
     from experiments import pictures
 
     if "sample" in capabilities(experiment.model):
         keys = train.streams(experiment.all_seeds[0])
-        state = _first_seed(experiment, carry.state)
+        state = experiment.of_seed(parallel.local(carry.state), 0)
         pictures.snapshot(folder / "samples", step, experiment.model, state, keys.sample)
 
 
@@ -360,9 +357,13 @@ def _final_pictures(
 ) -> None:
     from experiments import pictures
 
-    keys = train.streams(experiment.all_seeds[0])
-    test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[0])
+    carry = parallel.local(carry)  # as it lies on this process's first device
+    shown = experiment.shown(carry)
+    keys = train.streams(experiment.all_seeds[shown])
+    test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])
     test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
-    state = _first_seed(experiment, carry.chosen)
-    pictures.final_pictures(folder / "samples", experiment.model, state, test, keys.sample)
+    state = experiment.of_seed(carry.chosen, shown)
+    pictures.final_pictures(
+        folder / "samples", experiment.model, state, test, keys.sample, dataset.symbols
+    )
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.folder import read_json
 from experiments.published import PUBLISHED
-from gen.estimate import MARKS, Estimate
+from gen.estimate import MARKS, from_json
 
 TITLES = {
     "binarized_mnist": "MNIST, binarised once (Larochelle; 50,000 / 10,000 / 10,000)",
@@ -80,7 +80,7 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
     figures, which the cells number from 1."""
     binarize = "dynamic" if data in DYNAMIC else "none"
     chosen = [
-        (Estimate(**row["estimates"]["nll"]), row)
+        (from_json(row["estimates"]["nll"]), row)
         for row in found
         if (row["data"], row["binarize"]) == (data, binarize)
     ]

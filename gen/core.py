@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -75,14 +74,16 @@ class Model(Protocol[State]):
 
 
 CAPABILITIES = {
+    "begin": "begin(state, batch, key) -> the first state, from init's and training examples",
     "sample": "sample(state, key, n) -> [n, *shape], drawn from the model",
     "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never goes by this name)",
-    "encode": "encode(state, batch) -> [B, latent]",
+    "encode": "encode(state, batch) -> [B, latent]; of sequences, [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",
     "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
     "complete": "complete(state, x, mask, key) -> x with what the mask hides filled in",
     "objective": "objective(state, batch, key) -> [B], what a step lowers: to validate by",
     "score": "score(state, batch) -> [B], higher is stranger",
+    "tables": "tables(state) -> what was learned, as matrices by name",
 }
 """The optional methods of a model, by name, with what each returns."""
 
@@ -140,14 +141,6 @@ def check_levels(data: Data, levels: int) -> None:
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
     """The mean of every array over the replicas of `pmap`; without an axis, the tree itself."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def from_first(tree: Tree, axis_name: str | None) -> Tree:
-    """What the first replica of `pmap` holds, for all of them; without an axis, the tree itself."""
-    if axis_name is None:
-        return tree
-    first = jax.lax.axis_index(axis_name) == 0
-    return jax.lax.psum(jax.tree.map(lambda a: jnp.where(first, a, 0), tree), axis_name)
 
 
 def replica_key(key: jax.Array, axis_name: str | None) -> jax.Array:

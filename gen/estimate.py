@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -75,11 +75,35 @@ class Estimate:
         return f"{number} ({self.kind}, n = {self.n})"
 
 
+def to_json(estimate: Estimate) -> dict[str, Any]:
+    """Its fields; a standard error that one example does not have is null."""
+    fields = asdict(estimate)
+    return {**fields, "stderr": None if math.isnan(estimate.stderr) else estimate.stderr}
+
+
+def from_json(fields: Mapping[str, Any]) -> Estimate:
+    """The estimate whose `to_json` this is."""
+    stderr = math.nan if fields["stderr"] is None else fields["stderr"]
+    return Estimate(**{**fields, "stderr": stderr})
+
+
 def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
     """The mean of per-example values [N] with its standard error, s / √N (s with N − 1)."""
     values = np.asarray(values, np.float64)
     stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Estimate(float(values.mean()), float(stderr), kind, len(values), settings)
+
+
+def ratio(values: ArrayLike, sizes: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
+    """Σ values / Σ sizes over examples [N], with the standard error of the delta method:
+
+    r = Σ v_i / Σ s_i,    stderr² = N / (N − 1) · Σ (v_i − r s_i)² / (Σ s_i)².
+    """
+    values, sizes = np.asarray(values, np.float64), np.asarray(sizes, np.float64)
+    n, value = len(values), values.sum() / sizes.sum()
+    residual = ((values - value * sizes) ** 2).sum()
+    stderr = math.sqrt(residual * n / (n - 1)) / sizes.sum() if n > 1 else math.nan
+    return Estimate(float(value), stderr, kind, n, settings)
 
 
 def per_example(

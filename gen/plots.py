@@ -55,6 +55,37 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
     return figure
 
 
+def heatmaps(tables: Mapping[str, np.ndarray], labels: Sequence[str] = ()) -> Figure:
+    """One panel for each matrix [I, J], side by side, rows numbered; `labels` name the columns of
+    those that have so many."""
+    figure = Figure(figsize=(5 * len(tables), 4.2), dpi=100, layout="constrained")
+    for i, (name, values) in enumerate(tables.items()):
+        axes = figure.add_subplot(1, len(tables), i + 1)
+        image = axes.imshow(values, cmap="magma", aspect="auto", interpolation="nearest")
+        axes.set(title=name, ylabel="state")
+        if len(labels) == values.shape[1]:
+            axes.set_xticks(range(len(labels)), labels)
+        figure.colorbar(image, ax=axes)
+    return figure
+
+
+def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
+    """Sequences one below another: [T] as a line, [T, D] as a picture with time to the right and
+    the first variable at the bottom."""
+    figure = Figure(figsize=(9, 1.9 * len(panels)), dpi=100, layout="constrained")
+    for i, (name, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(len(panels), 1, i + 1)
+        if values.ndim == 1:
+            axes.plot(values, linewidth=1)
+            axes.set_xlim(-0.5, len(values) - 0.5)
+        else:
+            axes.imshow(
+                values.T, cmap="Greys", aspect="auto", origin="lower", interpolation="nearest"
+            )
+        axes.set_title(name, fontsize=9)
+    return figure
+
+
 def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """Points [N, 2] coloured by their class."""
     figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")

@@ -104,18 +104,25 @@ def begin(
     mesh: Mesh | None = None,
     validated: bool = False,
 ) -> Carry:
-    """The carry before the first step: `model.init` and empty sums (their shapes, under
-    `jax.eval_shape`); if the run is `validated`, the first state stands as the best so far.
+    """The carry before the first step: `model.init`, for a model that has it `model.begin` on
+    training examples (up to 5,000, drawn), and empty sums (their shapes, under `jax.eval_shape`);
+    if the run is `validated`, the first state stands as the best so far.
 
     With a sequence of seeds every array has a leading axis, one row for each.
     """
+    from_data = getattr(model, "begin", None)
 
-    def begin_one(seed):
+    def begin_one(seed, given):
         def first_step(state, rows, key):
             return model.step(state, decode(rows, key), key)
 
         keys = streams(seed)
         state = model.init(keys.init)
+        if from_data:
+            rows_key, decode_key, key = jax.random.split(jax.random.fold_in(keys.init, 1), 3)
+            rows = jax.random.permutation(rows_key, len(given["x"]))[:5_000]
+            examples = {name: values[rows] for name, values in given.items()}
+            state = from_data(state, decode(examples, decode_key), key)
         batch = {
             name: jax.ShapeDtypeStruct((batch_size, *values.shape[1:]), values.dtype)
             for name, values in data.items()
@@ -128,10 +135,11 @@ def begin(
             best = Best(jax.tree.map(jnp.copy, state), worst, jnp.zeros((), jnp.int32))
         return Carry(state, sums, jnp.zeros((), jnp.int32), best)
 
-    begin_seeds = begin_one if np.ndim(seed) == 0 else jax.vmap(begin_one)
+    begin_seeds = begin_one if np.ndim(seed) == 0 else jax.vmap(begin_one, in_axes=(0, None))
     placement = None if mesh is None else parallel.replicated(mesh)
     # Compiled, so that no two arrays of the state share a buffer: donation would fail.
-    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32))
+    given = dict(data) if from_data else {}
+    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32), given)
 
 
 def train_step(

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import equal
 from test_autoregressive import chi_square
 
-from gen import parallel, train
+from gen import train
 from gen.core import UserError
-from gen.models.mixture import Mixture, Params, State, Statistics, log_joint
+from gen.models.mixture import Mixture, Params, State, Statistics
 
 SHAPE = (2, 4, 1)
 EVERYTHING = jnp.array(list(itertools.product([0.0, 1.0], repeat=8))).reshape(-1, *SHAPE)
@@ -130,22 +131,24 @@ def test_stepwise_em_and_gradient_reach_what_em_reaches():
     assert reached["em"] < float(-alone.log_prob(last.carry.state, {"x": x}).mean()) - 0.5
 
 
-def test_replicas_start_from_the_same_prototypes():
+def test_em_begins_from_examples():
+    """Half of the way from the mean; the loop has it so, and starts differ with the seed."""
     x = clusters(32)
     model = Mixture(shape=SHAPE, components=4)
-    states = parallel.replicate(model.init(jax.random.key(0)), 4)
-    shards, key = parallel.shard({"x": x}, 4), jax.random.key(1)
-    states, _ = parallel.pmap_step(model, 4)(states, shards, key)
-    statistics = jax.tree.map(lambda leaf: leaf[0], states.memory)
-    np.testing.assert_allclose(statistics.ones.sum(0), x.reshape(32, 8).mean(0), rtol=1e-5)
-    # From the first shard's rows, by hand.
-    rows = x[:8].reshape(8, 8)
-    mean = x.reshape(32, 8).mean(0)
-    chosen = rows[jax.random.choice(key, 8, (4,), replace=False)]
-    mu = jnp.clip(0.5 * (chosen + mean[None]), 1e-3, 1 - 1e-3)
-    start = Params(jnp.zeros(4), jnp.log(mu) - jnp.log1p(-mu))
-    r = jax.nn.softmax(log_joint(start, x.reshape(32, 8)), axis=1)
-    np.testing.assert_allclose(statistics.share, r.mean(0), rtol=1e-4)
+    state = model.begin(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
+    rows, mean = np.asarray(x).reshape(32, 8), np.asarray(x).reshape(32, 8).mean(0)
+    for mu in np.asarray(jax.nn.sigmoid(state.params.pixel)):
+        distance = np.abs(mu[None] - 0.5 * (rows + mean[None])).max(1)
+        assert distance.min() < 2e-3
+    starts = [train.begin(model, {"x": x}, 8, seed).state.params.pixel for seed in (0, 1)]
+    logits = model.init(train.streams(0).init).params.pixel
+    assert np.abs(starts[0] - starts[1]).max() > 0.1
+    assert np.abs(starts[0] - logits).max() > 0.1
+    seeds = train.begin(model, {"x": x}, 8, [0, 1]).state.params.pixel
+    np.testing.assert_allclose(seeds, np.stack(starts), rtol=1e-5)
+    gradient = Mixture(shape=SHAPE, components=4, training="gradient")
+    state = gradient.init(jax.random.key(0))
+    assert equal(state, gradient.begin(state, {"x": x}, jax.random.key(1)))
 
 
 def test_sample_frequencies_match_the_exact_probabilities():

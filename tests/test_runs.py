@@ -588,7 +588,9 @@ def test_vectors_are_trained_evaluated_and_sampled_without_pictures(tmp_path, ca
     x = np.random.RandomState(0).randint(0, 2, (60, 7)).astype(np.float32)
     np.savez(tmp_path / "uci_dna.npz", train_data=x, valid_data=x[:20], test_data=x[:30])
     digest = hashlib.sha256((tmp_path / "uci_dna.npz").read_bytes()).hexdigest()
-    monkeypatch.setitem(data.UCI, "uci_dna", data.File("http://127.0.0.1:9/", digest))
+    monkeypatch.setitem(
+        data.UCI, "uci_dna", data.File("uci_dna.npz", "http://127.0.0.1:9/", digest)
+    )
     monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
     folder = tmp_path / "run"
     flags = ["--batch-size", "60", "--steps", "3", "--validate-every", "1"]

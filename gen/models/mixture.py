@@ -20,7 +20,6 @@ from gen.core import (
     adam,
     check_levels,
     descend,
-    from_first,
     pmean,
     require,
 )
@@ -61,9 +60,7 @@ class Mixture:
 
     and sets the parameters to what maximises the expected log-likelihood under s: with `rate` 1 and
     the whole training set as the batch this is EM (Dempster, Laird & Rubin 1977), else stepwise EM
-    (Cappé & Moulines 2009, but at a constant rate). The first step starts from K examples of its
-    batch: each component's μ lies halfway between one of them and the mean. `smoothing` is a prior
-    (see `maximize`).
+    (Cappé & Moulines 2009, but at a constant rate). `smoothing` is a prior (see `maximize`).
 
     By gradient, a step lowers −log p by Adam. Values of x between 0 and 1 are rounded; `evaluate`
     refuses them.
@@ -102,6 +99,16 @@ class Mixture:
             return State(params, self._optimizer.init(params))
         return State(params, Statistics(jnp.zeros(self.components), jnp.zeros_like(mu)))
 
+    def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
+        """EM starts from K training examples, drawn: each μ lies halfway between one of them and
+        the mean."""
+        if self.training == "gradient":
+            return state
+        x, k = _bits(batch), self.components
+        rows = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
+        mu = jnp.clip(0.5 * (rows + x.mean(0)[None]), FLOOR, 1 - FLOOR)
+        return state._replace(params=Params(jnp.zeros(k), logit(mu)))
+
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
@@ -118,18 +125,12 @@ class Mixture:
             )
             return State(params, opt_state), metrics
 
-        first = state.memory.share.sum() == 0
-        params = jax.tree.map(
-            lambda start, now: jnp.where(first, start, now),
-            self._prototypes(x, key, axis_name),
-            state.params,
-        )
-        joint = log_joint(params, x)
+        joint = log_joint(state.params, x)
         log_p = jax.nn.logsumexp(joint, axis=1)
         r = jnp.exp(joint - log_p[:, None])
         found = Statistics(r.mean(0), r.T @ x / len(x))
         found, loss = pmean((found, -log_p.mean()), axis_name)
-        rate = jnp.where(first, 1.0, self.rate)
+        rate = jnp.where(state.memory.share.sum() == 0, 1.0, self.rate)
         statistics = jax.tree.map(
             lambda old, new: (1 - rate) * old + rate * new, state.memory, found
         )
@@ -197,14 +198,6 @@ class Mixture:
     @property
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(self.learning_rate, self.decay_steps)
-
-    def _prototypes(self, x: jax.Array, key: jax.Array, axis_name: str | None) -> Params:
-        """Where EM starts: K rows of x, drawn, each averaged with the mean."""
-        k = self.components
-        rows = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
-        mean = pmean(x.mean(0), axis_name)
-        mu = 0.5 * (from_first(rows, axis_name) + mean[None])
-        return Params(jnp.zeros(k), logit(jnp.clip(mu, FLOOR, 1 - FLOOR)))
 
     def _pixels(self, logits: jax.Array, key: jax.Array) -> jax.Array:
         x = jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(jnp.float32)

@@ -47,8 +47,9 @@ class CausalConv(nn.Module):
     """A masked convolution, [B, H, W, ·] ↦ [B, H, W, features], zeros around the image.
 
     Called `at` a pixel or a row it returns its output there, [B, 1, 1 or W, features], and takes
-    its input there alone, which it adds to the rows that it has `seen` last. Kinds that do not see
-    the pixel itself stand on the image, and take all of that.
+    its input there alone, which it adds to what it has `seen`. Kinds that do not see the pixel
+    itself stand on the image, and take all of that; `upto` is called at rows, the others that see
+    it at pixels.
     """
 
     features: int
@@ -88,20 +89,24 @@ class CausalConv(nn.Module):
         if self.kind in ("A", "above", "left"):
             image = jnp.pad(x, ((0, 0), (rows - 1, 0), (side, side), (0, 0)))
             image = jax.lax.dynamic_slice_in_dim(image, at.row, rows, axis=1)
-        else:
-            seen = self._seen(x, rows)
-            moved = jnp.roll(seen.value, -1, axis=1).at[:, -1].set(0.0)
-            begun = at.column is None or at.column == 0
-            image = jnp.where(begun, moved, seen.value)
-            place = (0, rows - 1, side + (0 if at.column is None else at.column), 0)
-            image = seen.value = jax.lax.dynamic_update_slice(image, x, place)
+            if at.column is None:
+                return image
+            return jax.lax.dynamic_slice_in_dim(image, at.column, self.size, axis=2)
+        seen = self._seen(x, rows)
         if at.column is None:
-            return image
-        return jax.lax.dynamic_slice_in_dim(image, at.column, self.size, axis=2)
+            row = jnp.pad(x, ((0, 0), (0, 0), (side, side), (0, 0)))
+            seen.value = jnp.concatenate([seen.value[:, 1:], row], axis=1)
+            return seen.value
+        place = (0, rows - 1 + at.row, side + at.column, 0)
+        seen.value = jax.lax.dynamic_update_slice(seen.value, x, place)
+        sizes = (len(x), rows, self.size, x.shape[3])
+        return jax.lax.dynamic_slice(seen.value, (0, at.row, at.column, 0), sizes)
 
     def _seen(self, x: jax.Array, rows: int) -> nn.Variable:
-        """The last rows of the input, [B, rows, W + size − 1, ·], the rest of the row still 0."""
-        shape = (len(x), rows, x.shape[2] + 2 * (self.size // 2), x.shape[3])
+        """The input as far as it was given, [B, ·, W + size − 1, ·], zeros around it: its last rows
+        where rows are given, else all of them."""
+        height = rows if self.kind == "upto" else x.shape[1] + rows - 1
+        shape = (len(x), height, x.shape[2] + 2 * (self.size // 2), x.shape[3])
         return self.variable("cache", "seen", jnp.zeros, shape)
 
 

@@ -220,8 +220,8 @@ class MADE:
     def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
         place, *degrees = cache["degrees"]
         h = self._rest(params, cache["first"], degrees)
-        seen = jnp.where(degrees[-1][None] < place[d], h, 0.0)
-        out = seen @ params["out"]["W"][d] + params["out"]["b"][d][None]
+        W = params["out"]["W"][d] * (degrees[-1] < place[d])[:, None]
+        out = h @ W + params["out"]["b"][d][None]
         if self.direct:
             out += cache["direct"][:, d]
         return out, cache
