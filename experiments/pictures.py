@@ -53,7 +53,8 @@ def final_pictures(
     able = capabilities(model)
     if "tables" in able:
         tables = jax.device_get(jax.jit(model.tables)(state))
-        save(plots.heatmaps(tables, list(symbols.replace(" ", "␣"))), folder / "tables.png")
+        labels = {"emission": list(symbols.replace(" ", "␣"))} if symbols else None
+        save(plots.heatmaps(tables, labels), folder / "tables.png")
     if "length" in test:
         sequence_pictures(folder, model, state, test, key, symbols)
     if len(model.shape) == 3:

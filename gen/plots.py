@@ -52,19 +52,23 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.plot(steps, values, linewidth=1)
         axes.set(title=name, xlabel="step")
+        axes.locator_params(axis="x", nbins=5)
     return figure
 
 
-def heatmaps(tables: Mapping[str, np.ndarray], labels: Sequence[str] = ()) -> Figure:
-    """One panel for each matrix [I, J], side by side, rows numbered; `labels` name the columns of
-    those that have so many."""
+def heatmaps(
+    tables: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
+    """One panel for each matrix [I, J], side by side, a row for each state; `labels` name a
+    matrix's columns."""
     figure = Figure(figsize=(5 * len(tables), 4.2), dpi=100, layout="constrained")
     for i, (name, values) in enumerate(tables.items()):
         axes = figure.add_subplot(1, len(tables), i + 1)
         image = axes.imshow(values, cmap="magma", aspect="auto", interpolation="nearest")
         axes.set(title=name, ylabel="state")
-        if len(labels) == values.shape[1]:
-            axes.set_xticks(range(len(labels)), labels)
+        axes.locator_params(integer=True)
+        if labels and name in labels:
+            axes.set_xticks(range(values.shape[1]), labels[name])
         figure.colorbar(image, ax=axes)
     return figure
 
@@ -83,6 +87,7 @@ def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
                 values.T, cmap="Greys", aspect="auto", origin="lower", interpolation="nearest"
             )
         axes.set_title(name, fontsize=9)
+        axes.locator_params(axis="y", integer=True)
     return figure
 
 
