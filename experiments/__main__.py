@@ -81,7 +81,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Bench:
-    """Speed of training and of sampling, next to that of a large matrix product."""
+    """Speed of training, of sampling and, with an HMM among the experiments, of EM beside other
+    libraries (extra: compare); next to that of a large matrix product."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """experiments (default: all)"""
@@ -207,10 +208,11 @@ def bench_command(arguments: list[str]) -> int:
     chosen = parse(Bench, arguments, "bench")
     from rich.console import Console
 
-    from experiments import bench
+    from experiments import bench, bench_hmm
     from experiments.folder import device_name, write_json
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
+    from gen.models.hmm import HMM
 
     names = chosen.names or tuple(EXPERIMENTS)
     for name in names:
@@ -224,8 +226,13 @@ def bench_command(arguments: list[str]) -> int:
     samplers = {name: row for name, row in drawn.items() if row}
     if samplers:
         Console().print(bench.sampling_table(samplers))
+    speeds: dict[str, Any] = {}
+    if any(isinstance(EXPERIMENTS[name].model, HMM) for name in names):
+        speeds = bench_hmm.em_speeds(chosen.seconds)
+        Console().print(bench_hmm.em_table(speeds))
     if chosen.json:
-        write_json(chosen.json, bench.as_json(rows, samplers, peak, device_name()))
+        found = bench.as_json(rows, samplers, peak, device_name())
+        write_json(chosen.json, {**found, "em": speeds})
     return 0
 
 

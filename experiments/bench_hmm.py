@@ -6,6 +6,7 @@ compiling is left out, by taking the difference of a longer and a shorter run.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 import warnings
@@ -89,9 +90,8 @@ def _gen(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None]:
 
 
 def _hmmlearn(model: HMM, start: Any, x: np.ndarray) -> Callable[[int], None] | None:
-    try:
-        from hmmlearn import hmm
-    except ImportError:
+    hmm = optional("hmmlearn.hmm")
+    if hmm is None:
         return None
     logging.getLogger("hmmlearn").setLevel(logging.ERROR)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start.params)
@@ -110,21 +110,23 @@ def _hmmlearn(model: HMM, start: Any, x: np.ndarray) -> Callable[[int], None] | 
         else:
             theirs = hmm.CategoricalHMM(model.states, **options)
             theirs.emissionprob_ = law(params.emission.logits)[:, 0]
-            theirs.n_features = model.emission.levels
-            data = np.round(x * (model.emission.levels - 1)).astype(int).reshape(-1, 1)
+            theirs.n_features = model.levels
+            data = symbols(model, x).reshape(-1, 1)
         theirs.startprob_, theirs.transmat_ = law(params.initial), law(params.transition)
         theirs.fit(data, [x.shape[1]] * len(x))
 
     return run
 
 
+def symbols(model: HMM, x: np.ndarray) -> np.ndarray:
+    """Levels in [0, 1] as whole numbers."""
+    return np.round(x * ((model.levels or 2) - 1)).astype(np.int32)
+
+
 def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from dynamax import hidden_markov_model as hmm
-        except ImportError:
-            return None
+    hmm = optional("dynamax.hidden_markov_model")
+    if hmm is None:
+        return None
     key, emission = jax.random.key(0), start.params.emission
     if isinstance(model.emission, Gaussian):
         theirs: Any = hmm.DiagonalGaussianHMM(model.states, x.shape[-1])
@@ -134,9 +136,9 @@ def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | No
         }
         data = x
     else:
-        theirs = hmm.CategoricalHMM(model.states, 1, model.emission.levels)
+        theirs = hmm.CategoricalHMM(model.states, 1, model.levels)
         extra = {"emission_probs": jax.nn.softmax(emission.logits)}
-        data = jnp.round(x * (model.emission.levels - 1)).astype(jnp.int32)[..., None]
+        data = jnp.asarray(symbols(model, np.asarray(x)))[..., None]
     params, props = theirs.initialize(
         key,
         initial_probs=jax.nn.softmax(start.params.initial),
@@ -150,6 +152,16 @@ def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | No
         )
 
     return run
+
+
+def optional(module: str) -> Any:
+    """The module, or None where it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            return None
 
 
 def em_table(speeds: dict[str, dict[str, float | None]]) -> Any:

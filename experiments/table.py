@@ -16,6 +16,9 @@ TITLES = {
     "uci_dna": "DNA (180 binary variables)",
     "uci_mushrooms": "mushrooms (112 binary variables)",
     "uci_nips": "NIPS-0-12 (500 binary variables)",
+    "jsb": "JSB chorales, nats per time step",
+    "nottingham": "Nottingham, nats per time step",
+    "letters": "letters of tiny Shakespeare, nats per symbol",
 }
 """The data sets that have a table, in their order."""
 
@@ -24,10 +27,10 @@ DYNAMIC = ("mnist", "digits")  # grey images, whose table is of their dynamic bi
 HEADER = """\
 # Results
 
-Test negative log-likelihood in nats per example, lower is better, ± the standard error over test
-examples. Made by `python -m experiments table` from the files beside this one; each names its
-commit, command, device, cost and values per seed. Hyperparameters and, in a run that validates, its
-best step were chosen on the validation split.
+Test negative log-likelihood in nats per example, of sequences per time step, lower is better, ± the
+standard error over test examples. Made by `python -m experiments table` from the files beside this
+one; each names its commit, command, device, cost and values per seed. Hyperparameters and, in a run
+that validates, its best step were chosen on the validation split, and so was the best of restarts.
 
 Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
 bound (the true value lies at or below it). Rows are sorted by what is printed. *Spread* is the
@@ -37,7 +40,7 @@ to the published figure; below 0 is better than it.
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The result files that hold a probability of binary data. Raises `UserError` if a file is
+    """The result files that hold a probability of discrete data. Raises `UserError` if a file is
     damaged."""
     found = []
     for path in sorted(folder.glob("*_*.json")):
@@ -97,12 +100,13 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
                 distance = f"{estimate.value - published.value:+.2f}"
         spread = estimate.settings.get("seeds_stderr")
         draws = estimate.settings.get("z_per_example", 1)
+        restarts = row.get("restarts")
         rows.append(
             {
                 "experiment": f"`{name}`",
                 "test nats": f"{mark} {estimate}".split(" (")[0].strip(),
                 "kind": f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind,
-                "seeds": str(len(row["seeds"])),
+                "seeds": f"best of {len(restarts)}" if restarts else str(len(row["seeds"])),
                 "spread": "–" if spread is None else f"± {spread:.2g}",
                 "parameters": f"{row['parameters']:,}",
                 "seconds": f"{row['train_seconds']:,.0f}",

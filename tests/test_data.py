@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.io
 
 from gen import data
 from gen.core import UserError
@@ -207,6 +208,56 @@ def test_uci_sets_have_the_published_splits(name):
     assert (*dataset.shape, *rows) == UCI_SIZES[name]
     assert set(np.unique(dataset.train["x"])) == {0, 1}
     assert dataset.peak == 1
+
+
+SEQUENCES = {
+    "jsb": ("JSB_Chorales.mat", (160, 88), (229, 76, 77), (13807, 4602, 4725)),
+    "nottingham": ("Nottingham.mat", (1793, 88), (694, 173, 170), (176561, 45513, 44463)),
+    "letters": ("tinyshakespeare.txt", (1000,), (954, 53, 53), (953622, 52979, 52980)),
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_sequences_are_padded_and_have_their_lengths(name):
+    file, shape, rows, steps = SEQUENCES[name]
+    folder = os.environ.get("GEN_DATA_DIR")
+    if not folder or not Path(folder, file).is_file():
+        pytest.skip(f"GEN_DATA_DIR names no folder with {file}")
+    dataset = data.load(name)
+    splits = dataset.train, dataset.validation, dataset.test
+    assert dataset.shape == shape
+    assert tuple(len(split["x"]) for split in splits) == rows
+    assert tuple(split["length"].sum() for split in splits) == steps
+    for split in splits:
+        behind = np.arange(shape[0])[None] >= split["length"][:, None]
+        assert not split["x"][behind].any()
+        assert split["x"].max() == dataset.peak
+
+
+def test_piano_rolls_are_read_from_their_cells(tmp_path, monkeypatch):
+    """A file of the test's own, in the form of the published ones."""
+    rolls = [np.eye(88, dtype=np.uint8)[:length] for length in (3, 5, 2)]
+    cells = {}
+    for split, roll in zip(("train", "valid", "test"), rolls, strict=True):
+        cells[f"{split}data"] = np.empty((1, 1), object)
+        cells[f"{split}data"][0, 0] = roll
+    path = tmp_path / "JSB_Chorales.mat"
+    scipy.io.savemat(path, cells)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(data.MUSIC, "jsb", data.File(path.name, "http://127.0.0.1:9/", digest))
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    dataset = data.load("jsb")
+    assert dataset.shape == (5, 88)
+    np.testing.assert_array_equal(dataset.train["x"][0, :3], rolls[0])
+    assert dataset.train["length"] == [3]
+    assert dataset.test["x"].sum() == 2
+
+
+def test_the_earthquakes_are_those_of_the_textbook():
+    dataset = data.load("earthquakes")
+    assert dataset.shape == (107, 1)
+    counts = dataset.train["x"][0, :, 0]
+    assert (counts[0], counts[-1], counts.max(), counts.sum()) == (13, 11, 41, 2072)
 
 
 def test_a_local_file_is_checked(tmp_path, monkeypatch):

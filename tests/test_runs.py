@@ -17,16 +17,19 @@ import numpy as np
 import pytest
 from conftest import DISTINCT, QUICK
 
+from experiments import bench_hmm
 from experiments.__main__ import main
 from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
 from gen import data, train
+from gen.models.hmm import HMM, Categorical, Gaussian
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model.encoder", "16", "--model.decoder", "16", "--report-every", "20"]
 SMALL += ["--checkpoint-every", "20", "--steps-per-dispatch", "1", "--sample-every", "100"]
 STEPS = 400
-DRAWN = set(FINAL) - {"completions.png"}  # a VAE does not complete
+OF_SEQUENCES = {"tables.png", "posterior.png", "sequences.png", "sequences.txt"}
+DRAWN = set(FINAL) - OF_SEQUENCES - {"completions.png"}  # a VAE does not complete
 
 
 def command(out: Path, *flags: str, steps: int = STEPS) -> list[str]:
@@ -601,9 +604,53 @@ def test_vectors_are_trained_evaluated_and_sampled_without_pictures(tmp_path, ca
     assert [path.name for path in (folder / "samples").glob("*.png")] == ["curves.png"]
 
 
+EARTHQUAKES = ["train", "hmm_earthquakes", "--steps", "4", "--report-every", "2"]
+EARTHQUAKES += ["--model.start", "random", "--seeds", "0", "1", "2"]
+
+
+def test_of_restarts_the_best_on_validation_stands_for_all(tmp_path, capsys):
+    folders = tmp_path / "restarts", tmp_path / "seeds"
+    flags = ["--validate-every", "2"]
+    assert main([*EARTHQUAKES, *flags, "--restarts", "--out", str(folders[0])]) == 0
+    assert main([*EARTHQUAKES, *flags, "--out", str(folders[1])]) == 0
+    kept, every = evaluated(folders[0]), evaluated(folders[1])
+    values = [of_seed["total_nll"]["value"] for of_seed in every["per_seed"]]
+    best = int(np.argmin(values))  # its validation split is its test split
+    assert kept["restarts"] == [0, 1, 2]
+    assert kept["seeds"] == [best]
+    assert kept["estimates"]["total_nll"]["value"] == values[best]
+    assert len(every["seeds"]) == 3
+    assert kept["estimates"]["total_nll"]["stderr"] is None  # of one series there is none
+    drawn = {path.name for path in (folders[0] / "samples").iterdir()}
+    assert drawn == OF_SEQUENCES - {"sequences.txt"} | {"curves.png"}
+    assert main([*EARTHQUAKES, "--restarts", "--out", str(tmp_path / "none")]) == 2
+    assert "give --validate-every" in capsys.readouterr().err
+
+
+def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
+    """On a text of the test's own."""
+    text = ("The quick brown fox, jumps over the lazy dog!\n" * 200).encode()
+    (tmp_path / "tinyshakespeare.txt").write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    file = data.File("tinyshakespeare.txt", "http://127.0.0.1:9/", digest)
+    monkeypatch.setattr(data, "LETTERS", file)
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    folder = tmp_path / "run"
+    flags = ["--batch-size", "8", "--steps", "4", "--report-every", "2", "--validate-every", "2"]
+    flags += ["--seeds", "0"]
+    assert main(["train", "hmm_letters_2", *flags, "--out", str(folder)]) == 0
+    record = evaluated(folder)
+    bits, nats = (record["estimates"][name]["value"] for name in ("bits", "nll"))
+    assert np.isclose(bits, nats / np.log(2))
+    lines = (folder / "samples" / "sequences.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["test", "sampled"]
+    assert "quick brown fox jumps over the lazy dog the" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        (["hmm_earthquakes", "--data", "digits", "--model.emission.prior", "-1"], "prior is -1.0"),
         (["nade_digits", "--validate-every", "33"], "take a multiple of report_every"),
         (["nade_digits", "--binarize", "none"], "has 17 levels, the model 2"),
         (["mixture_uci_dna", "--data", "digits"], "has 17 levels, the model 2"),
@@ -616,6 +663,19 @@ def test_flags_that_do_not_fit_are_refused(flags, named, tmp_path, capsys):
     error = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1
+
+
+def test_bench_times_em(monkeypatch, capsys):
+    model = HMM(shape=(20, 2), states=3, emission=Gaussian())
+    symbols = HMM(shape=(40,), states=2, emission=Categorical(levels=4), block=5)
+    settings = {"small": (model, 3), "symbols": (symbols, 1)}
+    monkeypatch.setattr(bench_hmm, "SETTINGS", settings)
+    monkeypatch.setattr(bench_hmm, "optional", lambda module: None)
+    speeds = bench_hmm.em_speeds(0.01)
+    assert speeds.keys() == settings.keys()
+    for row in speeds.values():
+        assert (row["gen"] or 0) > 0
+        assert row["hmmlearn"] is None
 
 
 def test_bench_prints_speeds(tmp_path, capsys):
