@@ -37,7 +37,6 @@ SETTINGS = {
             states=32,
             emission=Categorical(levels=64, prior=0.0),
             smoothing=0.0,
-            block=500,
         ),
         1,
     ),

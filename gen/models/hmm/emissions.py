@@ -280,9 +280,7 @@ class Gaussian:
     def log_prob(self, params: Normal, x: jax.Array, seen: jax.Array) -> jax.Array:
         if self.covariance == "full":
             return jax.lax.cond(whole(seen), _full_log_prob, _partial_log_prob, params, x, seen)
-        deviation = jnp.where(seen, x, 0.0)[:, None] - params.mean[None]
-        each = deviation**2 * jnp.exp(-params.spread)[None] + params.spread[None]
-        return -0.5 * jnp.where(seen[:, None], each + math.log(2 * math.pi), 0.0).sum(2)
+        return _diagonal_log_prob(params, x, seen)
 
     def statistics(
         self, params: Normal, x: jax.Array, seen: jax.Array, weight: jax.Array
@@ -291,12 +289,7 @@ class Gaussian:
             return jax.lax.cond(
                 whole(seen), _full_statistics, _partial_statistics, params, x, seen, weight
             )
-        deviation = jnp.where(seen[:, None], x[:, None] - params.mean[None], 0.0)
-        return Moments(
-            weight.T @ seen.astype(x.dtype),
-            jnp.einsum("nk,nkd->kd", weight, deviation),
-            jnp.einsum("nk,nkd->kd", weight, deviation**2),
-        )
+        return _diagonal_statistics(params, x, seen, weight)
 
     def maximize(self, params: Normal, statistics: Moments) -> tuple[Normal, Moments]:
         full = self.covariance == "full"
@@ -432,6 +425,34 @@ def diagonals(values: jax.Array) -> jax.Array:
 def whole(seen: jax.Array) -> jax.Array:
     """Whether each observation was seen as a whole or not at all."""
     return (seen.all(1) | ~seen.any(1)).all()
+
+
+def _diagonal_log_prob(params: Normal, x: jax.Array, seen: jax.Array) -> jax.Array:
+    """Variable by variable, as [N, K, D] would be large."""
+
+    def add(total, variable):
+        x, seen, mean, log_variance = variable
+        deviation = jnp.where(seen, x, 0.0)[:, None] - mean[None]
+        each = deviation**2 * jnp.exp(-log_variance)[None] + log_variance[None]
+        return total + jnp.where(seen[:, None], each + math.log(2 * math.pi), 0.0), None
+
+    nothing = jnp.zeros((len(x), len(params.mean)))
+    total, _ = jax.lax.scan(add, nothing, (x.T, seen.T, params.mean.T, params.spread.T))
+    return -0.5 * total
+
+
+def _diagonal_statistics(
+    params: Normal, x: jax.Array, seen: jax.Array, weight: jax.Array
+) -> Moments:
+    """State by state, for the same reason."""
+
+    def of_state(state):
+        mean, weight = state
+        deviation = jnp.where(seen, x - mean[None], 0.0)
+        return weight @ deviation, weight @ deviation**2
+
+    first, second = jax.lax.map(of_state, (params.mean, weight.T))
+    return Moments(weight.T @ seen.astype(x.dtype), first, second)
 
 
 def _full_log_prob(params: Normal, x: jax.Array, seen: jax.Array) -> jax.Array:
