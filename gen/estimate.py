@@ -66,7 +66,9 @@ class Estimate:
         return other.value
 
     def __str__(self) -> str:
-        """For example `103.42 ± 0.23 (upper bound, n = 10000)`."""
+        """For example `103.42 ± 0.23 (upper bound, n = 10000)`; without an error if it has none."""
+        if math.isnan(self.stderr):
+            return f"{self.value:.4f} ({self.kind}, n = {self.n})"
         if self.stderr > 0 and math.isfinite(self.stderr):
             digits = max(0, 1 - math.floor(math.log10(self.stderr)))
         else:

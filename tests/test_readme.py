@@ -10,7 +10,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.evaluation import RESULTS
 from experiments.registry import EXPERIMENTS
-from gen.estimate import Estimate
+from gen.estimate import from_json
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -83,7 +83,7 @@ def test_every_number_of_the_results_table_comes_from_a_run_file():
     assert {row[0] for row in rows} >= {"ae_mnist", "vae_mnist", "gan_mnist"}
     for name, of, value, kind, seeds, seeds_stderr, parameters, seconds in rows:
         record = results()[name]
-        estimate = Estimate(**record["estimates"][of])
+        estimate = from_json(record["estimates"][of])
         assert f"{value} ({kind}, n = {estimate.n})" == str(estimate)
         assert int(seeds) == len(record["seeds"])
         spread = estimate.settings.get("seeds_stderr")
