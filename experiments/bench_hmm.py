@@ -101,6 +101,7 @@ def _hmmlearn(model: HMM, start: Any, x: np.ndarray) -> Callable[[int], None] | 
 
     def run(iterations):
         options: Any = {"n_iter": iterations, "tol": -np.inf, "init_params": ""}
+        options["implementation"] = "scaling"  # the faster one
         if isinstance(model.emission, Gaussian):
             theirs: Any = hmm.GaussianHMM(model.states, "diag", **options)
             theirs.means_ = params.emission.mean

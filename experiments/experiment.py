@@ -88,8 +88,11 @@ class Experiment:
             )
         if self.validate_every:
             train.check_validated(self.model)
-        elif self.restarts:
-            raise UserError("restarts are compared on the validation split: give --validate-every")
+        if self.restarts and not 0 < self.validate_every <= self.steps:
+            raise UserError(
+                "restarts are compared on the validation split: give a --validate-every of at most "
+                f"the {self.steps} steps"
+            )
         train.check_seeds(self.all_seeds)
 
     @property
@@ -103,12 +106,21 @@ class Experiment:
 
     def on(self, dataset: Dataset) -> Experiment:
         """With the model's shape set to that of the data. Raises `UserError` if its variables have
-        other levels than the data."""
+        other levels than the data, or if these are padded sequences and it does not take any."""
+        if "length" in dataset.train and not getattr(self.model, "sequences", False):
+            raise UserError(
+                f"{dataset.name} has sequences of different lengths, which "
+                f"{type(self.model).__name__} does not take: an HMM does"
+            )
+        if dataset.counts and (self.binarize != "none" or getattr(self.model, "levels", None)):
+            raise UserError(
+                f"{dataset.name} has counts, not levels: --binarize none and Poisson emissions"
+            )
         levels = 2 if self.binarize != "none" else dataset.peak + 1
         if (getattr(self.model, "levels", None) or levels) != levels:
             raise UserError(
                 f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
-                f"the model {self.model.levels}: change that, or --model.levels"
+                f"the model {self.model.levels}: change that, or the model's levels"
             )
         return replace(self, model=replace(self.model, shape=dataset.shape))
 

@@ -69,7 +69,7 @@ def sequence_pictures(
     able = capabilities(model)
     rows = range(min(3, len(test["x"])))
     lengths = np.minimum(np.asarray(test["length"])[: len(rows)], 300)
-    real = [np.asarray(test["x"][i])[: lengths[i]].squeeze() for i in rows]
+    real = [panel(test["x"][i], lengths[i]) for i in rows]
     if "encode" in able:
         one = {name: values[:1] for name, values in test.items()}
         code = np.asarray(jax.jit(model.encode)(state, one))[0]
@@ -77,7 +77,7 @@ def sequence_pictures(
         save(plots.stacked(panels), folder / "posterior.png")
     if "sample" in able:
         drawn = draw_samples(model, state, key, len(rows))
-        drawn = [drawn[i][: lengths[i]].squeeze() for i in rows]
+        drawn = [panel(drawn[i], lengths[i]) for i in rows]
         if symbols:
             lines = [("test   ", real), ("sampled", drawn)]
             text = "".join(
@@ -88,6 +88,12 @@ def sequence_pictures(
             panels = {f"test example {i + 1}": real[i] for i in rows}
             panels |= {f"sample {i + 1}": drawn[i] for i in rows}
             save(plots.stacked(panels), folder / "sequences.png")
+
+
+def panel(x: Any, length: int) -> np.ndarray:
+    """A sequence [T, ...] up to its length, as [T] if it has one variable, else [T, D]."""
+    x = np.asarray(x)[:length].reshape(length, -1)
+    return x[:, 0] if x.shape[1] == 1 else x
 
 
 def spell(x: np.ndarray, symbols: str) -> str:

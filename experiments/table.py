@@ -22,6 +22,7 @@ TITLES = {
 }
 """The data sets that have a table, in their order."""
 
+PER_STEP = ("jsb", "nottingham", "letters")  # sequences, whose nats are per time step
 DYNAMIC = ("mnist", "digits")  # grey images, whose table is of their dynamic binarisation
 
 HEADER = """\
@@ -86,6 +87,7 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
         (from_json(row["estimates"]["nll"]), row)
         for row in found
         if (row["data"], row["binarize"]) == (data, binarize)
+        and (row["estimates"]["nll"]["settings"].get("per") == "step") == (data in PER_STEP)
     ]
     rows, sources = [], []
     for estimate, row in sorted(chosen, key=lambda pair: pair[0].value):

@@ -45,6 +45,7 @@ class Dataset:
     test: Arrays
     peak: int  # what x is divided by: the largest value that it can take (255 for grey bytes, 1 for
     # binary pixels), or 1 for counts, which have no largest
+    counts: bool = False  # x are counts
     symbols: str = ""  # what the values 0 … peak stand for, if they are letters
 
     @property
@@ -152,10 +153,10 @@ def _earthquakes(name: str) -> Dataset:
     year from 1900 to 2006 (Zucchini & MacDonald 2009, table 1.1). All three splits are this series:
     what is published of it is the likelihood that a fit reaches."""
     series = [np.array(EARTHQUAKES.split(), np.uint8)[:, None]]
-    return _padded(name, {split: series for split in ("train", "valid", "test")})
+    return _padded(name, {split: series for split in ("train", "valid", "test")}, counts=True)
 
 
-def _padded(name: str, splits: Mapping[str, Any], peak: int = 1, symbols: str = "") -> Dataset:
+def _padded(name: str, splits: Mapping[str, Any], peak: int = 1, **options: Any) -> Dataset:
     """Sequences [T_n, ...] filled up with zeros to the longest."""
     longest = max(len(sequence) for part in splits.values() for sequence in part)
 
@@ -166,7 +167,7 @@ def _padded(name: str, splits: Mapping[str, Any], peak: int = 1, symbols: str = 
         return {"x": x, "length": np.array([len(sequence) for sequence in part], np.int32)}
 
     train, validation, test = (pad(splits[split]) for split in ("train", "valid", "test"))
-    return Dataset(name, train, validation, test, peak, symbols)
+    return Dataset(name, train, validation, test, peak, **options)
 
 
 def fetch(name: str, url: str, sha256: str) -> Path:

@@ -651,6 +651,8 @@ def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
     ("flags", "named"),
     [
         (["hmm_earthquakes", "--data", "digits", "--model.emission.prior", "-1"], "prior is -1.0"),
+        (["vae_digits", "--data", "earthquakes"], "VAE does not take"),
+        (["hmm_binarized_mnist", "--data", "earthquakes"], "has counts, not levels"),
         (["nade_digits", "--validate-every", "33"], "take a multiple of report_every"),
         (["nade_digits", "--binarize", "none"], "has 17 levels, the model 2"),
         (["mixture_uci_dna", "--data", "digits"], "has 17 levels, the model 2"),

@@ -168,6 +168,7 @@ class Categorical:
     def _one_hot(self, x: jax.Array, seen: jax.Array) -> jax.Array:
         """[N, D · L], zeros where nothing was seen."""
         level = jnp.round(jnp.where(seen, x, 0.0) * (self.levels - 1)).astype(jnp.int32)
+        level = jnp.clip(level, 0, self.levels - 1)  # else it would count as missing
         return (jax.nn.one_hot(level, self.levels) * seen[..., None]).reshape(len(x), -1)
 
 
@@ -191,7 +192,7 @@ class Poisson:
         return Rates(jax.random.normal(key, (states, size)))
 
     def log_prob(self, params: Rates, x: jax.Array, seen: jax.Array) -> jax.Array:
-        """In Loader's form (2000), in which no large terms cancel: with δ of Stirling's formula,
+        """In Loader's form (2000), in which x log λ and log x! do not cancel: with Stirling's δ,
 
         log p(x) = −(x log(x / λ) + λ − x) − ½ log 2πx − δ(x),    log p(0) = −λ.
         """
@@ -254,6 +255,9 @@ class Moments(NamedTuple):
 @dataclass(frozen=True)
 class Gaussian:
     """N(x; μ_k, Σ_k), Σ_k diagonal or full.
+
+    Where some variables of an observation are missing, a full Σ costs a Cholesky factor for each
+    observation and state; under `vmap` it does so even where none are.
 
     The prior is an inverse Wishart law, as its pseudo-observations of variance v have it: where S
     is the sum of n squared deviations, Σ_k = (S + s v I) / (n + s). The mean has none.
@@ -356,7 +360,7 @@ class GaussianMixture:
         )
 
     def init(self, key: jax.Array, states: int, size: int) -> Mixed:
-        component = self._gaussian.init(key, states * self.components, size)
+        component = self.single.init(key, states * self.components, size)
         return Mixed(jnp.zeros((states, self.components)), component)
 
     def log_prob(self, params: Mixed, x: jax.Array, seen: jax.Array) -> jax.Array:
@@ -367,20 +371,20 @@ class GaussianMixture:
     ) -> tuple[jax.Array, Moments]:
         """Those of the components, weighted by p(k, m | x), and the sums of these weights."""
         each = weight[:, :, None] * jax.nn.softmax(self._joint(params, x, seen), axis=2)
-        moments = self._gaussian.statistics(params.component, x, seen, each.reshape(len(x), -1))
+        moments = self.single.statistics(params.component, x, seen, each.reshape(len(x), -1))
         return (each * seen.any(1)[:, None, None]).sum(0), moments
 
     def maximize(self, params: Mixed, statistics: Any) -> tuple[Mixed, Any]:
         """π_km ∝ weight + s, and `Gaussian`'s for the components."""
         weight, moments = statistics
-        component, moments = self._gaussian.maximize(params.component, moments)
+        component, moments = self.single.maximize(params.component, moments)
         log_weight = jnp.log(jnp.maximum(weight + self.prior, LEAST))
         return Mixed(log_weight, component), (weight, moments)
 
     def sample(self, params: Mixed, key: jax.Array, k: jax.Array) -> jax.Array:
         component_key, key = jax.random.split(key)
         m = jax.random.categorical(component_key, params.weight[k])
-        return self._gaussian.sample(params.component, key, k * self.components + m)
+        return self.single.sample(params.component, key, k * self.components + m)
 
     def fill(
         self, params: Mixed, key: jax.Array, k: jax.Array, x: jax.Array, seen: jax.Array
@@ -389,19 +393,27 @@ class GaussianMixture:
         component_key, key = jax.random.split(key)
         joint = self._joint(params, x, seen)[jnp.arange(len(k)), k]
         m = jax.random.categorical(component_key, joint)
-        return self._gaussian.fill(params.component, key, k * self.components + m, x, seen)
+        return self.single.fill(params.component, key, k * self.components + m, x, seen)
 
     def table(self, params: Mixed) -> jax.Array:
         means = params.component.mean.reshape(*params.weight.shape, -1)
         return jnp.einsum("km,kmd->kd", jax.nn.softmax(params.weight), means)
 
+    def scatter(self, states: Normal, key: jax.Array) -> Mixed:
+        """To start from: each state's Gaussian as M of its variance, about means drawn from it."""
+        repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, self.components, axis=0), states)
+        k = jnp.arange(len(repeated.mean))
+        means = self.single.sample(repeated, key, k)
+        return Mixed(jnp.zeros((len(states.mean), self.components)), repeated._replace(mean=means))
+
     @property
-    def _gaussian(self) -> Gaussian:
+    def single(self) -> Gaussian:
+        """The law of one component."""
         return Gaussian("diagonal", self.prior, self.variance)
 
     def _joint(self, params: Mixed, x: jax.Array, seen: jax.Array) -> jax.Array:
         """log π_km p(x | k, m), [N, K, M]."""
-        each = self._gaussian.log_prob(params.component, x, seen)
+        each = self.single.log_prob(params.component, x, seen)
         return each.reshape(len(x), *params.weight.shape) + jax.nn.log_softmax(params.weight)[None]
 
 

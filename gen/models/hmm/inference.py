@@ -7,16 +7,17 @@ They take one sequence of T steps and K states (`jax.vmap` takes batches):
 - `log_likelihood` [T, K]: log p(x_t | z_t = k); a row of zeros where x_t is missing, which sums it
   out. −∞ stands for what is impossible.
 
-Each step is normalised and the logarithms of the normalisers are summed, so nothing under- or
-overflows however long the sequence is. What is less probable than the step's likeliest state by a
-factor below 1e-38 (float32) counts as impossible.
+Each step is normalised and the logarithms of the normalisers are summed, so however long the
+sequence is, nothing overflows. A state whose probability given the observations up to then is below
+1e-38 (float32) counts as impossible: where no transition leads there from another state, later
+observations that speak for it come too late. `viterbi` works on logarithms and has no such limit.
 
-Every function has two forms that agree but for rounding. With `block` 0 it is one scan over the
-steps, O(T K²). Otherwise the sequence is cut into blocks of so many steps, which are summarised
-side by side as K × K kernels, O(T K³); an associative scan joins the kernels, and the blocks are
-run through again from where they then begin (Särkkä & García-Fernández 2021, whose form is `block`
-1). It takes 2 `block` + O(log(T / block)) steps one after another, holds T / block kernels in
-memory, and is the faster one on accelerators and on one long sequence.
+Every function has two forms that agree but for rounding, and that limit. With `block` 0 it is one
+scan over the steps, O(T K²). Otherwise the sequence is cut into blocks of so many steps, which are
+summarised side by side as K × K kernels, O(T K³); an associative scan joins the kernels, and the
+blocks are run through again from where they then begin (Särkkä & García-Fernández 2021, whose form
+is `block` 1). It takes 2 `block` + O(log(T / block)) steps one after another, holds T / block
+kernels in memory, and is meant for one long sequence on an accelerator.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def filter(
     states = len(log_initial)
     start = Weighted(jnp.exp(log_initial), jnp.zeros(()))
     units = Weighted(jnp.eye(states), jnp.zeros(states))
-    return scan(step, start, log_likelihood, block, units, compose)
+    return scan(step, start, log_likelihood, block, units, compose)[1]
 
 
 def log_prob(
@@ -96,7 +97,7 @@ def smooth(log_transition: jax.Array, filtered: Filtered, block: int = 0) -> jax
     # After the last step nothing is observed: there the two sides of `ratio` are equal.
     start, units = filtered.next[-1], jnp.eye(filtered.state.shape[1])
     inputs = (filtered.state, filtered.next)
-    return scan(step, start, inputs, block, units, jnp.matmul, reverse=True)
+    return scan(step, start, inputs, block, units, jnp.matmul, reverse=True)[1]
 
 
 def pairwise(log_transition: jax.Array, filtered: Filtered, smoothed: jax.Array) -> jax.Array:
@@ -112,7 +113,7 @@ def expected_transitions(
     later = ratio(smoothed[1:], filtered.next[:-1])
     within = jnp.arange(1, len(smoothed)) < length
     later = jnp.where(within[:, None], later, 0.0)
-    return jnp.exp(log_transition) * (filtered.state[:-1].T @ later)
+    return jnp.exp(log_transition) * precise(jnp.matmul)(filtered.state[:-1].T, later)
 
 
 def viterbi(
@@ -135,7 +136,7 @@ def viterbi(
         came_from = jnp.where(within, joint.argmax(0), jnp.arange(states))
         best = jnp.where(within, joint.max(0) + log_likelihood, carry.state)
         highest = finite(best.max())
-        return Weighted(best - highest, carry.log_weight + highest), came_from
+        return Weighted(best - highest, carry.log_weight + highest), (came_from, highest)
 
     def compose(first, second):
         joint = first.state[..., None] + (second.state + second.log_weight[:, None])[None]
@@ -147,10 +148,11 @@ def viterbi(
     start = Weighted(first, jnp.zeros(()))
     units = Weighted(jnp.where(jnp.eye(states) == 1, 0.0, -jnp.inf), jnp.zeros(states))
     inputs = (log_likelihood[1:], within[1:])
-    scores, came_from = _scan(step, start, inputs, block, units, compose)
+    scores, (came_from, highest) = scan(step, start, inputs, block, units, compose)
     last = scores.state.argmax()
     path = trace_back(lambda later, came_from: came_from[later], last, came_from, states, block)
-    return path, scores.log_weight + scores.state.max()
+    # The sum of the steps' shares is more accurate than one that was carried along.
+    return path, highest.sum() + scores.state.max()
 
 
 def posterior_sample(
@@ -189,16 +191,11 @@ def trace_back(
         state = earlier(later, now)
         return state, state
 
-    path = scan(step, last, inputs, block, jnp.arange(states), lambda a, b: b[a], reverse=True)
+    _, path = scan(step, last, inputs, block, jnp.arange(states), lambda a, b: b[a], reverse=True)
     return jnp.append(path, last)
 
 
-def scan(*arguments: Any, **options: Any) -> Any:
-    """What `_scan` stacks, without the last carry."""
-    return _scan(*arguments, **options)[1]
-
-
-def _scan(
+def scan(
     step: Callable[[Any, Any], tuple[Any, Any]],
     start: Any,
     inputs: Any,
@@ -214,7 +211,8 @@ def _scan(
     """
     steps = len(jax.tree.leaves(inputs)[0])
     if not block or not steps:
-        return jax.lax.scan(step, start, inputs, reverse=reverse)
+        return jax.lax.scan(precise(step), start, inputs, reverse=reverse)
+    step, compose = precise(step), precise(compose)
     blocks = -(-steps // block)
 
     def cut(array):
@@ -252,6 +250,16 @@ def _scan(
 
 
 TINY = 1e-37  # above the least normal float32
+
+
+def precise(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f with matrix products in full float32, which a GPU may otherwise round to TF32."""
+
+    def g(*arguments):
+        with jax.default_matmul_precision("highest"):
+            return f(*arguments)
+
+    return g
 
 
 def normalised(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:

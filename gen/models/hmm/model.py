@@ -18,6 +18,7 @@ from gen.core import (
     Density,
     Metrics,
     Shape,
+    UserError,
     adam,
     check_levels,
     descend,
@@ -89,6 +90,7 @@ class HMM:
     """
 
     family: ClassVar[str] = "hidden Markov model"
+    sequences: ClassVar[bool] = True
     density: ClassVar[Density] = "tractable"
 
     shape: Shape = (28, 28, 1)
@@ -143,7 +145,8 @@ class HMM:
 
         Each observation belongs to the nearest of K centres, which are observations drawn
         (`examples`) or their clusters (`kmeans`); each state takes half of its weight from those of
-        its centre, half from all. What is missing counts as the mean of what was seen.
+        its centre, half from all. What is missing counts as the mean of what was seen; categorical
+        levels are compared as numbers.
         """
         if self.start == "random":
             return state
@@ -152,13 +155,22 @@ class HMM:
         real = (jnp.arange(x.shape[1])[None] < length[:, None]).reshape(-1)
         x, seen = x.reshape(len(real), -1), seen.reshape(len(real), -1)
         mean = jnp.where(seen, x, 0.0).sum(0) / jnp.maximum(seen.sum(0), 1)
+        cluster_key, scatter_key = jax.random.split(key)
         nearest = clusters(
-            jnp.where(seen, x, mean[None]), real, key, self.states, 20 * (self.start == "kmeans")
+            jnp.where(seen, x, mean[None]),
+            real,
+            cluster_key,
+            self.states,
+            20 * (self.start == "kmeans"),
         )
         own = jax.nn.one_hot(nearest, self.states)
         weight = real[:, None] * (0.5 * own + 0.5 / self.states) / len(length)
-        statistics = emission.statistics(state.params.emission, x, seen, weight)
-        found, _ = emission.maximize(state.params.emission, statistics)
+        single = emission.single if isinstance(emission, GaussianMixture) else emission
+        found: Any = single.init(key, self.states, x.shape[1])
+        for _ in range(2):  # moments about a mean that is far off would not be accurate
+            found, _ = single.maximize(found, single.statistics(found, x, seen, weight))
+        if isinstance(emission, GaussianMixture):
+            found = emission.scatter(found, scatter_key)
         params = state.params._replace(emission=found)
         if self.training == "gradient":
             return State(params, self._optimizer.init(params))
@@ -226,18 +238,24 @@ class HMM:
 
         Per step it is the ratio of two sums over sequences, with the delta method's standard error;
         then −log p of all of the data is given as `total_nll`, and of categorical emissions `nll`
-        in `bits`, too. Raises `UserError` if x has other values than the emission's levels.
+        in `bits`, too. Of Gaussian emissions it is a density's. Raises `UserError` if x has other
+        values than the emission's.
         """
+        x = np.asarray(data["x"])
+        x = x[~np.isnan(x)]
         if self.levels:
-            x = np.asarray(data["x"])
-            check_levels({"x": x[~np.isnan(x)]}, self.levels)
+            check_levels({"x": x}, self.levels)
+        if isinstance(self.emission, Poisson) and (x.min() < 0 or np.any(x != np.round(x))):
+            raise UserError("Poisson emissions take counts, the data have other values")
+        density = isinstance(self.emission, Gaussian | GaussianMixture)
+        settings = {"density": True} if density else {}
         nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
         nll = np.asarray(nll, np.float64)
         if self.per == "sequence":
-            return {"nll": estimate.mean(nll, "exact")}
+            return {"nll": estimate.mean(nll, "exact", **settings)}
         steps = np.asarray(data.get("length", np.full(len(nll), self.shape[0])), np.float64)
         estimates = {
-            "nll": estimate.ratio(nll, steps, "exact", per="step"),
+            "nll": estimate.ratio(nll, steps, "exact", per="step", **settings),
             "total_nll": Estimate(float(nll.sum()), math.nan, "exact", len(nll), {"per": "data"}),
         }
         if isinstance(self.emission, Categorical):
@@ -276,7 +294,7 @@ class HMM:
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides drawn from p(hidden | shown), exactly:
         a path from its posterior, then the hidden variables given their states and what of the
-        same observation is shown."""
+        same observation is shown. What lies behind a shorter sequence is to be hidden."""
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         observed = self._observed({"x": x, "mask": mask})
         _, transition = log_laws(state.params)
@@ -319,7 +337,8 @@ class HMM:
         """log p(x_t | z_t = k), [B, T, K]."""
         x, seen, _ = observed
         flat = x.reshape(-1, x.shape[2])
-        each = self.emission.log_prob(params.emission, flat, seen.reshape(flat.shape))
+        log_prob = inference.precise(self.emission.log_prob)
+        each = log_prob(params.emission, flat, seen.reshape(flat.shape))
         return each.reshape(*x.shape[:2], self.states)
 
     def _filter(self, params: Params, observed: Observed) -> inference.Filtered:
@@ -365,7 +384,7 @@ class HMM:
         within = jnp.arange(x.shape[1])[None] < length[:, None]
         weight = jnp.where(within[:, :, None], smoothed, 0.0)
         flat = x.reshape(-1, x.shape[2])
-        emission = self.emission.statistics(
+        emission = inference.precise(self.emission.statistics)(
             params.emission, flat, seen.reshape(flat.shape), weight.reshape(len(flat), -1)
         )
         statistics = Statistics(weight[:, 0].sum(0), pairs.sum(0), emission)
@@ -387,6 +406,10 @@ def log_laws(params: Params) -> tuple[jax.Array, jax.Array]:
 def clusters(x: jax.Array, real: jax.Array, key: jax.Array, centres: int, rounds: int) -> jax.Array:
     """The nearest centre of each row of x [N, D], [N]: K of the `real` rows, drawn, then moved
     through so many rounds of Lloyd's algorithm (k-means). Ties are broken by chance."""
+    count = jnp.maximum(real.sum(), 1)
+    x = x - (real[:, None] * x).sum(0)[None] / count
+    variance = (real[:, None] * x**2).sum() / (count * x.shape[1])
+    x = x * jax.lax.rsqrt(jnp.maximum(variance, 1e-30))
     choice_key, tie_key = jax.random.split(key)
     chosen = jax.random.choice(
         choice_key, len(x), (centres,), replace=centres > len(x), p=real / real.sum()
