@@ -120,6 +120,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1_000,
         checkpoint_every=1_000,
     ),
+    # Test 88.93 nats; 11 minutes.
     "made_binarized_mnist": Experiment(
         Autoregressive(
             MADE((8_000,), raster=False, direct=True), learning_rate=1e-3, decay_steps=8_000
@@ -155,7 +156,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1_000,
         checkpoint_every=2_500,
     ),
-    # Test ≤ 90.07 nats; 18 minutes.
+    # Test ≤ 89.97 nats; 126 minutes.
     "vae_binarized_mnist": Experiment(
         VAE(
             encoder=(200, 200),
@@ -175,7 +176,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=100_000,
         steps_per_dispatch=50,
     ),
-    # Test ≤ 90.88 nats; 22 minutes.
+    # Test ≤ 88.41 nats; 128 minutes.
     "iwae_binarized_mnist": Experiment(
         VAE(
             encoder=(200, 200),
@@ -205,7 +206,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=2_000,
         checkpoint_every=1_000,
     ),
-    # Test 83.84 nats; 70 minutes.
+    # Test 82.20 nats; 114 minutes.
     "gated_pixelcnn_binarized_mnist": Experiment(
         Autoregressive(GatedPixelCNN(32, 7, 5), learning_rate=1.5e-3, decay_steps=14_000),
         data="binarized_mnist",
@@ -215,6 +216,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=2_000,
         checkpoint_every=1_000,
     ),
+    # Test 106.5 nats; 8 minutes.
     "hmm_binarized_mnist": Experiment(
         HMM(states=256, start="examples", rate=0.2, smoothing=1e-5),
         data="binarized_mnist",
@@ -287,7 +289,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
-    # Test 98.12 nats; three seeds in 6 s.
+    # Test 98.19 nats; three seeds in 7 s.
     "mixture_uci_dna": Experiment(
         Mixture(components=20, smoothing=0.0007),
         data="uci_dna",
@@ -358,7 +360,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
-    # Test 14.20 nats; three seeds in 4 s.
+    # Test 14.11 nats; three seeds in 8 s.
     "mixture_uci_mushrooms": Experiment(
         Mixture(components=100, smoothing=0.0001),
         data="uci_mushrooms",
@@ -426,7 +428,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1,
         checkpoint_every=2,
     ),
-    # Test 282.4 nats; three seeds in 3 s.
+    # Test 282.9 nats; three seeds in 6 s.
     "mixture_uci_nips": Experiment(
         Mixture(components=10, smoothing=0.03),
         data="uci_nips",
@@ -488,6 +490,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
     ),
     # Hidden Markov models: piano rolls in nats per time step, the best of eight restarts.
+    # Test 6.57 nats per step; eight restarts in 3 minutes.
     "hmm_jsb": Experiment(
         HMM(
             states=128,
@@ -505,6 +508,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=5,
         checkpoint_every=50,
     ),
+    # Test 6.92 nats per step; eight restarts in 2 minutes.
     "hmm_jsb_64": Experiment(
         HMM(
             states=64,
@@ -522,6 +526,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=5,
         checkpoint_every=50,
     ),
+    # Test 7.54 nats per step; eight restarts in 64 s.
     "hmm_jsb_32": Experiment(
         HMM(
             states=32,
@@ -539,6 +544,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=5,
         checkpoint_every=50,
     ),
+    # Test 8.17 nats per step; eight restarts in 45 s.
     "hmm_jsb_16": Experiment(
         HMM(
             states=16,
@@ -556,6 +562,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=5,
         checkpoint_every=50,
     ),
+    # Test 4.44 nats per step; eight restarts in 15 minutes.
     "hmm_nottingham_16": Experiment(
         HMM(
             states=16,
@@ -574,6 +581,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=50,
     ),
     # Letters, in nats per symbol.
+    # Test 2.17 nats per symbol; three seeds in 10 minutes.
     "hmm_letters": Experiment(
         HMM(states=27, emission=Categorical(levels=27), per="step"),
         data="letters",
@@ -584,6 +592,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=10,
         checkpoint_every=100,
     ),
+    # Test 2.73 nats per symbol; eight restarts in 3 minutes.
     "hmm_letters_2": Experiment(
         HMM(states=2, emission=Categorical(levels=27), per="step"),
         data="letters",
@@ -596,6 +605,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=100,
     ),
     # One series, and its maximised likelihood, −log L, as `total_nll`.
+    # Test 328.528 nats; three seeds in 4 s.
     "hmm_earthquakes": Experiment(
         HMM(states=3, emission=Poisson(prior=0.0), smoothing=0.0, per="step"),
         data="earthquakes",
@@ -606,6 +616,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Test 341.879 nats; three seeds in 4 s.
     "hmm_earthquakes_2": Experiment(
         HMM(states=2, emission=Poisson(prior=0.0), smoothing=0.0, per="step"),
         data="earthquakes",
@@ -616,6 +627,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Test 391.919 nats; three seeds in 2 s.
     "hmm_earthquakes_1": Experiment(
         HMM(states=1, emission=Poisson(prior=0.0), smoothing=0.0, per="step"),
         data="earthquakes",

@@ -624,7 +624,7 @@ def test_of_restarts_the_best_on_validation_stands_for_all(tmp_path, capsys):
     drawn = {path.name for path in (folders[0] / "samples").iterdir()}
     assert drawn == OF_SEQUENCES - {"sequences.txt"} | {"curves.png"}
     assert main([*EARTHQUAKES, "--restarts", "--out", str(tmp_path / "none")]) == 2
-    assert "give --validate-every" in capsys.readouterr().err
+    assert "give a --validate-every" in capsys.readouterr().err
 
 
 def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
