@@ -88,7 +88,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         report_every=1,
         checkpoint_every=1,
     ),
-    # Test 125.5 nats; three seeds in 4 minutes.
+    # Test 125.6 nats; three seeds in 7 minutes.
     "mixture_binarized_mnist": Experiment(
         Mixture(components=500),
         data="binarized_mnist",
@@ -227,6 +227,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=10,
     ),
     # MNIST, binarised dynamically.
+    # Test 96.96 nats; three seeds in 12 minutes.
     "fvsbn_mnist": Experiment(
         Autoregressive(FVSBN(), learning_rate=1e-3, decay_steps=40_000),
         data="mnist",
