@@ -34,7 +34,12 @@ EMISSIONS = {
     "full": Gaussian("full", prior=0.3, variance=0.5),
     "mixed": GaussianMixture(components=2, prior=0.3, variance=0.5),
 }
+QUICKLY = ("categorical", "full")
 every_emission = pytest.mark.parametrize("name", EMISSIONS)
+every_emission_in_time = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow) for name in EMISSIONS],
+)
 
 
 def make(name, **options) -> Any:
@@ -145,7 +150,7 @@ def test_evidence_posteriors_and_best_paths_equal_enumeration(name, block):
 
 
 @pytest.mark.parametrize(("steps", "states"), [(1, 3), (6, 3)])
-@pytest.mark.parametrize("block", [0, 1, 4, 20])
+@pytest.mark.parametrize("block", [0, 4, pytest.param(1, marks=pytest.mark.slow)])
 def test_inference_equals_enumeration(steps, states, block):
     log_initial, log_transition, log_likelihood = laws = chain(steps, steps, states)
     paths, joint = enumerate_paths(*(np.asarray(law, np.float64) for law in laws))
@@ -193,7 +198,9 @@ def test_inference_equals_enumeration(steps, states, block):
     assert set(np.asarray(short).tolist()) == {int((log_initial + log_likelihood[0]).argmax())}
 
 
-@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 64, 500])
+@pytest.mark.parametrize(
+    "block", [64, *(pytest.param(b, marks=pytest.mark.slow) for b in (1, 500))]
+)
 def test_parallel_equals_sequential_on_a_long_sequence(block):
     laws, key = chain(0, 300, 5), jax.random.key(1)
 
@@ -282,7 +289,7 @@ def test_posterior_samples_have_the_law_of_the_paths(block):
 
 
 @every_emission
-@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("prior", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_em_never_lowers_what_it_maximises(name, prior):
     """Σ log p over the batch plus, with priors, their logarithm."""
     model, state, batch = make(name, smoothing=0.02 if prior else 0.0)
@@ -346,7 +353,7 @@ def log_prior(name, emission, params, batch, mean):
     return value
 
 
-@every_emission
+@every_emission_in_time
 def test_stepwise_em_mixes_statistics_and_rate_one_is_em(name):
     """The parameters after a stepwise update are those of the mixed statistics, whose memory is
     that of another batch; at rate 1 the memory plays no part."""
@@ -405,7 +412,9 @@ def test_stepwise_moments_are_those_of_both_batches(name):
         np.testing.assert_allclose(np.exp(emission.spread), variance, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["diagonal", "full", "mixed"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("diagonal", marks=pytest.mark.slow), "full", "mixed"]
+)
 def test_gaussians_begin_well_far_from_the_origin(name):
     """The same data, shifted by a thousand: the same likelihood, and no component takes all."""
     model, _, _ = make(name)
@@ -421,7 +430,7 @@ def test_gaussians_begin_well_far_from_the_origin(name):
         assert jax.nn.softmax(state.params.emission.weight).min() > 0.02
 
 
-@every_emission
+@every_emission_in_time
 def test_gradient_is_the_expected_gradient_of_the_complete_data(name):
     """Fisher's identity: ∇ log p(x) = E[∇ log p(x, z) | x], the posterior held fixed."""
     model, state, batch = make(name)
@@ -523,7 +532,7 @@ def test_a_full_covariance_completes_an_observation_by_its_regression():
     np.testing.assert_allclose(drawn[:, 1].std(), sd, rtol=0.03)
 
 
-@every_emission
+@every_emission_in_time
 def test_samples_are_likelier_under_their_own_model(name):
     """Of each emission the samples' mean −log p is the entropy rate: below that of another law."""
     model, state, _ = make(name)
