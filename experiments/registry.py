@@ -249,7 +249,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_000,
     ),
     "made_mnist": Experiment(
-        Autoregressive(MADE((8_000,)), learning_rate=1e-3, decay_steps=27_500),
+        Autoregressive(
+            MADE((8_000,), raster=False, direct=True), learning_rate=1e-3, decay_steps=27_500
+        ),
         data="mnist",
         binarize="dynamic",
         steps=27_500,  # 50 epochs
