@@ -62,7 +62,7 @@ DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERI
 
 
 QUICKLY = {"ae_mnist", "vae_mnist", "gan_mnist", "mixture_binarized_mnist", "nade_binarized_mnist"}
-QUICKLY |= {"gated_pixelcnn_binarized_mnist", "hmm_jsb"}
+QUICKLY |= {"hmm_jsb"}
 ENTRIES = [
     pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
     for name in reversed(DISTINCT.values())

@@ -101,6 +101,7 @@ def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
             assert np.any(lower != 0)
 
 
+@pytest.mark.slow
 def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
     """On 9 × 9 pixels: what the first pixel of the last row depends on."""
     shape, pixel = (9, 9, 1), 8 * 9

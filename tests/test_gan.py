@@ -116,6 +116,7 @@ def test_replicas_under_pmap_draw_noise_of_their_own():
     assert abs(together["d_fake"][0] - alone["d_fake"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_learns_a_distribution_of_two_points():
     """Samples end near the data: all mass at two corners of the square, about half at each."""
     from gen import train

@@ -177,7 +177,9 @@ def test_killed_runs_resume_bit_for_bit_also_during_a_save(reference, tmp_path):
     assert_same_run(folder, reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_the_current_step_and_ends_with_75(reference, tmp_path, number):
     folder = tmp_path / "stopped"
     process = start(command(folder, "--checkpoint-every", "1000000"))
@@ -238,6 +240,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(r
     assert_same_run(copy, reference)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_and_equals_one_that_was_long_from_the_start(reference, tmp_path):
     folder = tmp_path / "longer"  # the short one ends between two reports
     assert run(command(folder, steps=STEPS - 207))[0] == 0
@@ -245,6 +248,7 @@ def test_a_longer_run_goes_on_and_equals_one_that_was_long_from_the_start(refere
     assert_same_run(folder, reference)
 
 
+@pytest.mark.slow
 def test_another_interval_of_reports_starts_at_the_resume(tmp_path, capsys):
     def losses(folder):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -443,6 +447,7 @@ def test_publishing_writes_the_result_file(copy, capsys, tmp_path, monkeypatch):
     assert pictures == DRAWN
 
 
+@pytest.mark.slow
 def test_several_seeds_at_once(tmp_path, capsys):
     folder = tmp_path / "seeds"
     assert main(command(folder, "--seeds", "0", "4", steps=40)) == 0
@@ -481,6 +486,7 @@ def test_an_autoencoder_does_not_sample(tmp_path, capsys):
     assert "Autoencoder cannot sample" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_as_one_device_does(tmp_path, capsys):
     one, many = tmp_path / "one", tmp_path / "many"
     assert main(command(one, "--batch-size", "96", steps=40)) == 0
@@ -537,6 +543,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert manifest["sessions"][0]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_tensorboard_events_hold_the_metrics(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     folder = tmp_path / "events"
