@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import pictures
 from experiments.folder import commit, write_json
+from experiments.probe import probe
 from experiments.run import Run
 from gen import estimate, plots, train
 from gen.core import UserError, capabilities
@@ -22,15 +23,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     """The record of the model's estimates on a split and of what they cost: over the run's seeds,
-    or if they are restarts of the best on validation. It is written to evaluation.json
-    (evaluation-SPLIT.json for another than the test split)."""
+    or if they are restarts of the best on validation; with those of the probes, if the experiment
+    asks for them. It is written to evaluation.json (evaluation-SPLIT.json for another than the test
+    split)."""
     experiment, model = run.experiment, run.experiment.model
     by_seed = []
     seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
     for seed in seeds:
-        index = experiment.all_seeds.index(seed)
+        state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
         rows, key = experiment.decoded(run.dataset, split, seed)
-        by_seed.append(model.evaluate(experiment.of_seed(run.state, index), rows, key))
+        found = model.evaluate(state, rows, key)
+        if experiment.probe:
+            splits = {
+                name: experiment.decoded(run.dataset, name, seed)[0] for name in run.dataset.splits
+            }
+            found |= probe(model, state, splits, split, seed)
+        by_seed.append(found)
     estimates = {name: estimate.over_seeds([of[name] for of in by_seed]) for name in by_seed[0]}
     learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, run.shown)))
     record = {

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from gen import data, train
-from gen.core import Batch, UserError
+from gen.core import Batch, UserError, capabilities
 from gen.data import Binarize, Dataset
 from gen.train import Decode
 
@@ -36,8 +36,8 @@ class Experiment:
     model: Any
     """the model and its hyperparameters"""
     data: str = "mnist"
-    """data set: digits, [fashion_, binarized_]mnist, uci_{dna, mushrooms, nips}, jsb, nottingham,
-    letters or earthquakes"""
+    """data set: [fashion_, binarized_]mnist, digits[_nudged], uci_{dna, mushrooms, nips}, news,
+    jsb, nottingham, letters or earthquakes"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100
@@ -50,10 +50,13 @@ class Experiment:
     """train one run for each of these at once, in place of --seed"""
     restarts: bool = False
     """the seeds are restarts: the best of them on validation stands for all"""
+    probe: bool = False
+    """in evaluation, train classifiers on the codes and on the raw variables"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
     validate_every: int = 0
-    """steps between two looks at the validation split; the best state is kept (0: the last one)"""
+    """steps between two looks at the validation split; the best state is kept if the model has an
+    objective (0: the last one)"""
     sample_every: int = 0
     """steps between two pictures of samples from the same noise (0: none)"""
     checkpoint_every: int = 1000
@@ -88,6 +91,10 @@ class Experiment:
             )
         if self.validate_every:
             train.check_validated(self.model)
+        if self.restarts and not train.has_objective(self.model):
+            raise UserError(
+                f"{type(self.model).__name__} has no objective to compare restarts by"
+            )
         if self.restarts and not 0 < self.validate_every <= self.steps:
             raise UserError(
                 "restarts are compared on the validation split: give a --validate-every of at most "
@@ -106,7 +113,8 @@ class Experiment:
 
     def on(self, dataset: Dataset) -> Experiment:
         """With the model's shape set to that of the data. Raises `UserError` if its variables have
-        other levels than the data, or if these are padded sequences and it does not take any."""
+        other levels than the data, if these are padded sequences and it does not take any, or if
+        there is nothing to probe: no labels or no codes."""
         if "length" in dataset.train and not getattr(self.model, "sequences", False):
             raise UserError(
                 f"{dataset.name} has sequences of different lengths, which "
@@ -121,6 +129,12 @@ class Experiment:
             raise UserError(
                 f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
                 f"the model {self.model.levels}: change that, or the model's levels"
+            )
+        if self.probe and "label" not in dataset.train:
+            raise UserError(f"{dataset.name} has no labels, which --probe predicts: leave it out")
+        if self.probe and "encode" not in capabilities(self.model):
+            raise UserError(
+                f"{type(self.model).__name__} has no codes, which --probe tries: leave it out"
             )
         return replace(self, model=replace(self.model, shape=dataset.shape))
 

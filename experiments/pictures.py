@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ FINAL = (
     "strip.png",
     "reconstructions.png",
     "completions.png",
+    "completions.txt",
+    "filters.png",
+    "words.txt",
     "latent.png",
     "interpolations.png",
     "tables.png",
@@ -26,6 +30,15 @@ FINAL = (
     "curves.png",
 )
 STRIP = 10  # samples that are followed through training
+SHOWN = (
+    ("nasa", "space", "shuttle"),
+    ("god", "jesus", "bible"),
+    ("car", "engine", "dealer"),
+    ("windows", "dos", "drive"),
+    ("hockey", "season", "team"),
+    ("disease", "doctor", "patients"),
+)
+"""Words that documents are completed from, where all three are variables of the data."""
 
 
 def draw_samples(model: Any, state: Any, key: jax.Array, n: int = 100) -> np.ndarray:
@@ -43,10 +56,17 @@ def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) ->
 
 
 def final_pictures(
-    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, symbols: str = ""
+    folder: Path,
+    model: Any,
+    state: Any,
+    test: Batch,
+    key: jax.Array,
+    symbols: str = "",
+    words: Sequence[str] = (),
 ) -> None:
-    """Draws every picture that the model's capabilities allow: of its tables, of images [H, W, C]
-    and of sequences, whose values `symbols` name if they are letters.
+    """Draws every picture that the model's capabilities allow: of its tables, of images [H, W, C],
+    of sequences, whose values `symbols` name if they are letters, and of documents, whose variables
+    `words` name.
 
     `test` is decoded, and binarised as in training.
     """
@@ -57,6 +77,8 @@ def final_pictures(
         save(plots.heatmaps(tables, labels), folder / "tables.png")
     if "length" in test:
         sequence_pictures(folder, model, state, test, key, symbols)
+    if words:
+        document_texts(folder, model, state, key, words)
     if len(model.shape) == 3:
         image_pictures(folder, model, state, test, key)
 
@@ -101,9 +123,41 @@ def spell(x: np.ndarray, symbols: str) -> str:
     return "".join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
 
 
+def document_texts(
+    folder: Path, model: Any, state: Any, key: jax.Array, words: Sequence[str]
+) -> None:
+    """Of documents, which contain some of `words` [D]: for up to 50 hidden units, those of the
+    longest weight vectors first, the 8 words of the largest positive weights; and of each triple of
+    SHOWN the 10 words that 200 completions of it contain most often, with their frequencies."""
+    able = capabilities(model)
+    if "filters" in able:
+        weights = np.asarray(jax.jit(model.filters)(state)).reshape(-1, len(words))
+        units = np.argsort(-np.linalg.norm(weights, axis=1), kind="stable")[:50]
+        lines = []
+        for unit in units:
+            largest: list[int] = np.argsort(-weights[unit], kind="stable")[:8].tolist()
+            names = [words[d] for d in largest if weights[unit, d] > 0]
+            lines.append(f"unit {unit:4d}  {' '.join(names)}".rstrip())
+        (folder / "words.txt").write_text("\n".join(lines) + "\n")
+    # A model that fills in one variable after another misses what is shown after it.
+    triples = [triple for triple in SHOWN if set(triple) <= set(words)]
+    if "complete" in able and not hasattr(model, "raster") and triples:
+        complete, lines = jax.jit(model.complete), []
+        for i, triple in enumerate(triples):
+            shown = np.isin(words, triple).astype(np.float32).reshape(model.shape)
+            x = jnp.asarray(np.tile(shown, (200, *[1] * shown.ndim)))
+            drawn = complete(state, x, jnp.asarray(shown), jax.random.fold_in(key, i))
+            frequency = np.asarray(drawn).reshape(len(x), -1).mean(axis=0)
+            hidden = np.where(shown.reshape(-1) == 1, -1, frequency)
+            most = np.argsort(-hidden, kind="stable")[: min(10, len(words) - len(triple))]
+            names = ", ".join(f"{words[d]} {frequency[d]:.0%}" for d in most)
+            lines.append(f"{' '.join(triple)}: {names}")
+        (folder / "completions.txt").write_text("\n".join(lines) + "\n")
+
+
 def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
     """Of images [H, W, C]: samples, their way through training, reconstructions, completions of the
-    upper halves, and codes."""
+    upper halves, up to 100 filters, and codes."""
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
@@ -130,6 +184,9 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         rows = ["original", "shown", *["completed"] * len(keys)]
         images = np.concatenate([x, shown, *completed])
         save(plots.grid(images, 10, rows), folder / "completions.png")
+    if "filters" in able:
+        filters = np.asarray(jax.jit(model.filters)(state))[:100]
+        save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
     if "encode" in able and "label" in test:
         codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:2000]}))
         points, how = plane(codes.reshape(len(codes), -1))

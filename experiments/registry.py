@@ -13,6 +13,7 @@ from gen.models.autoregressive import (
     GatedPixelCNN,
     PixelCNN,
 )
+from gen.models.boltzmann import DBM, DBN, RBM, BoltzmannMachine
 from gen.models.gan import GAN
 from gen.models.hmm import HMM, Bernoulli, Categorical, Poisson
 from gen.models.mixture import Mixture
@@ -639,6 +640,107 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=(0, 1, 2),
         report_every=50,
         checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    # Boltzmann machines.
+    "rbm_binarized_mnist": Experiment(
+        RBM(sweeps=2, learning_rate=0.1, decay_steps=100_000, weight_decay=2e-4),
+        data="binarized_mnist",
+        steps=100_000,  # 200 epochs
+        report_every=1_000,
+        validate_every=5_000,
+        sample_every=20_000,
+        checkpoint_every=10_000,
+        steps_per_dispatch=50,
+    ),
+    # Few enough hidden units that log Z can be summed, to hold AIS against it.
+    "rbm_20_binarized_mnist": Experiment(
+        RBM(hidden=20, sweeps=5, learning_rate=0.05, decay_steps=20_000),
+        data="binarized_mnist",
+        steps=20_000,  # 40 epochs
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
+    "dbm_binarized_mnist": Experiment(
+        DBM(
+            pretraining=5_000,
+            mean_field=5,
+            sweeps=5,
+            learning_rate=0.05,
+            decay_steps=200_000,
+            weight_decay=2e-4,
+        ),
+        data="binarized_mnist",
+        steps=200_000,  # 400 epochs, 10 of them for each layer alone
+        report_every=1_000,
+        validate_every=5_000,
+        sample_every=20_000,
+        checkpoint_every=10_000,
+    ),
+    "dbn_binarized_mnist": Experiment(
+        DBN(
+            hidden=(500, 1_000),
+            pretraining=50_000,
+            machine=RBM(learning_rate=0.1, decay_steps=50_000, weight_decay=2e-4),
+        ),
+        data="binarized_mnist",
+        steps=100_000,  # 100 epochs for each RBM
+        report_every=1_000,
+        sample_every=50_000,
+        checkpoint_every=10_000,
+        steps_per_dispatch=50,
+    ),
+    "rbm_mnist": Experiment(
+        RBM(sweeps=1, training="cd", learning_rate=0.05, decay_steps=55_000, weight_decay=2e-4),
+        data="mnist",
+        steps=55_000,  # 100 epochs
+        report_every=1_000,
+        validate_every=5_000,
+        checkpoint_every=10_000,
+        steps_per_dispatch=50,
+        probe=True,
+    ),
+    "rbm_digits_nudged": Experiment(
+        RBM(hidden=100, training="pcd", learning_rate=0.06, centred=False, chains=10),
+        data="digits_nudged",
+        batch_size=10,
+        steps=7_000,
+        report_every=500,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+        probe=True,
+    ),
+    "rbm_news": Experiment(
+        RBM(hidden=50, sweeps=5, learning_rate=0.05, decay_steps=26_000, weight_decay=1e-3),
+        data="news",
+        steps=26_000,  # about 200 epochs
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+        probe=True,
+    ),
+    # Gaussian visible units, on grey levels.
+    "rbm_gaussian_digits": Experiment(
+        RBM(hidden=16, units="gaussian", sweeps=5, learning_rate=0.01, decay_steps=10_000),
+        data="digits",
+        steps=10_000,
+        report_every=250,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
+    "bm_digits": Experiment(
+        BoltzmannMachine(sweeps=1, learning_rate=0.05, decay_steps=6_000),
+        data="digits",
+        binarize="dynamic",
+        steps=6_000,
+        report_every=100,
+        validate_every=500,
+        sample_every=1_000,
+        checkpoint_every=1_000,
         steps_per_dispatch=50,
     ),
 }

@@ -210,7 +210,7 @@ def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
             experiment.batch_size,
             experiment.fit_seed,
             decode=experiment.decode(dataset),
-            validated=experiment.validate_every > 0,
+            validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
         )
     )
     placement = (
@@ -364,6 +364,12 @@ def _final_pictures(
     test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
     state = experiment.of_seed(carry.chosen, shown)
     pictures.final_pictures(
-        folder / "samples", experiment.model, state, test, keys.sample, dataset.symbols
+        folder / "samples",
+        experiment.model,
+        state,
+        test,
+        keys.sample,
+        dataset.symbols,
+        dataset.words,
     )
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

@@ -37,6 +37,9 @@ Density = Literal["tractable", "approximate", "implicit", "none"]
 """A model's place in the taxonomy: p(x) explicit and tractable, explicit and approximated
 (by a bound or by sampling), implicit (only samples), or not modelled at all."""
 
+BIASES = ("b", "c", "bias", "visible", "hidden", "logvar", "biases")
+"""Names of the parameters that weight decay leaves alone."""
+
 State = TypeVar("State")
 Tree = TypeVar("Tree")
 
@@ -83,6 +86,7 @@ CAPABILITIES = {
     "complete": "complete(state, x, mask, key) -> x with what the mask hides filled in",
     "objective": "objective(state, batch, key) -> [B], what a step lowers: to validate by",
     "score": "score(state, batch) -> [B], higher is stranger",
+    "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
     "tables": "tables(state) -> what was learned, as matrices by name",
 }
 """The optional methods of a model, by name, with what each returns."""
@@ -109,20 +113,37 @@ def adam(
     shrink, too, by that times the step size (decoupled; Loshchilov & Hutter 2019). Raises
     `UserError` if one is negative, or the learning rate 0.
     """
-    require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
-    require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
-    require(weight_decay >= 0, f"weight_decay is {weight_decay}, must not be negative")
-    rate = optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
+    rate = _rate(learning_rate, decay_steps, weight_decay)
     if not weight_decay:
         return optax.adam(rate)
     return optax.adamw(rate, weight_decay=weight_decay, mask=_weights)
 
 
+def sgd(
+    learning_rate: float, decay_steps: int = 0, momentum: float = 0.0, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Gradient steps, by default plain; `decay_steps` and `weight_decay` as in `adam`, whose errors
+    it has. With `momentum` m the step is along u ← m u + gradient."""
+    require(0 <= momentum < 1, f"momentum is {momentum}, must be at least 0 and below 1")
+    rate = _rate(learning_rate, decay_steps, weight_decay)
+    shrink = [optax.add_decayed_weights(weight_decay, _weights)] if weight_decay else []
+    trace = [optax.trace(momentum)] if momentum else []
+    return optax.chain(*trace, *shrink, optax.scale_by_learning_rate(rate))
+
+
+def _rate(learning_rate: float, decay_steps: int, weight_decay: float) -> optax.ScalarOrSchedule:
+    require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
+    require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
+    require(weight_decay >= 0, f"weight_decay is {weight_decay}, must not be negative")
+    return optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
+
+
 def _weights(params: Any) -> Any:
-    """Which leaves are weights: all but those that are called b, c or bias."""
+    """Which leaves are weights: all but those that are called by a name of BIASES."""
 
     def is_weight(path, _):
-        return path[-1].key not in ("b", "c", "bias")
+        last = path[-1]
+        return getattr(last, "key", getattr(last, "name", None)) not in BIASES
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 

@@ -47,6 +47,7 @@ class Dataset:
     # binary pixels), or 1 for counts, which have no largest
     counts: bool = False  # x are counts
     symbols: str = ""  # what the values 0 … peak stand for, if they are letters
+    words: tuple[str, ...] = ()  # what each variable of x stands for, if they are words
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,17 +83,13 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    if name == "digits":
-        return _digits()
-    if name in UCI:
-        return _uci(name)
-    if name in SEQUENCES:
-        return SEQUENCES[name](name)
+    if name in READERS:
+        return READERS[name](name)
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return _from_tfds(name, Path(data_dir or default).expanduser())
 
 
-def _digits() -> Dataset:
+def _digits(name: str) -> Dataset:
     """scikit-learn's 1,797 digits of 8×8 pixels in 17 grey levels, split 1297/250/250 by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -101,11 +98,62 @@ def _digits() -> Dataset:
     x, label = digits.images[..., None].astype(np.uint8), digits.target.astype(np.int32)
     rows, test = train_test_split(range(len(x)), test_size=250, random_state=0, stratify=label)
     train, validation = train_test_split(rows, test_size=250, random_state=0, stratify=label[rows])
-    split = {
-        name: {"x": x[rows], "label": label[rows]}
-        for name, rows in (("train", train), ("validation", validation), ("test", test))
-    }
-    return Dataset("digits", split["train"], split["validation"], split["test"], peak=16)
+    return _labelled(name, x, label, (train, validation, test), peak=16)
+
+
+def _digits_nudged(name: str) -> Dataset:
+    """The digits of `digits`, each as it is and moved by one pixel up, left, right and down, zeros
+    moving in: 8,985 rows, split 6,469/719/1,797.
+
+    The rows and the test split are those of scikit-learn's example of Bernoulli RBM features (which
+    then stretches each pixel to [0, 1] over the rows, where here all are divided by 16). It splits
+    the moved rows at random, so copies of the test digits, one pixel away, stand in training: an
+    error here compares with the example's, and tells little about digits that are new.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits: Any = load_digits()
+    framed = np.pad(digits.images.astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+    corners = (1, 1), (2, 1), (1, 2), (1, 0), (0, 1)
+    x = np.concatenate([framed[:, i : i + 8, j : j + 8, None] for i, j in corners])
+    label = np.tile(digits.target.astype(np.int32), len(corners))
+    rows, test = train_test_split(range(len(x)), test_size=0.2, random_state=0)
+    train, validation = train_test_split(rows, test_size=0.1, random_state=0)
+    return _labelled(name, x, label, (train, validation, test), peak=16)
+
+
+def _news(name: str) -> Dataset:
+    """16,242 postings to 20 newsgroups as which of 100 words they contain, [N, 100], collected by
+    Sam Roweis; the label is the groups' top level: comp, rec, sci, talk.
+
+    5,975 postings have the words of an earlier one. So the split is of the 10,267 different rows,
+    8,213/1,027/1,027, each with all of its repeats: none stands in two splits. It follows the order
+    of their SHA-256, so it looks random and depends on nothing else.
+    """
+    import scipy.io
+
+    content = scipy.io.loadmat(fetch(*NEWS))
+    x = np.ascontiguousarray(content["documents"].toarray().T.astype(np.uint8))
+    label = content["newsgroups"].ravel().astype(np.int32) - 1
+    words = tuple(str(word.item()) for word in content["wordlist"].ravel())
+    digests = [_digest(row.tobytes()) for row in x]
+    ordered = sorted(set(digests))
+    held_out = round(len(ordered) / 10)
+    place = np.searchsorted(ordered, digests)  # of each row's words among the different ones
+    from_end = (len(ordered) - 1 - place) // held_out  # 0: test, 1: validation, then train
+    train, validation, test = (
+        np.flatnonzero(rows) for rows in (from_end > 1, from_end == 1, from_end == 0)
+    )
+    return _labelled(name, x, label, (train, validation, test), peak=1, words=words)
+
+
+def _labelled(
+    name: str, x: np.ndarray, label: np.ndarray, rows: tuple[Any, Any, Any], **options: Any
+) -> Dataset:
+    """x [N, *shape] and label [N], split into `rows` of train, validation and test."""
+    train, validation, test = ({"x": x[of], "label": label[of]} for of in rows)
+    return Dataset(name, train, validation, test, **options)
 
 
 def _uci(name: str) -> Dataset:
@@ -365,19 +413,28 @@ LETTERS = File(
     "https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b/data/tinyshakespeare/input.txt",
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+NEWS = File(
+    "20news_w100.mat",
+    "https://raw.githubusercontent.com/probml/pmtkdata/42bc2738a294/20news_w100/20news_w100.mat",
+    "6667c5459e22eb544a854bff1443edaaea71735cf1af7b12cc5d986e74af7064",
+)
 EARTHQUAKES = """
 13 14 8 10 16 26 32 27 18 32 36 24 22 23 22 18 25 21 21 14 8 11 14 23 18 17 19 20 22 19 13 26 13 14
 22 24 21 22 26 21 23 24 27 41 31 27 35 26 28 36 39 21 17 22 17 19 15 34 10 15 22 18 15 20 15 22 19
 16 30 27 29 23 20 16 21 21 25 16 18 15 18 14 10 15 8 15 6 11 8 7 18 16 13 12 13 20 15 16 12 18 15 16
 13 15 16 11 11
 """
-SEQUENCES = {
+READERS = {
+    "digits": _digits,
+    "digits_nudged": _digits_nudged,
+    "news": _news,
+    **dict.fromkeys(UCI, _uci),
     "jsb": _music,
     "nottingham": _music,
     "letters": _letters,
     "earthquakes": _earthquakes,
 }
-DATASETS = ("digits", *TFDS, *UCI, *SEQUENCES)
+DATASETS = (*TFDS, *READERS)
 
 
 def _tfds() -> Any:

@@ -1,5 +1,5 @@
 """Numbers that say what they are: `Estimate`, how one is made from per-example values, and bounds
-that are functions of log-densities."""
+and normalisers that are functions of log-densities."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-Kind = Literal["exact", "upper bound", "lower bound", "AIS", "Monte Carlo", "no likelihood"]
+Kind = Literal[
+    "exact",
+    "upper bound",
+    "lower bound",
+    "AIS",
+    "upper bound (AIS)",
+    "lower bound (AIS)",
+    "Monte Carlo",
+    "no likelihood",
+]
 """How a value relates to the quantity it is named after.
 
 - `exact`: the mean of a quantity that is computed without approximation for each example.
 - `upper bound`, `lower bound`: its expectation lies above, below the quantity.
-- `AIS`: annealed importance sampling.
+- `AIS`: its normaliser is estimated by annealed importance sampling.
+- `upper bound (AIS)`, `lower bound (AIS)`: a bound, whose normaliser is estimated by AIS.
 - `Monte Carlo`: unbiased, from draws.
 - `no likelihood`: a training loss that looks like a likelihood and is none.
 """
@@ -29,6 +39,8 @@ MARKS: Mapping[Kind, str] = {
     "upper bound": "≤",
     "lower bound": "≥",
     "AIS": "≈",
+    "upper bound (AIS)": "≲",
+    "lower bound (AIS)": "≳",
     "Monte Carlo": "≈",
     "no likelihood": "≠",
 }
@@ -168,6 +180,110 @@ def importance_bound(
     else:
         (log_sum, log_squares), _ = jax.lax.scan(add, (nothing, nothing), jnp.arange(blocks))
     return ImportanceBound(log_sum - math.log(samples), jnp.exp(2 * log_sum - log_squares))
+
+
+class Annealing(NamedTuple):
+    """A path of unnormalised densities p*_β(x), β from 0, where the normaliser is known, to 1,
+    where it is sought. The states x are arrays [n, ...] of n chains."""
+
+    log_density: Callable[[Any, jax.Array], jax.Array]  # (x, β) ↦ log p*_β(x), [n]
+    transition: Callable[[Any, jax.Array, jax.Array], Any]  # (x, β, key) ↦ x', reversible under p_β
+    start: Callable[[jax.Array, int], Any]  # (key, n) ↦ n exact draws of p_0
+    log_z: jax.Array  # log Σ_x p*_0(x)
+
+
+def ais(path: Annealing, temperatures: int, key: jax.Array, chains: int) -> jax.Array:
+    """log w [chains], by annealed importance sampling (Neal 2001): E w = Z, the sum of p*_1.
+
+    Over `temperatures` steps from β_0 = 0 to β_T = 1, evenly spaced, with x_0 ~ p_0,
+
+        log w = log Z_0 + Σ_t log p*_{β_t}(x_{t−1}) − log p*_{β_{t−1}}(x_{t−1}),
+
+    and x_t from x_{t−1} by the transition at β_t. log mean w is at most log Z on average.
+    """
+    start_key, key = jax.random.split(key)
+
+    def step(t, carry):
+        x, log_w = carry
+        low, high = t / temperatures, (t + 1) / temperatures
+        log_w += path.log_density(x, high) - path.log_density(x, low)
+        return path.transition(x, high, jax.random.fold_in(key, t)), log_w
+
+    begin = path.start(start_key, chains), jnp.full(chains, path.log_z)
+    return jax.lax.fori_loop(0, temperatures, step, begin)[1]
+
+
+def reverse_ais(path: Annealing, temperatures: int, key: jax.Array, x: Any) -> jax.Array:
+    """log w [n] from x ~ p_1, n draws: E 1/w = 1/Z (Burda, Grosse & Salakhutdinov 2015).
+
+    The chain of `ais` run backwards: its weights at x_{T−1} = x, then by the transition at
+    β_{T−1} those at x_{T−2}, and so on. −log mean 1/w is at least log Z on average, if x are exact
+    draws; draws that miss a part of p_1 can take it below.
+    """
+    chains = len(jax.tree.leaves(x)[0])
+
+    def step(i, carry):
+        x, log_w = carry
+        t = temperatures - 1 - i
+        low, high = t / temperatures, (t + 1) / temperatures
+        log_w += path.log_density(x, high) - path.log_density(x, low)
+        return path.transition(x, low, jax.random.fold_in(key, t)), log_w
+
+    return jax.lax.fori_loop(0, temperatures, step, (x, jnp.full(chains, path.log_z)))[1]
+
+
+class LogZ(NamedTuple):
+    """A log normaliser from both sides, each with its standard error and effective sample size."""
+
+    forward: float  # log mean w: in expectation at most log Z
+    forward_stderr: float
+    forward_ess: float
+    reverse: float  # −log mean 1/w: in expectation at least log Z
+    reverse_stderr: float
+    reverse_ess: float
+
+    @property
+    def width(self) -> float:
+        """Of the bracket: how far the two ends lie apart, in nats."""
+        return abs(self.reverse - self.forward)
+
+
+def log_z(forward: ArrayLike, reverse: ArrayLike) -> LogZ:
+    """The bracket from the log weights of `ais` and of `reverse_ais`.
+
+    The standard error of log mean w is that of mean w divided by it (delta method): √(n / ESS − 1)
+    / √(n − 1), with ESS = (Σ w)² / Σ w². It is too small where few chains carry the weight.
+    """
+
+    def log_mean(log_w):
+        log_w = np.asarray(log_w, np.float64)
+        n, largest = len(log_w), log_w.max()
+        w = np.exp(log_w - largest)
+        ess = w.sum() ** 2 / (w**2).sum()
+        stderr = math.sqrt(max(n / ess - 1, 0) / (n - 1)) if n > 1 else math.nan
+        return float(largest + np.log(w.mean())), stderr, float(ess)
+
+    value, stderr, ess = log_mean(-np.asarray(reverse, np.float64))
+    return LogZ(*log_mean(forward), -value, stderr, ess)
+
+
+def log_sum_over_bits(
+    log_f: Callable[[jax.Array], jax.Array], bits: int, block: int = 12
+) -> jax.Array:
+    """log Σ exp log_f(x) over all 2^bits x in {0, 1}^bits, exactly.
+
+    `log_f` maps [n, bits] to [n]; it is given 2^`block` rows at a time, so memory grows as
+    2^(bits − block) only.
+    """
+    low = min(block, bits)
+    rows = jnp.arange(2**low, dtype=jnp.uint32)[:, None]
+
+    def of_block(high):
+        number = (high << low) + rows
+        x = (number >> jnp.arange(bits, dtype=jnp.uint32)[None]) & 1
+        return jax.nn.logsumexp(log_f(x.astype(jnp.float32)))
+
+    return jax.nn.logsumexp(jax.lax.map(of_block, jnp.arange(2 ** (bits - low), dtype=jnp.uint32)))
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:

@@ -42,6 +42,13 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     return figure
 
 
+def signed(weights: np.ndarray) -> np.ndarray:
+    """Weights [N, ...] as levels in [0, 1], ½ + ½ w / max |w| for each of the N: 0 is mid-grey."""
+    weights = np.asarray(weights, np.float32)
+    largest = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True)
+    return 0.5 + 0.5 * weights / np.where(largest == 0, 1, largest)
+
+
 def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
     """One panel for each metric: its steps, and its values [reports] or [reports, seeds] there;
     seeds as thin lines."""

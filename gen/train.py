@@ -184,6 +184,49 @@ def validate(
 ) -> tuple[Carry, jax.Array]:
     """The mean of `model.objective` over `data`, at the same draws each time, and the carry, its
     best replaced where that is lower."""
+    value = _mean(partial(model.objective, carry.state), data, seed, decode, block)
+    assert isinstance(carry.best, Best)
+    better = value < carry.best.validation
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better, new, old),
+        Best(carry.state, value, step),
+        carry.best,
+    )
+    return carry._replace(best=best), value
+
+
+def score_gap(
+    model: Any,
+    carry: Carry,
+    training: Batch,
+    validation: Batch,
+    seed: jax.Array,
+    *,
+    decode: Decode = no_decode,
+    block: int = 100,
+) -> jax.Array:
+    """The mean of `model.score` over the validation data minus that over as many training examples:
+    where scores lack a common normaliser, as free energies do, it still shows overfitting."""
+    rows = min(len(training["x"]), len(validation["x"]))
+    training = {name: values[:rows] for name, values in training.items()}
+
+    def score(batch, key):
+        return model.score(carry.state, batch)
+
+    of_validation, of_training = (
+        _mean(score, data, seed, decode, block) for data in (validation, training)
+    )
+    return of_validation - of_training
+
+
+def _mean(
+    f: Callable[[Batch, jax.Array], jax.Array],
+    data: Batch,
+    seed: jax.Array,
+    decode: Decode,
+    block: int,
+) -> jax.Array:
+    """The mean of f(batch, key) [B] over decoded `data`, block by block, at a seed's own draws."""
     decode_key, key = jax.random.split(streams(seed).validate)
     rows = len(data["x"])
 
@@ -195,18 +238,10 @@ def validate(
             for name, values in data.items()
         }
         batch = decode(batch, jax.random.fold_in(decode_key, index))
-        values = model.objective(carry.state, batch, jax.random.fold_in(key, index))
+        values = f(batch, jax.random.fold_in(key, index))
         return jnp.where(begin + jnp.arange(len(values)) >= index * block, values, 0.0).sum()
 
-    value = jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
-    assert isinstance(carry.best, Best)
-    better = value < carry.best.validation
-    best = jax.tree.map(
-        lambda new, old: jnp.where(better, new, old),
-        Best(carry.state, value, step),
-        carry.best,
-    )
-    return carry._replace(best=best), value
+    return jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
 
 
 def fit(
@@ -238,7 +273,8 @@ def fit(
       mesh: devices over which the batch is split.
       start: (steps done, carry) to continue from, on the mesh if there is one.
       validation, validate_every: arrays on which the model's `objective` is taken at the multiples
-        of so many steps; the state that did best there is kept as `carry.best`.
+        of so many steps; the state that did best there is kept as `carry.best`. Of a model without
+        one the `score_gap` is taken, and no best is kept.
 
     Raises:
       UserError: a batch larger than the data, or that the mesh cannot split; a seed out of range.
@@ -285,14 +321,17 @@ def fit(
         return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
 
     assess = partial(validate, model, decode=decode)
+    gap = partial(score_gap, model, decode=decode)
 
     if several:
         assess = jax.vmap(assess, in_axes=(0, None, 0, None))
+        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
         advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
         order_rows = jax.vmap(order_rows, in_axes=(0, None))
     advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
     order_rows = jax.jit(order_rows, out_shardings=placement)
     assess = jax.jit(assess, donate_argnums=0, out_shardings=placement)
+    gap = jax.jit(gap, out_shardings=placement)
 
     step, carry = start or (
         0,
@@ -303,7 +342,7 @@ def fit(
             seed,
             decode=decode,
             mesh=mesh,
-            validated=validate_every > 0,
+            validated=validate_every > 0 and has_objective(model),
         ),
     )
     epoch, order = -1, None
@@ -322,8 +361,11 @@ def fit(
         if step % report_every == 0 or step == steps:
             metrics |= _means(carry)
         if validate_every and step % validate_every == 0:
-            carry, value = assess(carry, validation, seeds, np.int32(step))
-            metrics["validation"] = np.asarray(value)
+            if has_objective(model):
+                carry, value = assess(carry, validation, seeds, np.int32(step))
+                metrics["validation"] = np.asarray(value)
+            else:
+                metrics["score_gap"] = np.asarray(gap(carry, data, validation, seeds))
         _check_metrics(metrics, step, seeds)
         yield Progress(step, carry, metrics or None)
 
@@ -334,10 +376,17 @@ def check_batch_size(batch_size: int, rows: int) -> None:
         raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
 
 
+def has_objective(model: Any) -> bool:
+    """Whether validation can choose among the model's states."""
+    return callable(getattr(model, "objective", None))
+
+
 def check_validated(model: Any) -> None:
-    """Raises `UserError` unless the model has the objective that validation takes."""
-    if not callable(getattr(model, "objective", None)):
-        raise UserError(f"{type(model).__name__} has no objective to validate: validate_every 0")
+    """Raises `UserError` unless the model has an objective or a score that validation takes."""
+    if not has_objective(model) and not callable(getattr(model, "score", None)):
+        raise UserError(
+            f"{type(model).__name__} has no objective and no score to validate: validate_every 0"
+        )
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:

@@ -62,7 +62,7 @@ DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERI
 
 
 QUICKLY = {"ae_mnist", "vae_mnist", "gan_mnist", "mixture_binarized_mnist", "nade_binarized_mnist"}
-QUICKLY |= {"hmm_jsb"}
+QUICKLY |= {"hmm_jsb", "rbm_binarized_mnist"}
 ENTRIES = [
     pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
     for name in reversed(DISTINCT.values())
@@ -75,7 +75,8 @@ def entry(request, digits):
     digits, which are thresholded where its own data are binary."""
     experiment = EXPERIMENTS[request.param]
     experiment = replace(experiment, model=narrow(experiment.model), steps=1)
-    if getattr(experiment.model, "levels", 0) == 2 or experiment.data == "earthquakes":
+    binary = experiment.data in ("earthquakes", "binarized_mnist")
+    if getattr(experiment.model, "levels", 0) == 2 or binary:
         experiment = replace(experiment, binarize="threshold")
     experiment = experiment.on(digits)
     return experiment.model, experiment.decode(digits)
@@ -105,6 +106,11 @@ SMALL |= {
     "samples": 4,
     "bound_samples": 60,
     "decay_steps": 500,
+    "pretraining": 5,
+    "chains": 20,
+    "temperatures": 50,
+    "annealed": 20,
+    "mixing": 20,
 }
 
 

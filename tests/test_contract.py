@@ -117,11 +117,13 @@ def test_training_lowers_the_objective(setup, entry, digits):
     ]
     if not losses and model.family == "GAN":
         pytest.skip("two objectives against each other: neither need fall")
+    if not losses and model.family == "Boltzmann machine":
+        pytest.skip("its objective has no value: log Z is unknown")
     assert np.mean(losses[-40:]) < 0.95 * first["loss"]
 
 
 def test_mesh_equals_one_device(setup):
-    """Every metric of 100 steps within 1e-5, and the state within that on average.
+    """Every metric of 100 steps within 2e-5, and the state within 1e-5 on average.
 
     Not every weight: where a gradient is zero but for rounding, dividing by √v makes a full step of
     it, up or down. Such a weight differs and hardly matters.
@@ -137,7 +139,7 @@ def test_mesh_equals_one_device(setup):
     step = jax.jit(sharded, out_shardings=everywhere)
     many, many_history = run(step, jax.device_put(state, everywhere), batch, 100)
     chex.assert_trees_all_close(
-        jax.device_get(one_history), jax.device_get(many_history), rtol=1e-5, atol=1e-5
+        jax.device_get(one_history), jax.device_get(many_history), rtol=2e-5, atol=2e-5
     )
     distance = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).ravel(), one, many)
     assert np.concatenate(jax.tree.leaves(distance)).mean() < 1e-5
@@ -203,11 +205,11 @@ def test_evaluate_gives_estimates_that_do_not_depend_on_training_keys(setup):
     model, state, batch = setup
     estimates = model.evaluate(state, batch, jax.random.key(5))
     assert estimates
-    for estimate in estimates.values():
+    for name, estimate in estimates.items():
         assert isinstance(estimate, Estimate)
         assert np.isfinite(estimate.value)
         assert estimate.stderr >= 0
-        assert estimate.n >= BATCH
+        assert estimate.n >= BATCH or name.startswith("log_z")
     assert estimates == model.evaluate(state, batch, jax.random.key(5))
 
 
@@ -249,5 +251,7 @@ def test_capabilities_do_what_they_say(setup):
         assert whole.shape == batch["x"].shape
         np.testing.assert_array_equal(whole[:, :4], batch["x"][:, :4])
         assert set(np.unique(whole)) <= {0, 1} or counts
+    if "filters" in able:
+        assert model.filters(state).shape[1:] == model.shape
     if "objective" in able:
         assert model.objective(state, batch, jax.random.key(9)).shape == (BATCH,)

@@ -7,12 +7,14 @@ import os
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from gen import data
 from gen.core import UserError
@@ -37,6 +39,30 @@ def test_digits_are_three_disjoint_stratified_splits(digits):
         counts = np.bincount(split["label"], minlength=10)
         assert counts.min() > 0.08 * len(split["label"])
     assert data.load("digits").sha256 == digits.sha256
+
+
+def test_nudged_digits_are_those_of_the_example(digits):
+    """Each digit five times, against its own convolution with the example's kernels."""
+    from scipy.ndimage import convolve
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    given: Any = load_digits()
+    kernels = np.zeros((5, 3, 3))
+    kernels[range(5), [1, 0, 1, 1, 2], [1, 1, 0, 2, 1]] = 1
+    moved = np.concatenate(
+        [convolve(given.images, kernel[None], mode="constant") for kernel in kernels]
+    )
+    _, x, _, label = train_test_split(
+        moved, np.tile(given.target, 5), test_size=0.2, random_state=0
+    )
+    dataset = data.load("digits_nudged")
+    np.testing.assert_array_equal(dataset.test["x"][..., 0], x)
+    np.testing.assert_array_equal(dataset.test["label"], label)
+    assert [len(split["x"]) for split in dataset.splits.values()] == [6469, 719, 1797]
+    everything = np.concatenate([split["x"][..., 0] for split in dataset.splits.values()])
+    assert sorted(map(bytes, everything)) == sorted(map(bytes, moved.astype(np.uint8)))
+    assert dataset.train["x"].max() == dataset.peak == 16
 
 
 def test_decode_scales_and_binarises():
@@ -251,6 +277,49 @@ def test_piano_rolls_are_read_from_their_cells(tmp_path, monkeypatch):
     np.testing.assert_array_equal(dataset.train["x"][0, :3], rolls[0])
     assert dataset.train["length"] == [3]
     assert dataset.test["x"].sum() == 2
+
+
+def test_news_are_documents_of_100_words():
+    folder = os.environ.get("GEN_DATA_DIR")
+    if not folder or not Path(folder, "20news_w100.mat").is_file():
+        pytest.skip("GEN_DATA_DIR names no folder with 20news_w100.mat")
+    dataset = data.load("news")
+    assert [len(split["x"]) for split in dataset.splits.values()] == [13138, 1578, 1526]
+    assert [len(rows) for rows in fingerprints(dataset).values()] == [8213, 1027, 1027]
+    assert len(set.union(*fingerprints(dataset).values())) == 10267
+    assert (dataset.shape, dataset.peak, len(dataset.words)) == ((100,), 1, 100)
+    counts = sum(np.bincount(split["label"]) for split in dataset.splits.values())
+    np.testing.assert_array_equal(counts, [4605, 3519, 2657, 5461])
+    assert sum(split["x"].sum() for split in dataset.splits.values()) == 65451
+    for label, word in enumerate(("windows", "hockey", "nasa", "god")):  # of comp, rec, sci, talk
+        labels = dataset.train["label"][dataset.train["x"][:, dataset.words.index(word)] == 1]
+        assert np.bincount(labels).argmax() == label
+
+
+def test_no_document_stands_in_two_splits(tmp_path, monkeypatch):
+    """In a file of the test's own, in the form of the published one, in which most rows repeat."""
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 2, (100, 9)).astype(np.uint8)[rng.randint(0, 100, 400)]
+    label = rng.randint(1, 5, 400)
+    words = np.array([[f"word{d}" for d in range(9)]], object)
+    path = tmp_path / "20news_w100.mat"
+    documents = scipy.sparse.csc_matrix(x.T)
+    scipy.io.savemat(path, {"documents": documents, "newsgroups": label, "wordlist": words})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(data, "NEWS", data.File(path.name, "http://127.0.0.1:9/", digest))
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    dataset = data.load("news")
+    distinct = fingerprints(dataset)
+    different = len({row.tobytes() for row in x})
+    assert sum(map(len, distinct.values())) == len(set.union(*distinct.values())) == different
+    assert len(distinct["test"]) == len(distinct["validation"]) == round(different / 10)
+    rows = [
+        (row.tobytes(), of)
+        for split in dataset.splits.values()
+        for row, of in zip(split["x"], split["label"], strict=True)
+    ]
+    assert sorted(rows) == sorted(zip([row.tobytes() for row in x], label - 1, strict=True))
+    assert dataset.words == tuple(f"word{d}" for d in range(9))
 
 
 def test_the_earthquakes_are_those_of_the_textbook():

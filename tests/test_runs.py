@@ -29,7 +29,9 @@ SMALL = ["--model.encoder", "16", "--model.decoder", "16", "--report-every", "20
 SMALL += ["--checkpoint-every", "20", "--steps-per-dispatch", "1", "--sample-every", "100"]
 STEPS = 400
 OF_SEQUENCES = {"tables.png", "posterior.png", "sequences.png", "sequences.txt"}
-DRAWN = set(FINAL) - OF_SEQUENCES - {"completions.png"}  # a VAE does not complete
+OF_DOCUMENTS = {"words.txt", "completions.txt"}
+NOT_OF_VAES = {"completions.png", "filters.png"}
+DRAWN = set(FINAL) - OF_SEQUENCES - OF_DOCUMENTS - NOT_OF_VAES
 
 
 def command(out: Path, *flags: str, steps: int = STEPS) -> list[str]:
