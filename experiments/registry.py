@@ -644,7 +644,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     # Boltzmann machines.
     "rbm_binarized_mnist": Experiment(
-        RBM(sweeps=2, learning_rate=0.1, decay_steps=100_000, weight_decay=2e-4),
+        RBM(sweeps=2, learning_rate=0.1, decay_steps=100_000, weight_decay=5e-4),
         data="binarized_mnist",
         steps=100_000,  # 200 epochs
         report_every=1_000,
@@ -683,7 +683,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         DBN(
             hidden=(500, 1_000),
             pretraining=50_000,
-            machine=RBM(learning_rate=0.1, decay_steps=50_000, weight_decay=2e-4),
+            machine=RBM(learning_rate=0.1, decay_steps=50_000, weight_decay=5e-4),
         ),
         data="binarized_mnist",
         steps=100_000,  # 100 epochs for each RBM
