@@ -208,10 +208,11 @@ def bench_command(arguments: list[str]) -> int:
     chosen = parse(Bench, arguments, "bench")
     from rich.console import Console
 
-    from experiments import bench, bench_hmm
+    from experiments import bench, bench_hmm, bench_rbm
     from experiments.folder import device_name, write_json
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
+    from gen.models.boltzmann import RBM
     from gen.models.hmm import HMM
 
     names = chosen.names or tuple(EXPERIMENTS)
@@ -226,13 +227,17 @@ def bench_command(arguments: list[str]) -> int:
     samplers = {name: row for name, row in drawn.items() if row}
     if samplers:
         Console().print(bench.sampling_table(samplers))
-    speeds: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     if any(isinstance(EXPERIMENTS[name].model, HMM) for name in names):
-        speeds = bench_hmm.em_speeds(chosen.seconds)
-        Console().print(bench_hmm.em_table(speeds))
+        others["em"] = bench_hmm.em_speeds(chosen.seconds)
+        Console().print(bench_hmm.em_table(others["em"]))
+    if any(isinstance(EXPERIMENTS[name].model, RBM) for name in names):
+        found = bench_rbm.speeds()
+        others["rbm"] = found._asdict()
+        Console().print(bench_rbm.table(found))
     if chosen.json:
-        found = bench.as_json(rows, samplers, peak, device_name())
-        write_json(chosen.json, {**found, "em": speeds})
+        measured = bench.as_json(rows, samplers, peak, device_name())
+        write_json(chosen.json, {**measured, **others})
     return 0
 
 

@@ -92,9 +92,7 @@ class Experiment:
         if self.validate_every:
             train.check_validated(self.model)
         if self.restarts and not train.has_objective(self.model):
-            raise UserError(
-                f"{type(self.model).__name__} has no objective to compare restarts by"
-            )
+            raise UserError(f"{type(self.model).__name__} has no objective to compare restarts by")
         if self.restarts and not 0 < self.validate_every <= self.steps:
             raise UserError(
                 "restarts are compared on the validation split: give a --validate-every of at most "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ FINAL = (
     "completions.png",
     "completions.txt",
     "filters.png",
+    "chains.png",
+    "bracket.png",
     "words.txt",
     "latent.png",
     "interpolations.png",
@@ -29,6 +32,8 @@ FINAL = (
     "sequences.txt",
     "curves.png",
 )
+SWEEPS = (0, 1, 10, 100, 1_000)  # after which chains are shown
+TEMPERATURES = (30, 100, 300, 1_000, 3_000)  # at which log Z is bracketed
 STRIP = 10  # samples that are followed through training
 SHOWN = (
     ("nasa", "space", "shuttle"),
@@ -75,6 +80,8 @@ def final_pictures(
         tables = jax.device_get(jax.jit(model.tables)(state))
         labels = {"emission": list(symbols.replace(" ", "␣"))} if symbols else None
         save(plots.heatmaps(tables, labels), folder / "tables.png")
+    if "bracket" in able:
+        bracket_picture(folder, model, state, key)
     if "length" in test:
         sequence_pictures(folder, model, state, test, key, symbols)
     if words:
@@ -155,12 +162,30 @@ def document_texts(
         (folder / "completions.txt").write_text("\n".join(lines) + "\n")
 
 
+def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> None:
+    """Both ends of AIS on log Z by 100 chains, against the number of temperatures."""
+    ends = [
+        replace(model, temperatures=number, annealed=100).bracket(state, key)
+        for number in TEMPERATURES
+    ]
+    series = {
+        "forward": [(end.forward, end.forward_stderr) for end in ends],
+        "reverse": [(end.reverse, end.reverse_stderr) for end in ends],
+    }
+    exact = model.log_partition(state)
+    save(plots.brackets(TEMPERATURES, series, exact), folder / "bracket.png")
+
+
 def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
     """Of images [H, W, C]: samples, their way through training, reconstructions, completions of the
     upper halves, up to 100 filters, and codes."""
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
+    if "sample" in able and hasattr(model, "mixing"):
+        frames = [draw_samples(replace(model, mixing=n), state, key, STRIP) for n in SWEEPS]
+        labels = [f"{n:,} sweeps" for n in SWEEPS]
+        save(plots.grid(np.concatenate(frames), STRIP, labels), folder / "chains.png")
     stored = sorted(folder.glob("step_*.npy"))
     if len(stored) > 1:
         images = np.concatenate([np.load(path) for path in stored]) / 255

@@ -87,6 +87,8 @@ CAPABILITIES = {
     "objective": "objective(state, batch, key) -> [B], what a step lowers: to validate by",
     "score": "score(state, batch) -> [B], higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
+    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode: to start a classifier",
+    "bracket": "bracket(state, key) -> log Z by annealed importance sampling, from both sides",
     "tables": "tables(state) -> what was learned, as matrices by name",
 }
 """The optional methods of a model, by name, with what each returns."""

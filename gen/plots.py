@@ -98,6 +98,25 @@ def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def brackets(
+    temperatures: Sequence[int],
+    ends: Mapping[str, Sequence[tuple[float, float]]],
+    exact: float | None = None,
+) -> Figure:
+    """Estimates of log Z, (value, standard error) at each number of temperatures, by name; a line
+    where it is known exactly."""
+    figure = Figure(figsize=(5, 3.6), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in ends.items():
+        value, stderr = np.array(values).T
+        axes.errorbar(temperatures, value, stderr, marker="o", markersize=3, capsize=2, label=name)
+    if exact is not None:
+        axes.axhline(exact, color="black", linewidth=1, label="exact")
+    axes.set(xscale="log", xlabel="temperatures", ylabel="log Z / nats", title="AIS")
+    axes.legend(frameon=False)
+    return figure
+
+
 def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     """Points [N, 2] coloured by their class."""
     figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")

@@ -400,7 +400,7 @@ def test_help_of_an_experiment_fits_a_screen_and_hides_the_shape(name, capsys):
     assert not caught.value.code
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= 62
-    assert "--model.learning-rate" in out
+    assert "learning-rate" in out
     assert "--model.shape" not in out
 
 

@@ -144,16 +144,24 @@ class DBN:
             return -self.log_prob_unnormalized(state, batch, row_key)
 
         energies = estimate.per_example(of_one, data, data_key)
-        top, of_top = self.machines[-1], state.machines[-1]
+        top = self.machines[-1]
         return learning.likelihood(
             energies,
-            top.log_partition(of_top),
-            top.bracket(of_top, key),
+            self.log_partition(state),
+            self.bracket(state, key),
             top.widest,
             kind="upper bound",
             temperatures=top.temperatures,
             chains=top.annealed,
         )
+
+    def log_partition(self, state: State) -> float | None:
+        """log Z of the last RBM, exactly, or None where its layers are above 25 units."""
+        return self.machines[-1].log_partition(state.machines[-1])
+
+    def bracket(self, state: State, key: jax.Array) -> estimate.LogZ:
+        """log Z of the last RBM by AIS from both sides."""
+        return self.machines[-1].bracket(state.machines[-1], key)
 
     def _up(self, state: State, v: jax.Array, layers: int, key: jax.Array) -> jax.Array:
         """h_layers drawn upwards from v, [B, D_layers]."""
