@@ -41,9 +41,8 @@ def rbm_energy(params, v, h):
     """By the definition, in float64: [n] of v [n, D] and h [n, H]."""
     w, b, c = (np.asarray(leaf, np.float64) for leaf in params[:3])
     if params.logvar is not None:
-        precision = np.exp(-np.asarray(params.logvar, np.float64))
-        own = 0.5 * ((v - b) ** 2) @ precision
-        return own - h @ c - np.einsum("ni,ij,nj->n", v * precision, w, h)
+        v = v * np.exp(-0.5 * np.asarray(params.logvar, np.float64))
+        return 0.5 * ((v - b) ** 2).sum(1) - h @ c - np.einsum("ni,ij,nj->n", v, w, h)
     return -v @ b - h @ c - np.einsum("ni,ij,nj->n", v, w, h)
 
 

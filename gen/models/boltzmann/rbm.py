@@ -31,7 +31,7 @@ class Params(NamedTuple):
     weight: jax.Array  # [D, H], W
     visible: jax.Array  # [D], b
     hidden: jax.Array  # [H], c
-    logvar: jax.Array | None  # [D], log σ², of Gaussian units
+    logvar: jax.Array | None  # [D], log σ², of Gaussian units; fixed
 
 
 class Offsets(NamedTuple):
@@ -55,8 +55,8 @@ class State(NamedTuple):
 class RBM:
     """p(v, h) = exp(−E(v, h)) / Z, with binary hidden units h and
 
-        E(v, h) = −b·v − c·h − vᵀ W h                                          (binary v)
-        E(v, h) = Σ_i (v_i − b_i)² / 2σ_i² − c·h − Σ_ij v_i / σ_i² W_ij h_j    (Gaussian v).
+        E(v, h) = −b·v − c·h − vᵀ W h                                       (binary v)
+        E(v, h) = Σ_i ½ (v_i / σ_i − b_i)² − c·h − Σ_ij v_i / σ_i W_ij h_j    (Gaussian v).
 
     A step goes down the difference of free energies F(v) = −log Σ_h exp(−E(v, h)),
 
@@ -68,7 +68,7 @@ class RBM:
     (`pt`, Desjardins et al. 2010), from the model to the machine without weights.
 
     Grey values in [0, 1] are taken as probabilities of binary units: for features, not for a
-    likelihood. σ is learned by its logarithm (Cho, Ilin & Raiko 2011).
+    likelihood. σ² is not learned: `begin` sets it to the variance of training examples plus 0.01.
 
     Deviations: hidden units are summed over in both terms, where papers sample them in one, which
     changes no expectation; the centred gradient (Melchior et al. 2016) takes running means over
@@ -139,14 +139,14 @@ class RBM:
         return State(params, self._optimizer.init(params), chains, offsets)
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
-        """μ begins at the mean of training examples, b at its log odds (Gaussian units: there, too,
-        and σ² at their variance); the chains are some of them."""
+        """μ and b begin so that the units without weights have the mean of training examples; the
+        chains are some of them."""
         v = flatten(batch["x"])
-        mean = v.mean(0)
+        mean, params = v.mean(0), state.params
         rows = v[jax.random.choice(key, len(v), state.chains.shape[:-1])]
-        params = state.params._replace(visible=base_biases(state.params, mean))
         if self.units == "gaussian":
             params = params._replace(logvar=jnp.log(v.var(0) + 1e-2))
+        params = params._replace(visible=base_biases(params, mean))
         chains = rows if self.units == "gaussian" else rows.round()
         return State(params, state.opt_state, chains, state.offsets._replace(visible=mean))
 
@@ -180,9 +180,13 @@ class RBM:
         gradient, metrics, means = pmean((gradient, metrics, means), axis_name)
         metrics |= {"dead": (means.hidden < 0.01).mean(), "saturated": (means.hidden > 0.99).mean()}
         offsets = running(state.offsets, means)
+        if params.logvar is not None:
+            gradient = gradient._replace(logvar=jnp.zeros_like(params.logvar))
         if self.centred:
             (weight,), (visible, hidden) = learning.centre(
-                [gradient.weight], [gradient.visible, gradient.hidden], offsets
+                [gradient.weight],
+                [gradient.visible, gradient.hidden],
+                [standardised(params, offsets.visible[None])[0], offsets.hidden],
             )
             gradient = gradient._replace(weight=weight, visible=visible, hidden=hidden)
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, params)
@@ -319,36 +323,42 @@ class RBM:
         return gibbs(state.params, start, key, self.mixing)
 
 
+def standardised(params: Params, v: jax.Array) -> jax.Array:
+    """v [n, D] as the hidden units see it: Gaussian units divided by σ."""
+    return v if params.logvar is None else v * jnp.exp(-0.5 * params.logvar)[None]
+
+
 def hidden_field(params: Params, v: jax.Array) -> jax.Array:
-    """The logits of h given v [n, D], [n, H]: c + Wᵀ v, or of Gaussian units c + Wᵀ (v / σ²)."""
-    scaled = v * jnp.exp(-params.logvar)[None] if params.logvar is not None else v
-    return scaled @ params.weight + params.hidden[None]
+    """The logits of h given v [n, D], [n, H]: c + Wᵀ v, of Gaussian units c + Wᵀ (v / σ)."""
+    return standardised(params, v) @ params.weight + params.hidden[None]
 
 
 def visible_field(params: Params, h: jax.Array) -> jax.Array:
-    """b + W h of h [n, H]: the logits, or the means of Gaussian units, of v given h, [n, D]."""
+    """b + W h of h [n, H], [n, D]: the logits of v given h, or the means of Gaussian v / σ."""
     return h @ params.weight.T + params.visible[None]
 
 
 def visible_mean(params: Params, h: jax.Array) -> jax.Array:
     """E[v | h], [n, D]."""
     field = visible_field(params, h)
-    return field if params.logvar is not None else jax.nn.sigmoid(field)
+    if params.logvar is None:
+        return jax.nn.sigmoid(field)
+    return field * jnp.exp(0.5 * params.logvar)[None]
 
 
 def visible_energy(params: Params, bias: jax.Array, v: jax.Array) -> jax.Array:
     """What v [n, D] adds to the energy by itself, at the visible biases given: [n]."""
     if params.logvar is None:
         return -v @ bias
-    return 0.5 * ((v - bias[None]) ** 2) @ jnp.exp(-params.logvar)
+    return 0.5 * ((standardised(params, v) - bias[None]) ** 2).sum(1)
 
 
 def draw(params: Params, field: jax.Array, key: jax.Array) -> jax.Array:
-    """Visible units, of these logits or means [..., D]."""
+    """Visible units of these fields [..., D]."""
     if params.logvar is None:
         return bernoulli(key, field)
     deviation = jnp.broadcast_to(jnp.exp(0.5 * params.logvar), field.shape)
-    return field + deviation * jax.random.normal(key, field.shape)
+    return deviation * (field + jax.random.normal(key, field.shape))
 
 
 def free_energy(params: Params, v: jax.Array) -> jax.Array:
@@ -371,7 +381,7 @@ def gibbs(params: Params, v: jax.Array, key: jax.Array, sweeps: int = 1) -> jax.
 
 def base_biases(params: Params, mean: jax.Array) -> jax.Array:
     """The visible biases at which independent units have that mean, [D]."""
-    return mean if params.logvar is not None else learning.log_odds(mean)
+    return learning.log_odds(mean) if params.logvar is None else standardised(params, mean[None])[0]
 
 
 def annealing(params: Params, mean: jax.Array) -> Annealing:
@@ -401,15 +411,15 @@ def annealing(params: Params, mean: jax.Array) -> Annealing:
 
 
 def visible_log_partition(params: Params, field: jax.Array, bias: jax.Array) -> jax.Array:
-    """log Σ_v (or ∫ dv) exp(−E_v(v) + v·a), given the field bias + a [n, D]: [n].
+    """log Σ_v (or ∫ dv) exp(−E_v(v) + a·v) at a = field − bias (Gaussian: a·v / σ), of fields
+    [n, D]: [n].
 
-    Binary: Σ log(1 + exp field). Gaussian: Σ ½ log 2πσ² + (field² − bias²) / 2σ².
+    Binary: Σ log(1 + exp field). Gaussian: Σ ½ log 2πσ² + ½ (field² − bias²).
     """
     if params.logvar is None:
         return jax.nn.softplus(field).sum(1)
-    precision = jnp.exp(-params.logvar)
     normaliser = 0.5 * (math.log(2 * math.pi) + params.logvar).sum()
-    return 0.5 * (field**2 - bias[None] ** 2) @ precision + normaliser
+    return 0.5 * (field**2 - bias[None] ** 2).sum(1) + normaliser
 
 
 def log_partition(params: Params) -> jax.Array:
