@@ -16,6 +16,7 @@ TITLES = {
     "uci_dna": "DNA (180 binary variables)",
     "uci_mushrooms": "mushrooms (112 binary variables)",
     "uci_nips": "NIPS-0-12 (500 binary variables)",
+    "news": "20 newsgroups (100 binary variables, split by distinct documents)",
     "jsb": "JSB chorales, nats per time step",
     "nottingham": "Nottingham, nats per time step",
     "letters": "letters of tiny Shakespeare, nats per symbol",
@@ -34,7 +35,9 @@ one; each names its commit, command, device, cost and values per seed. Hyperpara
 that validates, its best step were chosen on the validation split, and so was the best of restarts.
 
 Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
-bound (the true value lies at or below it). Rows are sorted by what is printed. *Spread* is the
+bound (the true value lies at or below it), ≈ an estimate of the normaliser by annealed importance
+sampling (forward; *reverse end* is that of the reverse chains, and the truth is expected between
+them), ≲ a bound with such a normaliser. Rows are sorted by what is printed. *Spread* is the
 standard error of the mean over seeds. *Seconds* are of training, all seeds together. *Distance* is
 to the published figure; below 0 is better than it.
 """
@@ -103,11 +106,14 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
         spread = estimate.settings.get("seeds_stderr")
         draws = estimate.settings.get("z_per_example", 1)
         restarts = row.get("restarts")
+        kind = f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind
+        if "nll_reverse" in row["estimates"]:
+            kind += f", reverse end {row['estimates']['nll_reverse']['value']:.2f}"
         rows.append(
             {
                 "experiment": f"`{name}`",
                 "test nats": f"{mark} {estimate}".split(" (")[0].strip(),
-                "kind": f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind,
+                "kind": kind,
                 "seeds": f"best of {len(restarts)}" if restarts else str(len(row["seeds"])),
                 "spread": "–" if spread is None else f"± {spread:.2g}",
                 "parameters": f"{row['parameters']:,}",

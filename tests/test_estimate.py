@@ -107,3 +107,66 @@ def test_importance_bound_needs_no_more_memory_for_more_draws():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert size(5000) <= size(500) * 1.01
+
+
+@pytest.mark.parametrize(("bits", "block"), [(0, 12), (3, 12), (7, 3), (7, 7)])
+def test_sums_over_bits_see_every_state_once(bits, block):
+    """Σ over x of Π_d w_d^x_d is Π_d (1 + w_d)."""
+    log_w = jnp.linspace(-2.0, 3.0, bits)
+    total = estimate.log_sum_over_bits(lambda x: x @ log_w, bits, block)
+    np.testing.assert_allclose(total, np.log1p(np.exp(log_w)).sum(), rtol=1e-6, atol=1e-6)
+
+
+def gaussian_path(mean, start_scale=2.0):
+    """From N(0, s²) to the unnormalised N(mean, 1), with exact draws as transitions: between them
+    all densities are Gaussian, and log Z is ½ log 2π."""
+
+    def precision(beta):
+        return (1 - beta) / start_scale**2 + beta
+
+    def log_density(x, beta):
+        return -0.5 * (1 - beta) * x**2 / start_scale**2 - 0.5 * beta * (x - mean) ** 2
+
+    def transition(x, beta, key):
+        centre = beta * mean / precision(beta)
+        return centre + jax.random.normal(key, x.shape) / jnp.sqrt(precision(beta))
+
+    def start(key, n):
+        return start_scale * jax.random.normal(key, (n,))
+
+    log_z = jnp.log(start_scale) + 0.5 * jnp.log(2 * jnp.pi)
+    return estimate.Annealing(log_density, transition, start, log_z)
+
+
+@pytest.mark.parametrize("temperatures", [1, 3, 30])
+def test_ais_from_both_sides_reaches_the_integral_of_a_gaussian(temperatures):
+    path, key, n = gaussian_path(1.5), jax.random.key(0), 20_000
+    forward = estimate.ais(path, temperatures, key, n)
+    exact_draws = 1.5 + jax.random.normal(jax.random.key(1), (n,))
+    reverse = estimate.reverse_ais(path, temperatures, jax.random.key(2), exact_draws)
+    found = estimate.log_z(forward, reverse)
+    exact = 0.5 * np.log(2 * np.pi)
+    assert abs(found.forward - exact) < 4 * found.forward_stderr
+    assert abs(found.reverse - exact) < 4 * found.reverse_stderr
+    # Each chain's weight lies below in expectation, the reverse ones' above, and both come nearer.
+    assert forward.mean() < exact < reverse.mean()
+    assert reverse.mean() - forward.mean() < 4 / temperatures
+
+
+def test_log_z_of_equal_weights_has_no_error_and_of_one_large_weight_an_ess_of_one():
+    equal = estimate.log_z(np.full(10, 2.0), np.full(10, 3.0))
+    assert equal[:3] == pytest.approx((2.0, 0.0, 10.0))
+    assert equal[3:] == pytest.approx((3.0, 0.0, 10.0))
+    assert equal.width == pytest.approx(1.0)
+    one = estimate.log_z(np.array([100.0, 0, 0, 0]), np.zeros(4))
+    assert one.forward == pytest.approx(100 - np.log(4))
+    assert one.forward_ess == pytest.approx(1.0)
+    assert one.forward_stderr == pytest.approx(1.0)
+
+
+def test_the_error_of_log_z_is_the_spread_over_chains():
+    generator = np.random.default_rng(0)
+    log_w = generator.normal(size=(2_000, 50)) * 0.5
+    found = [estimate.log_z(row, row) for row in log_w]
+    spread = np.std([of.forward for of in found])
+    np.testing.assert_allclose(np.mean([of.forward_stderr for of in found]), spread, rtol=0.08)

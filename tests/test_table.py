@@ -34,7 +34,9 @@ def folder(tmp_path):
         record("pixelcnn_binarized_mnist", "binarized_mnist", 82.0, "exact"),
         record("nade_uci_dna", "uci_dna", 83.0, "exact"),
     ]
-    for made in records:
+    ais = record("rbm_binarized_mnist", "binarized_mnist", 86.0, "AIS")
+    ais["estimates"]["nll_reverse"] = {**ais["estimates"]["nll"], "value": 86.12}
+    for made in [*records, ais]:
         (tmp_path / f"{made['experiment']}.json").write_text(json.dumps(made))
     (tmp_path / "ae_mnist.json").write_text(
         json.dumps({"experiment": "ae_mnist", "data": "mnist", "binarize": "none", "estimates": {}})
@@ -45,10 +47,11 @@ def folder(tmp_path):
 def test_rows_are_sorted_and_marked(folder):
     text = table.markdown(folder).split("## DNA")[0]
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1].split("_")[0] for row in rows] == ["pixelcnn", "nade", "vae"]
+    assert [row.split("`")[1].split("_")[0] for row in rows] == ["pixelcnn", "rbm", "nade", "vae"]
     assert (
         "| ≤ 89.50 ± 0.23 | upper bound, 5,000 samples | 1 | – | 12,345 | 62 | a machine |" in text
     )
+    assert "| ≈ 86.00 ± 0.23 | AIS, reverse end 86.12 | 1 |" in text
     assert "| 87.90 ± 0.23 | exact | 3 | ± 0.1 |" in text
     assert "| 81.30 [1] | +0.70 |" in text
     assert "| ≤ 88.71 [2] | +0.79 |" in text

@@ -272,6 +272,30 @@ def test_validation_needs_data():
             list(train.fit(Walker(), DATA, validation=validation, **options))
 
 
+class Scorer(Counter):
+    """Scores an example by its number times the steps done."""
+
+    def score(self, state, batch):
+        return batch["x"] * state.steps
+
+
+def test_without_an_objective_the_gap_of_scores_is_reported_and_no_best_kept():
+    """Validation rows 0 … 6 have mean 3, as many of the training rows too; raised by 5, 8."""
+    validation = {"x": np.arange(7, dtype=np.float32) + 5}
+    for several in (False, True):
+        seed: Any = [0, 1] if several else 0
+        options: Any = {"steps": 8, "batch_size": 5, "seed": seed, "report_every": 4}
+        options |= {"validation": validation, "validate_every": 4}
+        gaps = {}
+        for progress in train.fit(Scorer(), DATA, **options):
+            assert progress.carry.best == ()
+            if progress.metrics and "score_gap" in progress.metrics:
+                gaps[progress.step] = progress.metrics["score_gap"]
+        assert list(gaps) == [4, 8]
+        np.testing.assert_allclose(gaps[4], np.full((2,) if several else (), 20.0), rtol=1e-6)
+        np.testing.assert_allclose(gaps[8], np.full((2,) if several else (), 40.0), rtol=1e-6)
+
+
 def test_before_the_first_validation_the_last_state_is_chosen():
     options: Any = {"steps": 3, "batch_size": 5, **VALIDATED}
     *_, last = train.fit(Walker(), DATA, seed=[1, 2], **options)
