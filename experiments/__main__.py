@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 
 
 def leave(number: int, _) -> None:
@@ -170,7 +171,9 @@ def evaluate_command(arguments: list[str]) -> int:
     from experiments.run import load_run
 
     run = load_run(chosen.run, chosen.data_dir)
-    record = evaluate_run(run, chosen.split)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        record = evaluate_run(run, chosen.split)
     Console().print(summary(record))
     if chosen.publish:
         print(f"published as {publish(run, record)}")

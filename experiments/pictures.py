@@ -79,7 +79,8 @@ def final_pictures(
     if "tables" in able:
         tables = jax.device_get(jax.jit(model.tables)(state))
         labels = {"emission": list(symbols.replace(" ", "␣"))} if symbols else None
-        save(plots.heatmaps(tables, labels), folder / "tables.png")
+        rows = "unit" if "bracket" in able else "state"
+        save(plots.heatmaps(tables, labels, rows), folder / "tables.png")
     if "bracket" in able:
         bracket_picture(folder, model, state, key)
     if "length" in test:

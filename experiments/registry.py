@@ -702,6 +702,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
         probe=True,
     ),
+    "dbm_mnist": Experiment(
+        DBM(
+            pretraining=1_100,
+            mean_field=5,
+            learning_rate=0.05,
+            decay_steps=16_500,
+            weight_decay=2e-4,
+        ),
+        data="mnist",
+        binarize="dynamic",
+        steps=16_500,  # 30 epochs, 2 of them for each layer alone
+        report_every=550,
+        validate_every=2_750,
+        checkpoint_every=5_500,
+        probe=True,
+    ),
     "rbm_digits_nudged": Experiment(
         RBM(hidden=100, training="pcd", learning_rate=0.06, centred=False, chains=10),
         data="digits_nudged",

@@ -64,15 +64,17 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
 
 
 def heatmaps(
-    tables: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]] | None = None
+    tables: Mapping[str, np.ndarray],
+    labels: Mapping[str, Sequence[str]] | None = None,
+    rows: str = "state",
 ) -> Figure:
-    """One panel for each matrix [I, J], side by side, a row for each state; `labels` name a
-    matrix's columns."""
+    """One panel for each matrix [I, J], side by side; `labels` name a matrix's columns, `rows` says
+    what a row is."""
     figure = Figure(figsize=(5 * len(tables), 4.2), dpi=100, layout="constrained")
     for i, (name, values) in enumerate(tables.items()):
         axes = figure.add_subplot(1, len(tables), i + 1)
         image = axes.imshow(values, cmap="magma", aspect="auto", interpolation="nearest")
-        axes.set(title=name, ylabel="state")
+        axes.set(title=name, ylabel=rows)
         axes.locator_params(integer=True)
         if labels and name in labels:
             axes.set_xticks(range(values.shape[1]), labels[name])

@@ -117,7 +117,10 @@ def log_sum(x, axis=None) -> Any:
 
 
 MODULES: dict[str, Any] = {"rbm": rbm, "dbm": dbm, "deep": dbm, "general": general}
-ALL = pytest.mark.parametrize("name", MODULES)
+SLOW = pytest.mark.slow
+ALL = pytest.mark.parametrize(
+    "name", ["rbm", "dbm", pytest.param("deep", marks=SLOW), pytest.param("general", marks=SLOW)]
+)
 
 
 @ALL
@@ -217,9 +220,9 @@ def layered_log_joint(params, x):
     ("name", "options"),
     [
         ("rbm", {"training": "pcd"}),
-        ("rbm", {"training": "cd", "sweeps": 100}),
+        pytest.param("rbm", {"training": "cd", "sweeps": 100}, marks=SLOW),
         ("rbm", {"training": "pt", "ladder": 4}),
-        ("general", {}),
+        pytest.param("general", {}, marks=SLOW),
     ],
 )
 def test_the_gradient_of_many_long_chains_is_the_exact_one(name, options):
@@ -333,7 +336,9 @@ def exact_states(name, joint, n, seed):
     return (jnp.asarray(x[:, D : D + 3]),) if name == "dbm" else jnp.asarray(x)
 
 
-@pytest.mark.parametrize("name", ["rbm", "dbm", "general"])
+@pytest.mark.parametrize(
+    "name", ["rbm", pytest.param("dbm", marks=SLOW), pytest.param("general", marks=SLOW)]
+)
 def test_ais_brackets_log_z(name):
     """Of 20 random machines both ends lie within their errors of the exact value: of 40 values at
     4 standard errors. The reverse end is that of exact draws."""
@@ -494,6 +499,7 @@ def test_dbn_bound_lies_below_the_exact_likelihood_and_meets_it_where_q_is_exact
     np.testing.assert_allclose(bound(mirrored, 3_000), of_rbm, atol=0.05)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_data():
     """Two patterns: each machine comes near to −log p = log 2."""
     x = np.tile(np.array([[1, 1, 0, 0, 1], [0, 0, 1, 1, 0]], np.float32), (10, 1))

@@ -129,7 +129,7 @@ def likelihood(
     if bracket.width > widest:
         warnings.warn(
             f"log Z lies between {bracket.forward:.2f} and {bracket.reverse:.2f}, wider than "
-            f"{widest} nats: more temperatures narrow it (--model.temperatures)",
+            f"{widest} nats: more temperatures would narrow it",
             stacklevel=3,
         )
 
