@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen import estimate
 from gen.models.boltzmann import RBM
+from gen.models.boltzmann.learning import forward_end, precisely
 from gen.models.boltzmann.rbm import annealing
 from gen.train import fit
 
@@ -70,11 +69,10 @@ def _sklearn_epoch(x: np.ndarray) -> float:
 
 def _ais(variables: int, temperatures: int, hidden: int = 500, chains: int = 1_000) -> float:
     params = RBM(shape=(variables,), hidden=hidden).init(jax.random.key(0)).params
-    path = annealing(params, jnp.full(variables, 0.2))
-    run = jax.jit(partial(estimate.ais, path, temperatures, chains=chains))
-    jax.block_until_ready(run(jax.random.key(1)))
+    path = annealing, params, jnp.full(variables, 0.2)
+    precisely(forward_end, *path, jax.random.key(1), temperatures, chains=chains)
     began = time.perf_counter()
-    jax.block_until_ready(run(jax.random.key(2)))
+    precisely(forward_end, *path, jax.random.key(2), temperatures, chains=chains)
     return (time.perf_counter() - began) * 10_000 / temperatures
 
 

@@ -165,10 +165,7 @@ def document_texts(
 
 def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> None:
     """Both ends of AIS on log Z by 100 chains, against the number of temperatures."""
-    ends = [
-        replace(model, temperatures=number, annealed=100).bracket(state, key)
-        for number in TEMPERATURES
-    ]
+    ends = [model.bracket(state, key, number, 100) for number in TEMPERATURES]
     series = {
         "forward": [(end.forward, end.forward_stderr) for end in ends],
         "reverse": [(end.reverse, end.reverse_stderr) for end in ends],

@@ -141,11 +141,11 @@ def _rate(learning_rate: float, decay_steps: int, weight_decay: float) -> optax.
 
 
 def _weights(params: Any) -> Any:
-    """Which leaves are weights: all but those that are called by a name of BIASES."""
+    """Which leaves are weights: all but those that stand under one of the names BIASES."""
 
     def is_weight(path, _):
-        last = path[-1]
-        return getattr(last, "key", getattr(last, "name", None)) not in BIASES
+        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
+        return not {name for name in names if isinstance(name, str)}.intersection(BIASES)
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
 

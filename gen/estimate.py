@@ -192,7 +192,7 @@ class Annealing(NamedTuple):
     log_z: jax.Array  # log Σ_x p*_0(x)
 
 
-def ais(path: Annealing, temperatures: int, key: jax.Array, chains: int) -> jax.Array:
+def ais(path: Annealing, temperatures: int | jax.Array, key: jax.Array, chains: int) -> jax.Array:
     """log w [chains], by annealed importance sampling (Neal 2001): E w = Z, the sum of p*_1.
 
     Over `temperatures` steps from β_0 = 0 to β_T = 1, evenly spaced, with x_0 ~ p_0,
@@ -213,8 +213,10 @@ def ais(path: Annealing, temperatures: int, key: jax.Array, chains: int) -> jax.
     return jax.lax.fori_loop(0, temperatures, step, begin)[1]
 
 
-def reverse_ais(path: Annealing, temperatures: int, key: jax.Array, x: Any) -> jax.Array:
-    """log w [n] from x ~ p_1, n draws: E 1/w = 1/Z (Burda, Grosse & Salakhutdinov 2015).
+def reverse_ais(
+    path: Annealing, temperatures: int | jax.Array, key: jax.Array, x: Any
+) -> jax.Array:
+    """log w [n] from x ~ p_1, n draws: E 1/w = 1/Z (Grosse, Ghahramani & Adams 2015).
 
     The chain of `ais` run backwards: its weights at x_{T−1} = x, then by the transition at
     β_{T−1} those at x_{T−2}, and so on. −log mean 1/w is at least log Z on average, if x are exact
@@ -289,8 +291,9 @@ def log_sum_over_bits(
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of one estimate over several seeds, which share their examples.
 
-    Its stderr is the mean of theirs: the error over examples, which seeds do not average away.
-    `settings` names the number of `seeds` and the `seeds_stderr` of the mean over them, s / √S.
+    Its stderr is the mean of theirs: the error over examples, which seeds do not average away (of
+    the kinds of AIS with the normaliser's). `settings` are those that all seeds share, the number
+    of `seeds` and the `seeds_stderr` of the mean over them, s / √S.
     """
     first = estimates[0]
     if len(estimates) == 1:
@@ -302,7 +305,11 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         first.kind,
         first.n,
         {
-            **first.settings,
+            **{
+                name: value
+                for name, value in first.settings.items()
+                if all(estimate.settings.get(name) == value for estimate in estimates)
+            },
             "seeds": len(values),
             "seeds_stderr": float(np.std(values, ddof=1) / math.sqrt(len(values))),
         },

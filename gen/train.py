@@ -207,8 +207,9 @@ def score_gap(
 ) -> jax.Array:
     """The mean of `model.score` over the validation data minus that over as many training examples:
     where scores lack a common normaliser, as free energies do, it still shows overfitting."""
-    rows = min(len(training["x"]), len(validation["x"]))
-    training = {name: values[:rows] for name, values in training.items()}
+    count = min(len(training["x"]), len(validation["x"]))
+    rows = np.linspace(0, len(training["x"]) - 1, count).astype(np.int32)  # may be in label order
+    training = {name: values[rows] for name, values in training.items()}
 
     def score(batch, key):
         return model.score(carry.state, batch)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import scipy.special
 
+from experiments import pictures
 from gen import estimate
+from gen.core import sgd
 from gen.models.boltzmann import DBM, DBN, RBM, BoltzmannMachine, dbm, general, learning, rbm
 from gen.parallel import pmap_step, replicate, shard
 
@@ -461,6 +463,185 @@ def test_pretraining_learns_the_pairs_of_layers_in_turn_with_doubled_weights():
     b = state.params.biases
     np.testing.assert_allclose(below, jax.nn.sigmoid(2 * x["x"] @ w[0] + b[1][None]), rtol=1e-5)
     np.testing.assert_allclose(above, jax.nn.sigmoid(below @ w[1] + b[2][None]), rtol=1e-5)
+
+
+def one_hot_difference(old, new):
+    """Which of the weights and biases, in order, have moved."""
+    return [
+        bool(jnp.any(a != b))
+        for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    ]
+
+
+def test_pretraining_moves_its_pair_alone_also_under_decay_and_momentum():
+    model = DBM(
+        shape=(D,), hidden=(3, 4, 2), pretraining=1, chains=10, weight_decay=0.1, momentum=0.5
+    )
+    state = model.init(jax.random.key(0))
+    biases = tuple(b + 1 for b in state.params.biases)
+    state = state._replace(params=state.params._replace(biases=biases))
+    moved = []
+    for i in range(3):
+        after, _ = jax.jit(model.step)(state, {"x": jnp.asarray(V[3:23])}, jax.random.key(i))
+        moved.append(one_hot_difference(state.params, after.params))
+        state = after
+    weights = [[True, False, False], [False, True, False], [False, False, True]]
+    lower_and_upper = [[True, True, False, False], [False, False, True, False]]
+    biases = [*lower_and_upper, [False, False, False, True]]
+    assert moved == [w + b for w, b in zip(weights, biases, strict=True)]
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_the_gradient_of_pretraining_is_that_of_its_doubled_machine(pair, centred):
+    """By the paper: σ(2 x W + c) upwards below the last pair, σ(2 h Wᵀ + b) downwards above the
+    first; statistics of data minus those of the reconstruction, which many rows make exact."""
+    n = 60_000
+    model = DBM(shape=(D,), hidden=(3, 4, 2), pretraining=1, centred=centred)
+    state = model.init(jax.random.key(0))
+    params = layered_params(2, (D, 3, 4, 2), scale=0.5)
+    offsets = tuple(
+        jax.random.uniform(jax.random.key(i), b.shape) for i, b in enumerate(params.biases)
+    )
+    state = state._replace(params=params, offsets=offsets)
+    v = jnp.asarray(np.tile(V[[3, 9, 14]], (n // 3, 1)))
+    found, *_ = jax.jit(lambda key: model._pretrain(state, v, pair, key))(jax.random.key(1))
+
+    up, down = [(2, 1), (2, 2), (1, 2)][pair]
+    w, b, c = params.weights[pair], params.biases[pair], params.biases[pair + 1]
+    sizes = [D, 3, 4, 2]
+    law = {tuple(row): 1 / 3 for row in V[[3, 9, 14]]}  # of the pair's lower layer
+    for below in range(pair):
+        law = pushed(law, 2, params.weights[below], params.biases[below + 1], sizes[below + 1])
+    again = pushed(pushed(law, up, w, c, sizes[pair + 1]), down, w.T, b, sizes[pair])
+
+    def statistics(law):
+        x, p = np.array(list(law)), np.array(list(law.values()))
+        h = np.asarray(jax.nn.sigmoid(up * x @ w + c[None]))
+        return (p[:, None] * x).T @ h, p @ x, p @ h
+
+    gw, gb, gc = (b - a for a, b in zip(statistics(law), statistics(again), strict=True))
+    if centred:
+        low, high = (np.asarray(offset) for offset in offsets[pair : pair + 2])
+        gw = gw - np.outer(gb, high) - np.outer(low, gc)
+        gb, gc = gb - down * gw @ high, gc - up * low @ gw
+    expected = {"w": gw, "b": gb, "c": gc}
+    got = {"w": found.weights[pair], "b": found.biases[pair], "c": found.biases[pair + 1]}
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, got), expected, atol=0.01)
+
+
+def pushed(law, times, w, c, size):
+    """The law of h, with P(h_j = 1 | x) = σ(times · x W + c), for x of the law given."""
+    out = dict.fromkeys(map(tuple, bits(size)), 0.0)
+    for x, p in law.items():
+        on = np.asarray(jax.nn.sigmoid(times * np.array(x) @ np.asarray(w) + np.asarray(c)))
+        for h in out:
+            out[h] += p * float(np.prod(np.where(np.array(h) == 1, on, 1 - on)))
+    return out
+
+
+@pytest.mark.parametrize("units", ["binary", "gaussian"])
+def test_a_centred_step_is_the_plain_one_centred(units):
+    plain = RBM(shape=(D,), hidden=4, units=units, centred=False, learning_rate=1.0, chains=30)
+    state = plain.init(jax.random.key(0))
+    state = plain.begin(state, {"x": jnp.asarray(V)}, jax.random.key(1))
+    state = state._replace(params=rbm_params(3)._replace(logvar=state.params.logvar))
+    batch, key = {"x": jnp.asarray(V[4:14])}, jax.random.key(2)
+    of_plain, _ = plain.step(state, batch, key)
+    of_centred, _ = replace(plain, centred=True).step(state, batch, key)
+    gradient = jax.tree.map(lambda old, new: old - new, state.params, of_plain.params)
+    mean, hidden = of_plain.offsets
+    if units == "gaussian":
+        assert state.params.logvar is not None
+        mean = mean / jnp.exp(0.5 * state.params.logvar)
+        assert not jnp.any(gradient.logvar)
+    shift = gradient.weight - jnp.outer(gradient.visible, hidden) - jnp.outer(mean, gradient.hidden)
+    moved = jax.tree.map(lambda old, new: old - new, state.params, of_centred.params)
+    np.testing.assert_allclose(moved.weight, shift, atol=1e-5)
+    np.testing.assert_allclose(moved.visible, gradient.visible - shift @ hidden, atol=1e-5)
+    np.testing.assert_allclose(moved.hidden, gradient.hidden - mean @ shift, atol=1e-5)
+
+
+def test_the_gaussian_gradient_of_many_long_chains_is_the_exact_one():
+    model = RBM(shape=(3,), hidden=3, units="gaussian", centred=False, learning_rate=1.0, sweeps=30)
+    model = replace(model, chains=40_000)
+    params = rbm_params(1, 3, 3, gaussian=True, scale=0.5)
+    state = model.init(jax.random.key(0))._replace(params=params)
+    x = normal(5, 6, 3)
+
+    def nll(params):
+        return rbm.free_energy(params, x).mean() + rbm.log_partition(params)
+
+    after, _ = jax.jit(model.step)(state, {"x": x}, jax.random.key(1))
+    taken = jax.tree.map(lambda old, new: old - new, params, after.params)
+    expected = jax.grad(nll)(params)._replace(logvar=jnp.zeros(3))
+    chex.assert_trees_all_close(taken, expected, atol=0.03)
+
+
+def test_dead_and_saturated_units_leave_the_step_finite():
+    for sparsity in (0.0, 1.0):
+        model = RBM(shape=(D,), hidden=4, sparsity=sparsity)
+        state = model.init(jax.random.key(0))
+        params = state.params._replace(hidden=jnp.array([-200.0, -20.0, 20.0, 200.0]))
+        after, metrics = jax.jit(model.step)(
+            state._replace(params=params), {"x": jnp.asarray(V)}, jax.random.key(1)
+        )
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+        assert (metrics["dead"], metrics["saturated"]) == (0.5, 0.5)
+
+
+def test_weight_decay_leaves_biases_alone():
+    optimizer = sgd(0.1, weight_decay=0.5)
+    machines: list[Any] = [layered_params(), rbm_params(), general_params()]
+    for params in machines:
+        updates: Any
+        updates, _ = optimizer.update(
+            jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+        )
+        weights = updates.weights if isinstance(params, dbm.Params) else [updates.weight]
+        kept = [leaf for leaf in jax.tree.leaves(updates) if leaf.ndim == 1]
+        assert all(jnp.any(leaf) for leaf in weights)
+        assert not any(jnp.any(leaf) for leaf in kept)
+
+
+def test_replicas_under_pmap_draw_noise_of_their_own_upwards():
+    """Equal rows: only noise tells the replicas apart, and with it their mean from one's value."""
+    x = {"x": jnp.tile(jnp.asarray(V[7:8]), (8, 1))}
+    upper = DBN(shape=(D,), hidden=(3, 4), pretraining=1, machine=RBM(**QUICK))
+    for model in (upper, DBM(shape=(D,), hidden=(3, 4), pretraining=9)):
+        state = model.init(jax.random.key(0))._replace(count=jnp.int32(1))
+        _, together = pmap_step(model, 4)(replicate(state, 4), shard(x, 4), jax.random.key(1))
+        _, alone = jax.jit(model.step)(state, {"x": x["x"][:2]}, jax.random.key(1))
+        (gap,) = (name for name in alone if name.endswith("energy_gap"))
+        assert abs(together[gap][0] - alone[gap]) > 1e-6
+
+
+def test_a_crossed_bracket_is_told():
+    crossed = estimate.LogZ(300.0, 0.01, 9.0, 299.9, 0.01, 9.0)
+    with pytest.warns(UserWarning, match="reverse end below"):
+        learning.likelihood(np.ones(3), None, crossed, 1.0, chains=9)
+    broken = estimate.LogZ(np.nan, np.nan, 1.0, 299.9, 0.01, 9.0)
+    with pytest.warns(UserWarning, match="wider"):
+        learning.likelihood(np.ones(3), None, broken, 1.0, chains=9)
+
+
+@pytest.mark.parametrize(
+    "name", ["dbn", *(pytest.param(n, marks=SLOW) for n in ("rbm", "general"))]
+)
+def test_pictures_of_a_machine_are_drawn(name, tmp_path):
+    small: dict[str, Any] = {"chains": 20, "annealed": 20, "temperatures": 20, "mixing": 3}
+    model: Any = {
+        "rbm": RBM(shape=(4, 4, 1), hidden=30, **small),
+        "dbn": DBN(shape=(4, 4, 1), hidden=(30, 26), machine=RBM(**small)),
+        "general": BoltzmannMachine(shape=(4, 4, 1), hidden=2, **small),
+    }[name]
+    state = model.init(jax.random.key(0))
+    test = {"x": jax.random.bernoulli(jax.random.key(1), shape=(40, 4, 4, 1)).astype(jnp.float32)}
+    pictures.final_pictures(tmp_path, model, state, test, jax.random.key(2))
+    found = {path.name for path in tmp_path.iterdir()}
+    expected = {"samples.png", "bracket.png"}
+    expected |= {"tables.png", "chains.png"} if name == "general" else {"filters.png"}
+    assert expected <= found
 
 
 def test_dbn_bound_lies_below_the_exact_likelihood_and_meets_it_where_q_is_exact():

@@ -70,9 +70,10 @@ class DBM:
     where the mean field μ(v) maximises the bound log p(v) ≥ −E(v, μ) + H(μ) − log Z. The chains
     move by block Gibbs sampling, the even layers given the odd ones and these given them.
 
-    Deviations: centred gradients (Montavon & Müller 2012) unless switched off; the chains' even
-    layers count by their means given the odd ones; the up-pass of pretraining draws each layer; the
-    number of mean-field updates is constant.
+    Deviations: in pretraining a layer's biases are learned as the upper ones of a pair alone, and
+    the up-pass draws each layer; centred gradients (Montavon & Müller 2012) unless switched off;
+    the chains' even layers count by their means given the odd ones; the number of mean-field
+    updates is constant.
     """
 
     family: ClassVar[str] = "Boltzmann machine"
@@ -117,6 +118,7 @@ class DBM:
             require(getattr(self, name) > 0, f"DBM: {name} is {getattr(self, name)}, must be > 0")
         for name in ("pretraining", "mixing"):
             require(getattr(self, name) >= 0, f"DBM: {name} is {getattr(self, name)}, must be ≥ 0")
+        _ = self._optimizer  # raises if its settings are wrong
 
     def init(self, key: jax.Array) -> State:
         """W ~ N(0, 0.01²) and biases 0; the chains are draws of this machine without W."""
@@ -148,9 +150,9 @@ class DBM:
 
         Logs `energy_gap`, the two terms' difference; as `reconstruction` the squared error per
         variable of v ↦ E[v | μ(v)], which is no likelihood; the shares of hidden units whose mean
-        over the batch is below 1 % (`dead`) or above 99 % (`saturated`), in pretraining of the
-        layer at hand; the `autocorrelation` of the first layer's chains over the step, in
-        pretraining of its input with its reconstruction.
+        over the batch is below 1 % (`dead`) or above 99 % (`saturated`); the `autocorrelation` of
+        the first layer's chains over the step. In pretraining gap and reconstruction are those of
+        the pair at hand.
         """
         v = flatten(batch["x"])
 
@@ -163,8 +165,18 @@ class DBM:
             pairs = range(len(self.hidden))
             phases = [*(partial(self._pretrain, state, v, pair, key) for pair in pairs), *phases]
         phase = jnp.minimum(state.count // max(self.pretraining, 1), len(phases) - 1)
-        gradient, means, metrics = pmean(jax.lax.switch(phase, phases), axis_name)
+        gradient, learns, means, metrics = jax.lax.switch(phase, phases)
+        gradient, means, metrics = pmean((gradient, means, metrics), axis_name)
+        hidden = jnp.concatenate(means[1:])
+        metrics |= {
+            "dead": (hidden < 0.01).mean(),
+            "saturated": (hidden > 0.99).mean(),
+            "autocorrelation": learning.autocorrelation(state.chains[0], chains[0]),
+        }
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+        updates = jax.tree.map(
+            jnp.multiply, updates, learns
+        )  # nor does decay or momentum move them
         params: Any = optax.apply_updates(state.params, updates)
         offsets = running(state.offsets, means)
         return State(params, opt_state, chains, offsets, state.count + 1), metrics
@@ -246,8 +258,7 @@ class DBM:
             self.bracket(state, key),
             self.widest,
             kind="upper bound",
-            temperatures=self.temperatures,
-            chains=self.annealed,
+            **self._settings,
         )
         return {**estimates, "reconstruction": estimate.mean(error, "no likelihood")}
 
@@ -255,15 +266,29 @@ class DBM:
         """log Z, exactly, or None where the odd and the even layers have more than 25 units."""
         sizes = (math.prod(self.shape), *self.hidden)
         if min(sum(sizes[0::2]), sum(sizes[1::2])) <= EXACT:
-            return float(jax.jit(log_partition)(state.params))
+            return float(learning.precisely(jax.jit(log_partition), state.params))
         return None
 
-    def bracket(self, state: State, key: jax.Array) -> estimate.LogZ:
-        """log Z by AIS from both sides."""
+    def bracket(
+        self,
+        state: State,
+        key: jax.Array,
+        temperatures: int | None = None,
+        chains: int | None = None,
+    ) -> estimate.LogZ:
+        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
         draw_key, key = jax.random.split(key)
-        draws = jax.jit(self._fantasies, static_argnums=2)(state, draw_key, self.annealed)
-        path = annealing(state.params, state.offsets[0])
-        return learning.bracket(path, self.temperatures, draws, key)
+        draw = jax.jit(self._fantasies, static_argnums=2)
+        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
+        temperatures = temperatures or self.temperatures
+        return learning.bracket(annealing, state.params, state.offsets[0], temperatures, draws, key)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
+        starts = min(self.chains, self.annealed)
+        settings = {"temperatures": self.temperatures, "chains": self.annealed}
+        return {**settings, "starts": starts, "mixing": self.mixing}
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
@@ -283,8 +308,11 @@ class DBM:
         few = updates <= 10  # without a loop a CPU uses all of its cores
         return jax.lax.fori_loop(0, updates, update, mu, unroll=few)
 
-    def _together(self, state: State, v: jax.Array, odd: Layers) -> tuple[Params, Layers, Metrics]:
-        """The gradient of all parameters, the means of all layers over the batch, what to log."""
+    def _together(
+        self, state: State, v: jax.Array, odd: Layers
+    ) -> tuple[Params, Params, Layers, Metrics]:
+        """The gradient of all parameters, 1 for each that learns (all of them), the means of all
+        layers over the batch, and what to log."""
         mu = jax.lax.stop_gradient(self._mean_field(state.params, v, self.mean_field))
 
         even = tuple(map(jax.nn.sigmoid, fields(state.params, odd, even=True)))
@@ -301,15 +329,16 @@ class DBM:
             )
         means = tuple(m.mean(0) for m in mu)
         reconstruction = jax.nn.sigmoid(field(state.params, mu, 0))
-        moved = learning.autocorrelation(state.chains[0], odd[0])
-        units = jnp.concatenate(means[1:])
-        return gradient, means, _metrics(value, v, reconstruction, units, moved)
+        learns = jax.tree.map(lambda leaf: jnp.ones(()), state.params)
+        return gradient, learns, means, _metrics(value, v, reconstruction)
 
     def _pretrain(
         self, state: State, v: jax.Array, pair: int, key: jax.Array
-    ) -> tuple[Params, Layers, Metrics]:
-        """As `_together`, by CD-1 for layers `pair` and `pair` + 1, those below drawn upwards. The
-        other parameters have no gradient, the other layers their means as they were.
+    ) -> tuple[Params, Params, Layers, Metrics]:
+        """As `_together`, by CD-1 for layers `pair` and `pair` + 1, those below drawn upwards.
+
+        Their weights learn and the upper biases; the lower ones in the first pair alone: others
+        have learned with the pair below, which stays as it is.
 
         What a layer will be told from both sides, it is told twice from its only one.
         """
@@ -331,16 +360,23 @@ class DBM:
 
         of_pair, value = jax.grad(gap, has_aux=True)(Params((weight,), (b, c)))
         if self.centred:
-            of_pair = Params(*map(tuple, learning.centre(of_pair.weights, of_pair.biases, offsets)))
+            centred = learning.centre(of_pair.weights, of_pair.biases, offsets, up, down)
+            of_pair = Params(*map(tuple, centred))
+
+        def embed(params, weight, b, c):
+            """The parameters, with the pair's replaced."""
+            weights, biases = list(params.weights), list(params.biases)
+            weights[pair], biases[here] = weight, (b, c)
+            return Params(tuple(weights), tuple(biases))
+
         gradient = jax.tree.map(jnp.zeros_like, state.params)
-        weights, biases = list(gradient.weights), list(gradient.biases)
-        (weights[pair],), biases[here] = of_pair
+        gradient = embed(gradient, *of_pair.weights, *of_pair.biases)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(()), state.params)
+        learns = embed(nothing, jnp.ones(()), jnp.full((), float(pair == 0)), jnp.ones(()))
         means = list(state.offsets)
         means[here] = data[0].mean(0), data[1].mean(0)
         expected = jax.nn.sigmoid(down * data[1] @ weight.T + b[None])
-        moved = learning.autocorrelation(x, again)
-        metrics = _metrics(value, x, expected, means[pair + 1], moved)
-        return Params(tuple(weights), tuple(biases)), tuple(means), metrics
+        return gradient, learns, tuple(means), _metrics(value, x, expected)
 
     def _fantasies(self, state: State, key: jax.Array, n: int) -> Layers:
         """The odd layers of samples, [n, D_l]."""
@@ -470,14 +506,6 @@ def log_partition(params: Params) -> jax.Array:
     return estimate.log_sum_over_bits(of_bits, sum(mine))
 
 
-def _metrics(
-    gap: jax.Array, v: jax.Array, expected: jax.Array, means: jax.Array, moved: jax.Array
-) -> Metrics:
-    """What a step logs, from the gap, an input and its reconstruction, and hidden means [H]."""
-    return {
-        "energy_gap": gap,
-        "reconstruction": jnp.mean((v - expected) ** 2),
-        "dead": (means < 0.01).mean(),
-        "saturated": (means > 0.99).mean(),
-        "autocorrelation": moved,
-    }
+def _metrics(gap: jax.Array, v: jax.Array, expected: jax.Array) -> Metrics:
+    """What a phase logs, from its gap and an input with its reconstruction."""
+    return {"energy_gap": gap, "reconstruction": jnp.mean((v - expected) ** 2)}

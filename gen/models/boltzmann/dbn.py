@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gen import estimate
-from gen.core import Batch, Data, Density, Metrics, Shape, check_levels, require
+from gen.core import Batch, Data, Density, Metrics, Shape, check_levels, replica_key, require
 from gen.estimate import Estimate
 from gen.models.boltzmann import learning, rbm
 from gen.models.boltzmann.learning import bernoulli, entropy
@@ -78,6 +78,7 @@ class DBN:
     ) -> tuple[State, Metrics]:
         """One step of the RBM at hand; logs what that logs."""
         up_key, step_key = jax.random.split(key)
+        up_key = replica_key(up_key, axis_name)
 
         def of_layer(layer):
             below = self._up(state, flatten(batch["x"]), layer, up_key)
@@ -151,17 +152,22 @@ class DBN:
             self.bracket(state, key),
             top.widest,
             kind="upper bound",
-            temperatures=top.temperatures,
-            chains=top.annealed,
+            **top._settings,
         )
 
     def log_partition(self, state: State) -> float | None:
         """log Z of the last RBM, exactly, or None where its layers are above 25 units."""
         return self.machines[-1].log_partition(state.machines[-1])
 
-    def bracket(self, state: State, key: jax.Array) -> estimate.LogZ:
-        """log Z of the last RBM by AIS from both sides."""
-        return self.machines[-1].bracket(state.machines[-1], key)
+    def bracket(
+        self,
+        state: State,
+        key: jax.Array,
+        temperatures: int | None = None,
+        chains: int | None = None,
+    ) -> estimate.LogZ:
+        """log Z of the last RBM by AIS from both sides (`RBM.bracket`)."""
+        return self.machines[-1].bracket(state.machines[-1], key, temperatures, chains)
 
     def _up(self, state: State, v: jax.Array, layers: int, key: jax.Array) -> jax.Array:
         """h_layers drawn upwards from v, [B, D_layers]."""

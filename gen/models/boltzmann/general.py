@@ -84,6 +84,8 @@ class BoltzmannMachine:
         for name in ("sweeps", "chains", "temperatures", "annealed"):
             value = getattr(self, name)
             require(value > 0, f"BoltzmannMachine: {name} is {value}, must be > 0")
+        require(self.mixing >= 0, f"BoltzmannMachine: mixing is {self.mixing}, must be ≥ 0")
+        _ = self._optimizer  # raises if its settings are wrong
 
     def init(self, key: jax.Array) -> State:
         """U ~ N(0, 0.1²) among hidden units and between them and visible ones, to tell the hidden
@@ -171,21 +173,35 @@ class BoltzmannMachine:
             self.log_partition(state),
             self.bracket(state, key),
             self.widest,
-            temperatures=self.temperatures,
-            chains=self.annealed,
+            **self._settings,
         )
 
     def log_partition(self, state: State) -> float | None:
         """log Z, exactly, or None where there are more than 25 units."""
         if len(state.params.biases) <= EXACT:
-            return float(jax.jit(log_partition)(state.params))
+            return float(learning.precisely(jax.jit(log_partition), state.params))
         return None
 
-    def bracket(self, state: State, key: jax.Array) -> estimate.LogZ:
-        """log Z by AIS from both sides."""
+    def bracket(
+        self,
+        state: State,
+        key: jax.Array,
+        temperatures: int | None = None,
+        chains: int | None = None,
+    ) -> estimate.LogZ:
+        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
         draw_key, key = jax.random.split(key)
-        draws = jax.jit(self._fantasies, static_argnums=2)(state, draw_key, self.annealed)
-        return learning.bracket(annealing(state.params, state.mean), self.temperatures, draws, key)
+        draw = jax.jit(self._fantasies, static_argnums=2)
+        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
+        temperatures = temperatures or self.temperatures
+        return learning.bracket(annealing, state.params, state.mean, temperatures, draws, key)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
+        starts = min(self.chains, self.annealed)
+        settings = {"temperatures": self.temperatures, "chains": self.annealed}
+        return {**settings, "starts": starts, "mixing": self.mixing}
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from gen import estimate
 from gen.core import Tree
-from gen.estimate import Annealing, Estimate, LogZ
+from gen.estimate import Annealing, Estimate, Kind, LogZ
 
 EXACT = 25
 """Units of the smaller side up to which log Z is summed, not estimated."""
@@ -53,6 +54,8 @@ def centre(
     weights: Sequence[jax.Array],
     biases: Sequence[jax.Array],
     offsets: Sequence[jax.Array],
+    up: float = 1.0,
+    down: float = 1.0,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The gradient of a layered machine, as centring changes it (Melchior, Fischer & Wiskott 2016,
     eq. 24–26; Montavon & Müller 2012).
@@ -63,6 +66,9 @@ def centre(
 
         ∂W_l ← ∂W_l − ∂b_l μ_{l+1}ᵀ − μ_l ∂b_{l+1}ᵀ,
         ∂b_l ← ∂b_l − ∂W_l μ_{l+1} − ∂W_{l−1}ᵀ μ_{l−1}.
+
+    Where layers count `up` times for those above them, or `down` times for those below, the shift
+    of their biases has that factor.
     """
     centred = [
         w - jnp.outer(below, offsets[i + 1]) - jnp.outer(offsets[i], above)
@@ -70,8 +76,8 @@ def centre(
     ]
     shifted = list(biases)
     for i, w in enumerate(centred):
-        shifted[i] = shifted[i] - w @ offsets[i + 1]
-        shifted[i + 1] = shifted[i + 1] - offsets[i] @ w
+        shifted[i] = shifted[i] - down * (w @ offsets[i + 1])
+        shifted[i + 1] = shifted[i + 1] - up * (offsets[i] @ w)
     return centred, shifted
 
 
@@ -105,7 +111,7 @@ def temper(
 
 def autocorrelation(before: jax.Array, after: jax.Array) -> jax.Array:
     """Of chains [C, D] with themselves some sweeps later: Σ_d cov / √(Σ_d var · Σ_d var'), over the
-    chains; 1 where nothing moved."""
+    chains; 1 where nothing moved, 0 where all are alike."""
     x, y = before - before.mean(0)[None], after - after.mean(0)[None]
     return (x * y).sum() / jnp.sqrt(jnp.maximum((x**2).sum() * (y**2).sum(), 1e-12))
 
@@ -121,17 +127,19 @@ def likelihood(
     """−log p of examples, `nll`, from log Z and their free energies [N] (or, by `kind`, bounds).
 
     Unless log Z is known exactly, `nll` takes the forward end of AIS, as published figures do, and
-    `nll_reverse` the other: the truth is expected between them. Their standard errors have the
-    examples' part and the normaliser's. `log_z_forward`, `log_z_reverse` are the ends, over
-    chains; `log_z` is exact. `settings` are those of AIS. Warns if the ends lie more than `widest`
-    nats apart.
+    `nll_reverse` the other: if the chains that the reverse end starts from have mixed, the truth is
+    expected between them. Their standard errors have the examples' part and the normaliser's.
+    `log_z_forward`, `log_z_reverse` are the ends, over chains; `log_z` is exact. `settings` are
+    those of AIS. Warns if the ends lie more than `widest` nats apart, or crossed beyond 3 errors.
     """
-    if bracket.width > widest:
-        warnings.warn(
-            f"log Z lies between {bracket.forward:.2f} and {bracket.reverse:.2f}, wider than "
-            f"{widest} nats: more temperatures would narrow it",
-            stacklevel=3,
-        )
+    between = f"log Z lies between {bracket.forward:.2f} and {bracket.reverse:.2f}"
+    if not bracket.width <= widest:
+        more = "more temperatures would narrow it"
+        warnings.warn(f"{between}, wider than {widest} nats: {more}", stacklevel=3)
+    crossed = bracket.forward - bracket.reverse
+    if crossed > 3 * math.hypot(bracket.forward_stderr, bracket.reverse_stderr):
+        more = "the samples were not the machine's, more mixing would make them so"
+        warnings.warn(f"{between}, with the reverse end below: {more}", stacklevel=3)
 
     def end(value, stderr, ess):
         return Estimate(value, stderr, "AIS", settings["chains"], {**settings, "ess": ess})
@@ -142,25 +150,59 @@ def likelihood(
         return {"nll": estimate.mean(energies + exact, kind), "log_z": log_z, **ends}
 
     def at(log_z, **more):
-        over = estimate.mean(
-            energies + log_z.value, "AIS" if kind == "exact" else "upper bound (AIS)"
-        )
+        of_ais: Kind = "AIS" if kind == "exact" else "upper bound (AIS)"
+        over = estimate.mean(energies + log_z.value, of_ais)
         both = math.hypot(over.stderr, log_z.stderr)
         return replace(over, stderr=both, settings={**settings, **more})
 
     forward, reverse = ends.values()
-    distance = reverse.value - forward.value
-    return {"nll": at(forward, reverse=distance), "nll_reverse": at(reverse), **ends}
+    return {"nll": at(forward, reverse=-crossed), "nll_reverse": at(reverse), **ends}
 
 
-def bracket(path: Annealing, temperatures: int, draws: Any, key: jax.Array) -> LogZ:
-    """log Z by `ais` over so many temperatures and by `reverse_ais` from draws [C, ...] of the
-    machine, with as many chains."""
+def precisely(f: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """f(arguments) in full float32, which a GPU may otherwise round to TF32."""
+    with jax.default_matmul_precision("highest"):
+        return jax.block_until_ready(f(*arguments, **options))
+
+
+@partial(jax.jit, static_argnames=("annealing", "chains"))
+def forward_end(
+    annealing: Callable[..., Annealing],
+    params: Any,
+    mean: jax.Array,
+    key: jax.Array,
+    temperatures: int,
+    chains: int,
+) -> jax.Array:
+    """`ais` along the path that `annealing` makes of the parameters and the mean of the data."""
+    return estimate.ais(annealing(params, mean), temperatures, key, chains)
+
+
+@partial(jax.jit, static_argnames="annealing")
+def reverse_end(
+    annealing: Callable[..., Annealing],
+    params: Any,
+    mean: jax.Array,
+    key: jax.Array,
+    temperatures: int,
+    draws: Any,
+) -> jax.Array:
+    """`reverse_ais` from draws of the machine [C, ...] along the same path."""
+    return estimate.reverse_ais(annealing(params, mean), temperatures, key, draws)
+
+
+def bracket(
+    annealing: Callable[..., Annealing],
+    params: Any,
+    mean: jax.Array,
+    temperatures: int,
+    draws: Any,
+    key: jax.Array,
+) -> LogZ:
+    """log Z by both ends, from draws of the machine with as many chains as there are of them."""
     forward_key, reverse_key = jax.random.split(key)
     chains = len(jax.tree.leaves(draws)[0])
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        forward = jax.jit(lambda key: estimate.ais(path, temperatures, key, chains))(forward_key)
-        reverse = jax.jit(lambda key, x: estimate.reverse_ais(path, temperatures, key, x))(
-            reverse_key, draws
-        )
+    path = annealing, params, mean
+    forward = precisely(forward_end, *path, forward_key, temperatures, chains=chains)
+    reverse = precisely(reverse_end, *path, reverse_key, temperatures, draws)
     return estimate.log_z(forward, reverse)

@@ -103,7 +103,7 @@ class RBM:
     weight_decay: float = 0.0
     """share of the weights, times the step size, that a step takes off them"""
     sparsity: float = 0.0
-    """weight of the sparsity penalty, the cross-entropy of target and mean activation"""
+    """weight of the sparsity penalty, the cross-entropy of target and mean over a device's batch"""
     target: float = 0.1
     """mean activation that the penalty draws each hidden unit to"""
     temperatures: int = 10_000
@@ -122,6 +122,7 @@ class RBM:
         require(0 < self.target < 1, f"RBM: target is {self.target}, must be between 0 and 1")
         require(self.sparsity >= 0, f"RBM: sparsity is {self.sparsity}, must not be negative")
         require(self.mixing >= 0, f"RBM: mixing is {self.mixing}, must not be negative")
+        _ = self._optimizer  # raises if its settings are wrong
 
     def init(self, key: jax.Array) -> State:
         """W ~ N(0, 0.01²), biases 0 and σ 1; the chains are draws of this machine without W."""
@@ -166,7 +167,9 @@ class RBM:
         def loss(params):
             gap = free_energy(params, v).mean() - free_energy(params, after).mean()
             h = jax.nn.sigmoid(hidden_field(params, v))
-            q = h.mean(0)
+            if not self.sparsity:
+                return gap, (gap, h)
+            q = jnp.clip(h.mean(0), 1e-6, 1 - 1e-6)
             cross = -self.target * jnp.log(q) - (1 - self.target) * jnp.log1p(-q)
             return gap + self.sparsity * cross.sum(), (gap, h)
 
@@ -261,8 +264,7 @@ class RBM:
             self.log_partition(state),
             self.bracket(state, key),
             self.widest,
-            temperatures=self.temperatures,
-            chains=self.annealed,
+            **self._settings,
         )
         x = np.asarray(data["x"])
         for name in estimates.keys() & {"nll", "nll_reverse"}:
@@ -278,15 +280,31 @@ class RBM:
         """log Z, exactly, or None where H and (of binary units) D are above 25."""
         size = math.prod(self.shape)
         if self.hidden <= EXACT or (self.units == "binary" and size <= EXACT):
-            return float(jax.jit(log_partition)(state.params))
+            return float(learning.precisely(jax.jit(log_partition), state.params))
         return None
 
-    def bracket(self, state: State, key: jax.Array) -> estimate.LogZ:
-        """log Z by AIS from both sides."""
+    def bracket(
+        self,
+        state: State,
+        key: jax.Array,
+        temperatures: int | None = None,
+        chains: int | None = None,
+    ) -> estimate.LogZ:
+        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
         draw_key, key = jax.random.split(key)
-        draws = jax.jit(self._fantasies, static_argnums=2)(state, draw_key, self.annealed)
-        path = annealing(state.params, state.offsets.visible)
-        return learning.bracket(path, self.temperatures, draws, key)
+        draw = jax.jit(self._fantasies, static_argnums=2)
+        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
+        temperatures = temperatures or self.temperatures
+        return learning.bracket(
+            annealing, state.params, state.offsets.visible, temperatures, draws, key
+        )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
+        starts = min(self.chains, self.annealed)
+        settings = {"temperatures": self.temperatures, "chains": self.annealed}
+        return {**settings, "starts": starts, "mixing": self.mixing}
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
