@@ -145,6 +145,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1_000,
         checkpoint_every=2_500,
     ),
+    # Test 91.71 nats; 14 minutes.
     "made_deep_binarized_mnist": Experiment(
         Autoregressive(
             MADE((2_000, 2_000), masks=32, raster=False, direct=True),
@@ -239,6 +240,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Test 85.56 nats; 48 minutes.
     "nade_mnist": Experiment(
         Autoregressive(NADE(500), learning_rate=1e-3, decay_steps=55_000),
         data="mnist",
@@ -249,6 +251,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         validate_every=1_000,
         checkpoint_every=1_000,
     ),
+    # Test 83.79 nats; 48 minutes.
     "made_mnist": Experiment(
         Autoregressive(
             MADE((8_000,), raster=False, direct=True), learning_rate=1e-3, decay_steps=27_500
@@ -642,7 +645,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
-    # Boltzmann machines.
+    # Test ≈ 85.91 nats; 11 minutes.
     "rbm_binarized_mnist": Experiment(
         RBM(sweeps=2, learning_rate=0.1, decay_steps=100_000, weight_decay=5e-4),
         data="binarized_mnist",
@@ -653,7 +656,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=10_000,
         steps_per_dispatch=50,
     ),
-    # Few enough hidden units that log Z can be summed, to hold AIS against it.
+    # So few hidden units that log Z can be summed, to hold AIS against it.
+    # Test 137.3 nats; three seeds in 5 minutes.
     "rbm_20_binarized_mnist": Experiment(
         RBM(hidden=20, sweeps=5, learning_rate=0.05, decay_steps=20_000),
         data="binarized_mnist",
@@ -693,13 +697,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
     ),
     "rbm_mnist": Experiment(
-        RBM(sweeps=1, training="cd", learning_rate=0.05, decay_steps=55_000, weight_decay=2e-4),
+        RBM(
+            hidden=2_000,
+            learning_rate=0.1,
+            decay_steps=16_500,
+            weight_decay=5e-4,
+            temperatures=1_000,
+            annealed=100,
+        ),
         data="mnist",
-        steps=55_000,  # 100 epochs
-        report_every=1_000,
-        validate_every=5_000,
-        checkpoint_every=10_000,
-        steps_per_dispatch=50,
+        binarize="dynamic",
+        steps=16_500,  # 30 epochs
+        report_every=550,
+        validate_every=2_750,
+        checkpoint_every=5_500,
         probe=True,
     ),
     "dbm_mnist": Experiment(
@@ -718,6 +729,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_500,
         probe=True,
     ),
+    # Error of a linear classifier 6.4 %, on raw pixels 21.9 %; three seeds in 7 s.
     "rbm_digits_nudged": Experiment(
         RBM(hidden=100, training="pcd", learning_rate=0.06, centred=False, chains=10),
         data="digits_nudged",
@@ -728,6 +740,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
         probe=True,
     ),
+    # Test ≈ 14.91 nats; three seeds in 49 s.
     "rbm_news": Experiment(
         RBM(hidden=50, sweeps=5, learning_rate=0.05, decay_steps=26_000, weight_decay=1e-3),
         data="news",
@@ -738,7 +751,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
         probe=True,
     ),
-    # Gaussian visible units, on grey levels.
+    # Gaussian visible units, on grey levels: of a density.
+    # Test -18.55 nats; three seeds in 15 s.
     "rbm_gaussian_digits": Experiment(
         RBM(hidden=16, units="gaussian", sweeps=5, learning_rate=0.01, decay_steps=10_000),
         data="digits",
@@ -748,6 +762,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Test ≈ 23.48 nats; three seeds in 28 s.
     "bm_digits": Experiment(
         BoltzmannMachine(sweeps=1, learning_rate=0.05, decay_steps=6_000),
         data="digits",
