@@ -36,6 +36,11 @@ def test_over_seeds_keeps_the_error_over_examples():
     made = estimate.over_seeds([Estimate(v, 0.5, "exact", 10) for v in (1.0, 2.0, 3.0)])
     assert (made.value, made.stderr, made.settings["seeds"]) == (2.0, 0.5, 3)
     np.testing.assert_allclose(made.settings["seeds_stderr"], 1 / np.sqrt(3))
+    # What the seeds do not share is not said of all of them.
+    ais = [Estimate(1.0, 0.5, "AIS", 10, {"chains": 9, "ess": ess}) for ess in (3.0, 7.0)]
+    settings = estimate.over_seeds(ais).settings
+    assert "ess" not in settings
+    assert (settings["chains"], settings["seeds"]) == (9, 2)
 
 
 def test_per_example_equals_a_loop_at_every_block_size():

@@ -121,10 +121,15 @@ def test_tuning_learns_what_no_line_tells_apart():
 
 
 def test_a_model_with_layers_is_tuned_from_them():
-    """With weights that are 0 the units learn alike: the net cannot tell the squares apart."""
-    layers = [(jnp.zeros((2, 4)), jnp.zeros(4))]
-    found = probe.probe(Layered(one_hot), layers, squares(), "test", 0)
-    assert found["tuned_error"].value > 0.2
+    """With weights 0 the units learn alike and cannot tell the squares apart; others can."""
+    blank = [(jnp.zeros((2, 32)), jnp.zeros(32))]
+    useful = [(8 * jax.random.normal(jax.random.key(1), (2, 32)), jnp.zeros(32))]
+    errors = [
+        probe.probe(Layered(one_hot), layers, squares(), "test", 0)["tuned_error"].value
+        for layers in (blank, useful)
+    ]
+    assert errors[0] > 0.2
+    assert errors[1] < 0.05
 
 
 def test_the_logits_are_those_of_the_layers():
