@@ -130,7 +130,7 @@ def summary(record: dict[str, Any]) -> Any:
     table = Table("estimate", "value ± standard error", "kind", "n", "settings")
     for name, fields in record["estimates"].items():
         value = estimate.from_json(fields)
-        number, _ = str(value).split(" (")
+        number, _ = str(value).split(" (", 1)
         settings = ", ".join(
             f"{key} {item:.2g}" if isinstance(item, float) else f"{key} {item}"
             for key, item in value.settings.items()
