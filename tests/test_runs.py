@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import DISTINCT, QUICK
 
-from experiments import bench_hmm
+from experiments import bench_hmm, evaluation
 from experiments.__main__ import main
 from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
@@ -410,6 +410,13 @@ def test_list_shows_every_experiment(capsys):
     for name in EXPERIMENTS:
         assert name in out
     assert "implicit" in out
+
+
+def test_the_summary_takes_kinds_that_hold_brackets():
+    fields = {"value": 84.5, "stderr": 0.2, "kind": "upper bound (AIS)", "n": 9, "settings": {}}
+    table = evaluation.summary({"estimates": {"nll": fields}})
+    assert list(table.columns[1].cells) == ["84.50 ± 0.20"]
+    assert list(table.columns[2].cells) == ["upper bound (AIS)"]
 
 
 def test_evaluate_and_sample(copy, capsys):
