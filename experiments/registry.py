@@ -706,7 +706,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             annealed=100,
         ),
         data="mnist",
-        binarize="dynamic",
         steps=16_500,  # 30 epochs
         report_every=550,
         validate_every=2_750,

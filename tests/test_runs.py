@@ -30,7 +30,7 @@ SMALL += ["--checkpoint-every", "20", "--steps-per-dispatch", "1", "--sample-eve
 STEPS = 400
 OF_SEQUENCES = {"tables.png", "posterior.png", "sequences.png", "sequences.txt"}
 OF_DOCUMENTS = {"words.txt", "completions.txt"}
-NOT_OF_VAES = {"completions.png", "filters.png"}
+NOT_OF_VAES = {"chains.png", "bracket.png", "completions.png", "filters.png"}
 DRAWN = set(FINAL) - OF_SEQUENCES - OF_DOCUMENTS - NOT_OF_VAES
 
 
