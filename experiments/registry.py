@@ -667,6 +667,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Test ≲ 85.83 nats; 54 minutes.
     "dbm_binarized_mnist": Experiment(
         DBM(
             pretraining=5_000,
@@ -683,6 +684,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=20_000,
         checkpoint_every=10_000,
     ),
+    # Test ≲ 87.06 nats; 15 minutes.
     "dbn_binarized_mnist": Experiment(
         DBN(
             hidden=(500, 1_000),
@@ -729,6 +731,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         probe=True,
     ),
     # Error of a linear classifier 6.4 %, on raw pixels 21.9 %; three seeds in 7 s.
+    # Test ≠ 28.03 nats; three seeds in 7 s.
     "rbm_digits_nudged": Experiment(
         RBM(hidden=100, training="pcd", learning_rate=0.06, centred=False, chains=10),
         data="digits_nudged",

@@ -16,6 +16,8 @@ from gen.checkpoint import open_checkpoints
 from gen.estimate import Estimate
 from gen.models.hmm import Poisson
 
+pytestmark = pytest.mark.filterwarnings("ignore:log Z lies")  # after so little training
+
 BATCH = 16
 
 

@@ -525,6 +525,7 @@ def in_two_processes(*commands: list[str]) -> list[tuple[int, str]]:
     return ends
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_two_processes_ends_both(tmp_path):
     strange = tmp_path / "strange"
     strange.mkdir()
@@ -536,6 +537,7 @@ def test_an_error_in_one_of_two_processes_ends_both(tmp_path):
         assert (code, "different flags" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     together = tmp_path / "together"
     for code, err in in_two_processes(command(together, "--batch-size", "96", steps=40)):
