@@ -11,6 +11,8 @@ from typing import Any
 
 # The default 4-thread pool of jax 0.10 deadlocks when programs over many devices queue up.
 os.environ["NPROC"] = "16"
+# scikit-learn's threads would wait for each other where several tests run at once.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
 QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
