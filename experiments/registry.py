@@ -698,6 +698,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=10_000,
         steps_per_dispatch=50,
     ),
+    # Error of a linear classifier 3.0 %, on raw pixels 7.4 %, of the fine-tuned net 1.6 %.
     "rbm_mnist": Experiment(
         RBM(
             hidden=2_000,

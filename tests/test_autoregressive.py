@@ -253,6 +253,7 @@ def test_particles_correct_for_what_is_shown_later():
     assert distance(200) < 0.04
 
 
+@pytest.mark.slow
 def test_gradient_of_nade_equals_that_of_its_definition():
     """Blocks and rematerialisation change nothing: against the sum over k < d as written."""
     net, shape = NADE(6), (3, 5, 1)

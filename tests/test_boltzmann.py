@@ -491,7 +491,7 @@ def test_pretraining_moves_its_pair_alone_also_under_decay_and_momentum():
     assert moved == [w + b for w, b in zip(weights, biases, strict=True)]
 
 
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centred", [pytest.param(False, marks=SLOW), True])
 @pytest.mark.parametrize("pair", [0, 1, 2])
 def test_the_gradient_of_pretraining_is_that_of_its_doubled_machine(pair, centred):
     """By the paper: σ(2 x W + c) upwards below the last pair, σ(2 h Wᵀ + b) downwards above the
@@ -625,9 +625,8 @@ def test_a_crossed_bracket_is_told():
         learning.likelihood(np.ones(3), None, broken, 1.0, chains=9)
 
 
-@pytest.mark.parametrize(
-    "name", ["dbn", *(pytest.param(n, marks=SLOW) for n in ("rbm", "general"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rbm", "dbn", "general"])
 def test_pictures_of_a_machine_are_drawn(name, tmp_path):
     small: dict[str, Any] = {"chains": 20, "annealed": 20, "temperatures": 20, "mixing": 3}
     model: Any = {

@@ -254,7 +254,7 @@ def test_a_million_steps_lose_no_precision():
     np.testing.assert_allclose(smoothed, known, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("block", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_huge_differences_and_impossible_data_are_no_nan(block):
     """A chain that must begin in state 0 and never leave it, and data that speak for state 1."""
     log_initial = jnp.array([0.0, -jnp.inf])
@@ -493,6 +493,7 @@ def test_complete_draws_from_the_exact_conditional():
     assert scipy.stats.chisquare(counts[same], p[same] / p.sum() * len(x)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mixture_completes_an_observation_by_what_is_shown_of_it():
     """Two components far apart: the shown variable tells which one the hidden one is of."""
     emission = GaussianMixture(components=2)

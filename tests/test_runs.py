@@ -645,6 +645,7 @@ def test_of_restarts_the_best_on_validation_stands_for_all(tmp_path, capsys):
     assert "give a --validate-every" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
     """On a text of the test's own."""
     text = ("The quick brown fox, jumps over the lazy dog!\n" * 200).encode()
@@ -685,6 +686,7 @@ def test_flags_that_do_not_fit_are_refused(flags, named, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_bench_times_em(monkeypatch, capsys):
     model = HMM(shape=(20, 2), states=3, emission=Gaussian())
     symbols = HMM(shape=(40,), states=2, emission=Categorical(levels=4), block=5)

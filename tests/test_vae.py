@@ -213,6 +213,7 @@ def test_weights_are_all_equal_where_q_is_the_posterior():
     np.testing.assert_allclose(bound.ess, 75, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_on_the_bound_lowers_it():
     x = linear_data()
     model = replace(linear_vae(), samples=8, bound_samples=200)

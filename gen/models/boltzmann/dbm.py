@@ -174,9 +174,8 @@ class DBM:
             "autocorrelation": learning.autocorrelation(state.chains[0], chains[0]),
         }
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
-        updates = jax.tree.map(
-            jnp.multiply, updates, learns
-        )  # nor does decay or momentum move them
+        # What does not learn in this phase, decay and momentum do not move either.
+        updates = jax.tree.map(jnp.multiply, updates, learns)
         params: Any = optax.apply_updates(state.params, updates)
         offsets = running(state.offsets, means)
         return State(params, opt_state, chains, offsets, state.count + 1), metrics
