@@ -465,7 +465,7 @@ def test_pretraining_learns_the_pairs_of_layers_in_turn_with_doubled_weights():
     np.testing.assert_allclose(above, jax.nn.sigmoid(below @ w[1] + b[2][None]), rtol=1e-5)
 
 
-def one_hot_difference(old, new):
+def moved_leaves(old, new):
     """Which of the weights and biases, in order, have moved."""
     return [
         bool(jnp.any(a != b))
@@ -483,7 +483,7 @@ def test_pretraining_moves_its_pair_alone_also_under_decay_and_momentum():
     moved = []
     for i in range(3):
         after, _ = jax.jit(model.step)(state, {"x": jnp.asarray(V[3:23])}, jax.random.key(i))
-        moved.append(one_hot_difference(state.params, after.params))
+        moved.append(moved_leaves(state.params, after.params))
         state = after
     weights = [[True, False, False], [False, True, False], [False, False, True]]
     lower_and_upper = [[True, True, False, False], [False, False, True, False]]

@@ -206,7 +206,7 @@ class DBM:
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """`mixing` Gibbs sweeps from the persistent chains, in turn: [n, *shape]."""
         move_key, visible_key = jax.random.split(key)
-        odd = self._fantasies(state, move_key, n)
+        odd = self.fantasies(state, move_key, n)
         (visible, *_) = fields(state.params, odd, even=True)
         return bernoulli(visible_key, visible).reshape(-1, *self.shape)
 
@@ -257,7 +257,7 @@ class DBM:
             self.bracket(state, key),
             self.widest,
             kind="upper bound",
-            **self._settings,
+            **learning.settings(self),
         )
         return {**estimates, "reconstruction": estimate.mean(error, "no likelihood")}
 
@@ -275,19 +275,8 @@ class DBM:
         temperatures: int | None = None,
         chains: int | None = None,
     ) -> estimate.LogZ:
-        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
-        draw_key, key = jax.random.split(key)
-        draw = jax.jit(self._fantasies, static_argnums=2)
-        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
-        temperatures = temperatures or self.temperatures
-        return learning.bracket(annealing, state.params, state.offsets[0], temperatures, draws, key)
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
-        starts = min(self.chains, self.annealed)
-        settings = {"temperatures": self.temperatures, "chains": self.annealed}
-        return {**settings, "starts": starts, "mixing": self.mixing}
+        """log Z by AIS from both sides (`learning.bracket`)."""
+        return learning.bracket(self, annealing, state, state.offsets[0], key, temperatures, chains)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
@@ -377,11 +366,10 @@ class DBM:
         expected = jax.nn.sigmoid(down * data[1] @ weight.T + b[None])
         return gradient, learns, tuple(means), _metrics(value, x, expected)
 
-    def _fantasies(self, state: State, key: jax.Array, n: int) -> Layers:
+    def fantasies(self, state: State, key: jax.Array, n: int) -> Layers:
         """The odd layers of samples, [n, D_l]."""
         order_key, key = jax.random.split(key)
-        rows = jnp.resize(jax.random.permutation(order_key, self.chains), (n,))
-        start = tuple(x[rows] for x in state.chains)
+        start = learning.starts(state.chains, order_key, n)
         return sweep_chains(state.params, start, key, self.mixing)
 
 

@@ -152,7 +152,7 @@ class DBN:
             self.bracket(state, key),
             top.widest,
             kind="upper bound",
-            **top._settings,
+            **learning.settings(top),
         )
 
     def log_partition(self, state: State) -> float | None:

@@ -143,7 +143,7 @@ class BoltzmannMachine:
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """`mixing` Gibbs sweeps from the chains, in turn: [n, *shape]."""
         size = math.prod(self.shape)
-        return self._fantasies(state, key, n)[:, :size].reshape(-1, *self.shape)
+        return self.fantasies(state, key, n)[:, :size].reshape(-1, *self.shape)
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides drawn by `mixing` Gibbs sweeps with the
@@ -173,7 +173,7 @@ class BoltzmannMachine:
             self.log_partition(state),
             self.bracket(state, key),
             self.widest,
-            **self._settings,
+            **learning.settings(self),
         )
 
     def log_partition(self, state: State) -> float | None:
@@ -189,29 +189,18 @@ class BoltzmannMachine:
         temperatures: int | None = None,
         chains: int | None = None,
     ) -> estimate.LogZ:
-        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
-        draw_key, key = jax.random.split(key)
-        draw = jax.jit(self._fantasies, static_argnums=2)
-        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
-        temperatures = temperatures or self.temperatures
-        return learning.bracket(annealing, state.params, state.mean, temperatures, draws, key)
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
-        starts = min(self.chains, self.annealed)
-        settings = {"temperatures": self.temperatures, "chains": self.annealed}
-        return {**settings, "starts": starts, "mixing": self.mixing}
+        """log Z by AIS from both sides (`learning.bracket`)."""
+        return learning.bracket(self, annealing, state, state.mean, key, temperatures, chains)
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
         return sgd(self.learning_rate, self.decay_steps, self.momentum, self.weight_decay)
 
-    def _fantasies(self, state: State, key: jax.Array, n: int) -> jax.Array:
+    def fantasies(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Samples with their hidden units, [n, N]."""
         order_key, key = jax.random.split(key)
-        rows = jnp.resize(jax.random.permutation(order_key, self.chains), (n,))
-        return gibbs(state.params, state.chains[rows], key, self.mixing)
+        start = learning.starts(state.chains, order_key, n)
+        return gibbs(state.params, start, key, self.mixing)
 
 
 def couplings(params: Params) -> jax.Array:

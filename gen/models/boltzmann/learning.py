@@ -192,17 +192,38 @@ def reverse_end(
 
 
 def bracket(
+    machine: Any,
     annealing: Callable[..., Annealing],
-    params: Any,
+    state: Any,
     mean: jax.Array,
-    temperatures: int,
-    draws: Any,
     key: jax.Array,
+    temperatures: int | None,
+    chains: int | None,
 ) -> LogZ:
-    """log Z by both ends, from draws of the machine with as many chains as there are of them."""
+    """log Z by both ends, over so many temperatures and chains, or the machine's own: the reverse
+    end from its `fantasies(state, key, chains)`, the forward one from the mean of the data."""
+    draw_key, key = jax.random.split(key)
     forward_key, reverse_key = jax.random.split(key)
-    chains = len(jax.tree.leaves(draws)[0])
-    path = annealing, params, mean
+    temperatures, chains = temperatures or machine.temperatures, chains or machine.annealed
+    draws = precisely(jax.jit(machine.fantasies, static_argnums=2), state, draw_key, chains)
+    path = annealing, state.params, mean
     forward = precisely(forward_end, *path, forward_key, temperatures, chains=chains)
     reverse = precisely(reverse_end, *path, reverse_key, temperatures, draws)
     return estimate.log_z(forward, reverse)
+
+
+def settings(machine: Any) -> dict[str, Any]:
+    """Those of a machine's AIS; its reverse end has so many starts, after so much mixing."""
+    return {
+        "temperatures": machine.temperatures,
+        "chains": machine.annealed,
+        "starts": min(machine.chains, machine.annealed),
+        "mixing": machine.mixing,
+    }
+
+
+def starts(chains: Tree, key: jax.Array, n: int) -> Tree:
+    """n of the chains [C, ...], in a drawn order, each as often as any other up to one."""
+    count = len(jax.tree.leaves(chains)[0])
+    rows = jnp.resize(jax.random.permutation(key, count), (n,))
+    return jax.tree.map(lambda x: x[rows], chains)

@@ -219,7 +219,7 @@ class RBM:
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """`mixing` Gibbs sweeps from the chains, in turn: [n, *shape]."""
-        return self._fantasies(state, key, n).reshape(-1, *self.shape)
+        return self.fantasies(state, key, n).reshape(-1, *self.shape)
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides drawn by `mixing` Gibbs sweeps with the
@@ -264,7 +264,7 @@ class RBM:
             self.log_partition(state),
             self.bracket(state, key),
             self.widest,
-            **self._settings,
+            **learning.settings(self),
         )
         x = np.asarray(data["x"])
         for name in estimates.keys() & {"nll", "nll_reverse"}:
@@ -290,21 +290,10 @@ class RBM:
         temperatures: int | None = None,
         chains: int | None = None,
     ) -> estimate.LogZ:
-        """log Z by AIS from both sides, over so many temperatures and chains, or the machine's."""
-        draw_key, key = jax.random.split(key)
-        draw = jax.jit(self._fantasies, static_argnums=2)
-        draws = learning.precisely(draw, state, draw_key, chains or self.annealed)
-        temperatures = temperatures or self.temperatures
+        """log Z by AIS from both sides (`learning.bracket`)."""
         return learning.bracket(
-            annealing, state.params, state.offsets.visible, temperatures, draws, key
+            self, annealing, state, state.offsets.visible, key, temperatures, chains
         )
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """Those of AIS; its reverse end starts from so many chains after so much mixing."""
-        starts = min(self.chains, self.annealed)
-        settings = {"temperatures": self.temperatures, "chains": self.annealed}
-        return {**settings, "starts": starts, "mixing": self.mixing}
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
@@ -332,12 +321,11 @@ class RBM:
         chains, swaps = jax.lax.scan(sweep, state.chains, jax.random.split(key, self.sweeps))
         return state.chains[-1], chains[-1], chains, {"swaps": swaps.mean()}
 
-    def _fantasies(self, state: State, key: jax.Array, n: int) -> jax.Array:
+    def fantasies(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Samples before they get their shape, [n, D]."""
         chains = state.chains[-1] if self.training == "pt" else state.chains
         order_key, key = jax.random.split(key)
-        rows = jax.random.permutation(order_key, len(chains))
-        start = chains[jnp.resize(rows, (n,))]
+        start = learning.starts(chains, order_key, n)
         return gibbs(state.params, start, key, self.mixing)
 
 
