@@ -675,7 +675,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             sweeps=5,
             learning_rate=0.05,
             decay_steps=200_000,
-            weight_decay=2e-4,
+            weight_decay=5e-4,
         ),
         data="binarized_mnist",
         steps=200_000,  # 400 epochs, 10 of them for each layer alone
