@@ -14,6 +14,7 @@ from gen.models.autoregressive import (
     PixelCNN,
 )
 from gen.models.boltzmann import DBM, DBN, RBM, BoltzmannMachine
+from gen.models.diffusion import DiscreteDiffusion, UNet
 from gen.models.gan import GAN
 from gen.models.hmm import HMM, Bernoulli, Categorical, Poisson
 from gen.models.mixture import Mixture
@@ -776,5 +777,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=1_000,
         checkpoint_every=1_000,
         steps_per_dispatch=50,
+    ),
+    "discrete_diffusion_mnist": Experiment(
+        DiscreteDiffusion(UNet((128,), blocks=2, patch=4), draws=10, decay_steps=12_000),
+        data="mnist",
+        binarize="dynamic",
+        steps=12_000,  # 22 epochs
+        report_every=250,
+        validate_every=3_000,
+        sample_every=3_000,
+        checkpoint_every=500,
     ),
 }

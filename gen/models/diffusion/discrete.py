@@ -84,7 +84,7 @@ class DiscreteDiffusion:
     """steps of the chain whose bound is lowered (0: infinitely many)"""
     few: tuple[int, ...] = (100,)
     """`evaluate` gives the bound of the same net for so many steps, too"""
-    sample_steps: int = 250
+    sample_steps: int = 100
     """steps of a sample"""
     draws: int = 100
     """times at which `evaluate` takes the bound of an example"""

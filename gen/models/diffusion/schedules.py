@@ -65,7 +65,9 @@ def learned(params: Any) -> LogSNR:
     curve = params["curve"]
 
     def rise(t):
-        steps = jax.nn.sigmoid(jnp.exp(curve["steepness"]) * (t[..., None] - curve["places"]))
+        after = t.reshape(-1, 1) - curve["places"][None]
+        steps = jax.nn.sigmoid(jnp.exp(curve["steepness"])[None] * after)
+        steps = steps.reshape(*t.shape, -1)
         return jnp.exp(curve["straight"]) * t + steps @ jnp.exp(curve["heights"])
 
     def log_snr(t):
