@@ -37,7 +37,7 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_]mnist, digits[_nudged], uci_{dna, mushrooms, nips}, news,
-    jsb, nottingham, letters or earthquakes"""
+    jsb, nottingham, letters, earthquakes or eight_gaussians"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100

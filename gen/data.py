@@ -3,7 +3,7 @@
 `load(name)` reads, prepares or downloads; `decode` scales and binarises. Image sets come through
 tensorflow-datasets without TensorFlow: what is prepared is read as it is; what is not is prepared
 from its download, under tensorflow-datasets' own checksums. Decoded arrays are cached. Other sets
-are single files, downloaded by pooch under SHA-256 sums.
+are single files, downloaded by pooch under SHA-256 sums, or drawn from a density that is known.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -32,22 +33,26 @@ from gen.core import Batch, UserError
 
 Arrays = Mapping[str, np.ndarray]
 Binarize = Literal["none", "threshold", "dynamic"]
+LogProb = Callable[[jax.Array], jax.Array]
+"""x [..., *shape] ↦ log p(x) [...], nats of a density."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Three splits, each `{"x": [N, *shape] uint8}`, with `"label": [N] int32` where it has labels.
-    Padded sequences [N, T, ...] have a `"length": [N] int32`; T is that of the longest of all."""
+    Padded sequences [N, T, ...] have a `"length": [N] int32`; T is that of the longest of all.
+    Points of a continuous density are uint16."""
 
     name: str
     train: Arrays
     validation: Arrays
     test: Arrays
     peak: int  # what x is divided by: the largest value that it can take (255 for grey bytes, 1 for
-    # binary pixels), or 1 for counts, which have no largest
+    # binary pixels, 65,535 for points), or 1 for counts, which have no largest
     counts: bool = False  # x are counts
     symbols: str = ""  # what the values 0 … peak stand for, if they are letters
     words: tuple[str, ...] = ()  # what each variable of x stands for, if they are words
+    log_prob: LogProb | None = None  # the density that x / peak was drawn from, if it is known
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,6 +207,38 @@ def _earthquakes(name: str) -> Dataset:
     what is published of it is the likelihood that a fit reaches."""
     series = [np.array(EARTHQUAKES.split(), np.uint8)[:, None]]
     return _padded(name, {split: series for split in ("train", "valid", "test")}, counts=True)
+
+
+def _eight_gaussians(name: str) -> Dataset:
+    """Points [N, 2] drawn from the mixture of `eight_gaussians_log_prob`, 20,000/2,000/5,000, in
+    units of 1/65,535, which is 1/1,300 of a component's deviation; the label is the component."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(len(CENTRES), size=27_000, dtype=np.int32)
+    points = CENTRES[label] + DEVIATION * rng.standard_normal((len(label), 2))
+    x = np.round(points * 65_535).astype(np.uint16)
+    train, validation, test = np.split(np.arange(len(x)), [20_000, 22_000])
+    options: dict[str, Any] = {"peak": 65_535, "log_prob": eight_gaussians_log_prob}
+    return _labelled(name, x, label, (train, validation, test), **options)
+
+
+def eight_gaussians_log_prob(x: jax.Array) -> jax.Array:
+    """log p(x) of the data set `eight_gaussians`, for x [..., 2]: [...] nats of a density,
+
+        p(x) = ⅛ Σ_k N(x; c_k, s² I),    c_k = ½ + 0.35 (cos kπ/4, sin kπ/4),    s = 0.02.
+
+    Next to each other the c_k are 13 s apart, and 7.5 s from the edges of the unit square. So the
+    mean of −log p(x), which no model's falls below, is log 8 + log(2πe s²) = −2.907 nats, where
+    the mixture's overlaps and what lies outside of the square come to less than 1e-9.
+    """
+    away = (x[..., None, :] - CENTRES.reshape(*[1] * (x.ndim - 1), 8, 2)) / DEVIATION
+    each = -0.5 * jnp.sum(away**2, axis=-1) - math.log(2 * math.pi * DEVIATION**2)
+    return jax.nn.logsumexp(each, axis=-1) - math.log(len(CENTRES))
+
+
+_ANGLES = np.arange(8) * math.pi / 4
+CENTRES = 0.5 + 0.35 * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+DEVIATION = 0.02
+"""Of `eight_gaussians`: the components' means [8, 2] and standard deviation."""
 
 
 def _padded(name: str, splits: Mapping[str, Any], peak: int = 1, **options: Any) -> Dataset:
@@ -433,6 +470,7 @@ READERS = {
     "nottingham": _music,
     "letters": _letters,
     "earthquakes": _earthquakes,
+    "eight_gaussians": _eight_gaussians,
 }
 DATASETS = (*TFDS, *READERS)
 

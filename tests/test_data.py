@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import math
 import os
 import threading
 from functools import partial
@@ -327,6 +328,41 @@ def test_the_earthquakes_are_those_of_the_textbook():
     assert dataset.shape == (107, 1)
     counts = dataset.train["x"][0, :, 0]
     assert (counts[0], counts[-1], counts.max(), counts.sum()) == (13, 11, 41, 2072)
+
+
+def test_the_density_of_the_eight_gaussians_integrates_to_one_and_has_its_entropy():
+    middle = (jnp.arange(1000) + 0.5) / 1000
+    x = jnp.stack(jnp.meshgrid(middle, middle), axis=-1)
+    log_p = np.asarray(data.eight_gaussians_log_prob(x), np.float64)
+    p = np.exp(log_p) / log_p.size
+    np.testing.assert_allclose(p.sum(), 1, atol=1e-5)
+    entropy = math.log(8) + math.log(2 * math.pi * math.e * 0.02**2)
+    np.testing.assert_allclose(-(p * log_p).sum(), entropy, atol=1e-4)
+    centre = data.eight_gaussians_log_prob(jnp.array([0.5, 0.85]))
+    np.testing.assert_allclose(centre, -math.log(8 * 2 * math.pi * 0.02**2), rtol=1e-5)
+
+
+def test_the_eight_gaussians_are_drawn_from_their_density():
+    """Moments within 4 σ; and the same points at every load, on every machine."""
+    dataset = data.load("eight_gaussians")
+    expected = "d7c904f9851a28996839b1dbc5c14a2c8d2939d18e96bdaff18a019821e08320"
+    assert dataset.sha256 == data.load("eight_gaussians").sha256 == expected
+    assert [len(split["x"]) for split in dataset.splits.values()] == [20_000, 2_000, 5_000]
+    assert (dataset.shape, dataset.train["x"].dtype, dataset.peak) == ((2,), np.uint16, 65_535)
+    assert dataset.log_prob is data.eight_gaussians_log_prob
+    for split in dataset.splits.values():
+        n = len(split["x"])
+        batch = {name: jnp.asarray(values) for name, values in split.items()}
+        x = data.decode(batch, jax.random.key(0), peak=dataset.peak, binarize="none")["x"]
+        np.testing.assert_array_equal(np.round(x * 65_535.0), split["x"])
+        counts = np.bincount(split["label"])
+        np.testing.assert_allclose(counts / n, 1 / 8, atol=4 * math.sqrt(7 / 64 / n))
+        z = (np.asarray(x) - data.CENTRES[split["label"]]) / data.DEVIATION
+        np.testing.assert_allclose(z.mean(axis=0), 0, atol=4 / math.sqrt(n))
+        np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * math.sqrt(2 / n))
+        log_p = data.eight_gaussians_log_prob(x)
+        entropy = math.log(8) + math.log(2 * math.pi * math.e * 0.02**2)
+        assert abs(log_p.mean() + entropy) < 4 * log_p.std() / math.sqrt(n)
 
 
 def test_a_local_file_is_checked(tmp_path, monkeypatch):
