@@ -14,7 +14,13 @@ from gen.models.autoregressive import (
     PixelCNN,
 )
 from gen.models.boltzmann import DBM, DBN, RBM, BoltzmannMachine
-from gen.models.diffusion import DiscreteDiffusion, UNet
+from gen.models.diffusion import (
+    DiscreteDiffusion,
+    FlowMatching,
+    GaussianDiffusion,
+    ResidualMLP,
+    UNet,
+)
 from gen.models.gan import GAN
 from gen.models.hmm import HMM, Bernoulli, Categorical, Poisson
 from gen.models.mixture import Mixture
@@ -779,13 +785,92 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
     ),
     "discrete_diffusion_mnist": Experiment(
-        DiscreteDiffusion(UNet((128,), blocks=2, patch=4), draws=10, decay_steps=12_000),
+        DiscreteDiffusion(UNet((96,), blocks=2, patch=4), draws=10, decay_steps=14_000),
         data="mnist",
         binarize="dynamic",
-        steps=12_000,  # 22 epochs
+        steps=14_000,  # 25 epochs
         report_every=250,
-        validate_every=3_000,
+        validate_every=3_500,
+        sample_every=3_500,
+        checkpoint_every=500,
+    ),
+    "discrete_diffusion_binarized_mnist": Experiment(
+        DiscreteDiffusion(UNet((96,), blocks=2, patch=4), draws=10, decay_steps=6_000),
+        data="binarized_mnist",
+        steps=6_000,  # 12 epochs
+        report_every=250,
+        validate_every=1_000,
         sample_every=3_000,
         checkpoint_every=500,
+    ),
+    "diffusion_digits": Experiment(
+        GaussianDiffusion(
+            ResidualMLP(width=256, layers=3),
+            levels=17,
+            highest=7.7,  # noise of a sixth of a level at t = 0
+            draws=100,
+            decay_steps=8_000,
+        ),
+        data="digits",
+        steps=8_000,
+        report_every=250,
+        validate_every=1_000,
+        sample_every=2_000,
+        checkpoint_every=2_000,
+        steps_per_dispatch=50,
+    ),
+    # 256 grey levels, labels given: of a size for a CPU.
+    "diffusion_mnist_small": Experiment(
+        GaussianDiffusion(UNet((64, 128), blocks=1, patch=2), sample_steps=100, decay_steps=4_000),
+        data="mnist",
+        steps=4_000,  # 7 epochs
+        report_every=250,
+        sample_every=1_000,
+        checkpoint_every=500,
+    ),
+    # Of a size for a GPU.
+    "diffusion_mnist": Experiment(
+        GaussianDiffusion(
+            UNet((64, 128, 128), blocks=2),
+            classes=10,
+            guidance=1.0,
+            ema_decay=0.9995,
+            decay_steps=100_000,
+        ),
+        data="mnist",
+        batch_size=128,
+        steps=100_000,  # 233 epochs
+        report_every=500,
+        validate_every=5_000,
+        sample_every=10_000,
+        checkpoint_every=5_000,
+    ),
+    "flow_matching_mnist": Experiment(
+        FlowMatching(UNet((64, 128), blocks=1, patch=2), decay_steps=4_000),
+        data="mnist",
+        steps=4_000,  # 7 epochs
+        report_every=250,
+        sample_every=1_000,
+        checkpoint_every=500,
+    ),
+    "diffusion_toy": Experiment(
+        GaussianDiffusion(
+            ResidualMLP(width=128, layers=3),
+            levels=0,
+            schedule="learned",
+            weighting="likelihood",
+            lowest=-7.0,
+            highest=10.0,
+            draws=100,
+            ode_examples=5_000,
+            decay_steps=20_000,
+        ),
+        data="eight_gaussians",
+        batch_size=200,
+        steps=20_000,
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
     ),
 }
