@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ import numpy as np
 
 from gen import plots
 from gen.core import Batch, capabilities
+from gen.data import LogProb
 
 FINAL = (
     "samples.png",
+    "points.png",
+    "denoising.png",
+    "steps.png",
     "strip.png",
     "reconstructions.png",
     "completions.png",
@@ -35,6 +39,8 @@ FINAL = (
 SWEEPS = (0, 1, 10, 100, 1_000)  # after which chains are shown
 TEMPERATURES = (30, 100, 300, 1_000, 3_000)  # at which log Z is bracketed
 STRIP = 10  # samples that are followed through training
+STEPS = (1_000, 50, 20, 10)  # in which the same noise is denoised
+CLOUD = 2_000  # points of a cloud
 SHOWN = (
     ("nasa", "space", "shuttle"),
     ("god", "jesus", "bible"),
@@ -52,12 +58,17 @@ def draw_samples(model: Any, state: Any, key: jax.Array, n: int = 100) -> np.nda
 
 
 def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) -> None:
-    """Samples of the moment, where they are images: a grid, and the first few for the strip."""
-    if len(model.shape) != 3:
-        return
-    images = draw_samples(model, state, key)
-    np.save(folder / f"step_{step:07d}.npy", np.round(images[:STRIP] * 255).astype(np.uint8))
-    save(plots.grid(images, 10), folder / f"step_{step:07d}.png")
+    """Samples of the moment, where they are images or points of the plane: a picture of them, and
+    what the strip needs, of images the first few as bytes."""
+    path = folder / f"step_{step:07d}.npy"
+    if len(model.shape) == 3:
+        images = draw_samples(model, state, key)
+        np.save(path, np.round(images[:STRIP] * 255).astype(np.uint8))
+        save(plots.grid(images, 10), path.with_suffix(".png"))
+    if model.shape == (2,):
+        points = draw_samples(model, state, key, CLOUD)
+        np.save(path, points)
+        save(plots.clouds({f"step {step:,}": points}, 1), path.with_suffix(".png"))
 
 
 def final_pictures(
@@ -68,10 +79,11 @@ def final_pictures(
     key: jax.Array,
     symbols: str = "",
     words: Sequence[str] = (),
+    log_prob: LogProb | None = None,
 ) -> None:
     """Draws every picture that the model's capabilities allow: of its tables, of images [H, W, C],
-    of sequences, whose values `symbols` name if they are letters, and of documents, whose variables
-    `words` name.
+    of points [2], whose density `log_prob` gives if it is known, of sequences, whose values
+    `symbols` name if they are letters, and of documents, whose variables `words` name.
 
     `test` is decoded, and binarised as in training.
     """
@@ -89,6 +101,8 @@ def final_pictures(
         document_texts(folder, model, state, key, words)
     if len(model.shape) == 3:
         image_pictures(folder, model, state, test, key)
+    if model.shape == (2,):
+        point_pictures(folder, model, state, test, key, log_prob)
 
 
 def sequence_pictures(
@@ -175,8 +189,8 @@ def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> Non
 
 
 def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
-    """Of images [H, W, C]: samples, their way through training, reconstructions, completions of the
-    upper halves, up to 100 filters, and codes."""
+    """Of images [H, W, C]: samples, their way from noise and through training, reconstructions,
+    completions of the upper halves, up to 100 filters, and codes."""
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
@@ -184,11 +198,12 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         frames = [draw_samples(replace(model, mixing=n), state, key, STRIP) for n in SWEEPS]
         labels = [f"{n:,} sweeps" for n in SWEEPS]
         save(plots.grid(np.concatenate(frames), STRIP, labels), folder / "chains.png")
-    stored = sorted(folder.glob("step_*.npy"))
-    if len(stored) > 1:
-        images = np.concatenate([np.load(path) for path in stored]) / 255
-        labels = [f"step {int(path.stem[5:]):,}" for path in stored]
-        save(plots.grid(images, STRIP, labels), folder / "strip.png")
+    if "denoising" in able:
+        save(row_by_row(way_from_noise(model, state, key, STRIP, 10)), folder / "denoising.png")
+        save(row_by_row(in_fewer_steps(model, state, key, STRIP)), folder / "steps.png")
+    if len(stored := snapshots(folder)) > 1:
+        images = {name: values / 255 for name, values in stored.items()}
+        save(row_by_row(images), folder / "strip.png")
     if "reconstruct" in able:
         x = {"x": test["x"][:30]}
         both = np.stack([x["x"], jax.jit(model.reconstruct)(state, x)])  # [2, 30, *shape]
@@ -211,17 +226,104 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
     if "encode" in able and "label" in test:
-        codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:2000]}))
-        points, how = plane(codes.reshape(len(codes), -1))
-        labels = np.asarray(test["label"][:2000])
-        title = f"{model.family}: codes of {len(labels)} test examples, {how}"
-        save(plots.scatter(points, labels, title), folder / "latent.png")
+        latent_picture(folder, model, state, test)
     if "encode" in able and "decode" in able:
-        codes = np.asarray(jax.jit(model.encode)(state, {"x": test["x"][:16]}))
-        weights = np.linspace(0, 1, 11)[None, :, None]
-        path = (1 - weights) * codes[:8, None] + weights * codes[8:, None]  # [8, 11, latent]
+        codes = encoded(model, state, test, 16)
+        way = great_circles if "denoising" in able else straight  # the codes are normal draws
+        path = way(codes[:8], codes[8:], np.linspace(0, 1, 11))  # [8, 11, latent]
         images = jax.jit(model.decode)(state, path.reshape(-1, codes.shape[1]))
         save(plots.grid(images, 11), folder / "interpolations.png")
+
+
+def point_pictures(
+    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, log_prob: LogProb | None
+) -> None:
+    """Of points [2]: test examples, and samples or their way from noise, among the lines of the
+    true density; samples in fewer steps and through training; and codes."""
+    able = capabilities(model)
+    log_density = None
+    if log_prob:
+        middles = (jnp.arange(300) + 0.5) / 300
+        log_density = np.asarray(log_prob(jnp.stack(jnp.meshgrid(middles, middles), axis=-1)))
+    panels = {"test examples": np.asarray(test["x"])[:CLOUD]}
+    if "denoising" in able:
+        panels |= way_from_noise(model, state, key, CLOUD, 6)
+        save(plots.clouds(in_fewer_steps(model, state, key, CLOUD), 4), folder / "steps.png")
+    elif "sample" in able:
+        panels["samples"] = draw_samples(model, state, key, CLOUD)
+    save(plots.clouds(panels, 4, log_density), folder / "points.png")
+    if len(stored := snapshots(folder)) > 1:
+        save(plots.clouds(stored, 4), folder / "strip.png")
+    if "encode" in able and "label" in test:
+        latent_picture(folder, model, state, test)
+
+
+def way_from_noise(
+    model: Any, state: Any, key: jax.Array, n: int, frames: int
+) -> dict[str, np.ndarray]:
+    """n samples [n, *shape] at `frames` + 1 moments of their making, by the steps that lie behind."""
+    found = jax.jit(model.denoising, static_argnums=(2, 3))(state, key, n, frames)
+    total = model.sample_steps
+    behind = [round(i * total / frames) for i in range(frames + 1)]
+    return {
+        f"step {step:,}/{total:,}": np.asarray(frame)
+        for step, frame in zip(behind, found, strict=True)
+    }
+
+
+def in_fewer_steps(model: Any, state: Any, key: jax.Array, n: int) -> dict[str, np.ndarray]:
+    """n samples [n, *shape] from the same noise in the numbers of STEPS: by DDIM, which adds none,
+    if the model takes samplers."""
+    fixed = {"sampler": "ddim"} if hasattr(model, "sampler") else {}
+    models = {f"{steps:,} steps": replace(model, sample_steps=steps, **fixed) for steps in STEPS}
+    return {name: draw_samples(each, state, key, n) for name, each in models.items()}
+
+
+def snapshots(folder: Path) -> dict[str, np.ndarray]:
+    """What `snapshot` has stored, by step."""
+    return {
+        f"step {int(path.stem[5:]):,}": np.load(path) for path in sorted(folder.glob("step_*.npy"))
+    }
+
+
+def row_by_row(images: Mapping[str, np.ndarray]) -> Any:
+    """A grid with one row for each name, of its images [STRIP, H, W, C]."""
+    return plots.grid(np.concatenate(list(images.values())), STRIP, list(images))
+
+
+def latent_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
+    """Codes of up to 2,000 labelled examples."""
+    codes = encoded(model, state, test, 2_000)
+    points, how = plane(codes.reshape(len(codes), -1))
+    labels = np.asarray(test["label"][: len(codes)])
+    title = f"{model.family}: codes of {len(labels)} test examples, {how}"
+    save(plots.scatter(points, labels, title), folder / "latent.png")
+
+
+def encoded(model: Any, state: Any, test: Batch, n: int) -> np.ndarray:
+    """Codes of up to n examples, 500 at a time to spare memory."""
+    encode = jax.jit(model.encode)
+    parts = (
+        {name: values[i : min(i + 500, n)] for name, values in test.items()}
+        for i in range(0, min(n, len(test["x"])), 500)
+    )
+    return np.concatenate([encode(state, part) for part in parts])
+
+
+def straight(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(1 − w) a + w b for a and b [N, D] and each weight w: [N, W, D]."""
+    w = weights[None, :, None]
+    return (1 - w) * a[:, None] + w * b[:, None]
+
+
+def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """As `straight`, at the angle wθ from a to b, where θ is that between them: the lengths are those
+    of normal draws, which straight lines cut short (Shoemake 1985; Song et al. 2021, section 5.3).
+    """
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    angle = np.arccos(np.clip((a * b).sum(axis=1) / lengths, -1, 1))[:, None, None]
+    w = weights[None, :, None]
+    return (np.sin((1 - w) * angle) * a[:, None] + np.sin(w * angle) * b[:, None]) / np.sin(angle)
 
 
 def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -79,6 +79,7 @@ class Model(Protocol[State]):
 CAPABILITIES = {
     "begin": "begin(state, batch, key) -> the first state, from init's and training examples",
     "sample": "sample(state, key, n) -> [n, *shape], drawn from the model",
+    "denoising": "denoising(state, key, n, frames) -> [frames + 1, n, *shape], samples from noise",
     "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never goes by this name)",
     "encode": "encode(state, batch) -> [B, latent]; of sequences, [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",

@@ -100,6 +100,26 @@ def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def clouds(
+    panels: Mapping[str, np.ndarray], columns: int, log_density: np.ndarray | None = None
+) -> Figure:
+    """One panel for each set of points [N, 2] in the unit square, row by row; `log_density` [M, M],
+    at the middles of M × M cells, the first variable along the second axis, is drawn as lines where
+    it lies ½ and 4½ below its largest value: of a normal density, 1 and 3 deviations away."""
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows), dpi=100, layout="constrained")
+    for i, (name, points) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.scatter(*np.asarray(points).T, s=2, linewidths=0)
+        if log_density is not None:
+            middles = (np.arange(len(log_density)) + 0.5) / len(log_density)
+            ratio, levels = np.exp(log_density - log_density.max()), np.exp([-4.5, -0.5])
+            axes.contour(middles, middles, ratio, levels, colors="black", linewidths=0.5)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
+        axes.set_title(name, fontsize=9)
+    return figure
+
+
 def brackets(
     temperatures: Sequence[int],
     ends: Mapping[str, Sequence[tuple[float, float]]],
@@ -120,12 +140,13 @@ def brackets(
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """Points [N, 2] coloured by their class."""
+    """Points [N, 2] coloured by their class, both axes of one scale."""
     figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for label in np.unique(labels):
         x, y = points[labels == label].T
         axes.scatter(x, y, s=5, color=f"C{int(label) % 10}", label=str(label))
     axes.set(title=title, xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
