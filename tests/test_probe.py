@@ -115,13 +115,15 @@ def test_tuning_learns_what_no_line_tells_apart():
     assert tuned[0] == tuned[1]
     assert tuned[0].value < 0.05
     assert tuned[0].n == 200
-    assert tuned[0].settings["steps"] in range(300, 9001, 300)
+    assert tuned[0].settings["steps"] in range(300, 12001, 300)
     jax.tree.map(np.testing.assert_array_equal, layers, before)
     assert probe.linear_error(x, labels, "test").value > 0.3
 
 
-def test_a_model_with_layers_is_tuned_from_them():
-    """With weights 0 the units learn alike and cannot tell the squares apart; others can."""
+def test_a_model_with_layers_is_tuned_from_them(monkeypatch):
+    """With weights 0 the units learn alike, without dropout, and cannot tell the squares apart;
+    others can."""
+    monkeypatch.setattr(probe, "DROPOUTS", ((0.0, 0.0),))
     blank = [(jnp.zeros((2, 32)), jnp.zeros(32))]
     useful = [(8 * jax.random.normal(jax.random.key(1), (2, 32)), jnp.zeros(32))]
     errors = [
@@ -146,6 +148,19 @@ def test_the_logits_are_those_of_the_layers():
     np.testing.assert_allclose(
         model.logits(given, jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    model = probe.Tuned((2_000,), 1, (2_000,), dropout=(0.2, 0.5))
+    x = jnp.ones((20, 2_000))
+    layers = [(jnp.eye(2_000), jnp.zeros(2_000)), (jnp.ones((2_000, 1)) / 2_000, jnp.zeros(1))]
+    whole = model.logits(layers, x)
+    np.testing.assert_allclose(whole, jax.nn.sigmoid(1.0), rtol=1e-5)
+    # Of the inputs 0.2 are dropped, and the others 1.25; of the hidden units half.
+    expected = 0.2 * 0.5 + 0.8 * jax.nn.sigmoid(1.25)
+    dropped = model.logits(layers, x, jax.random.key(0))
+    assert dropped.std() > 0
+    np.testing.assert_allclose(dropped.mean(), expected, rtol=0.02)
 
 
 def test_rows_are_spread_over_all():
