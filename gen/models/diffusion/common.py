@@ -46,6 +46,12 @@ def spread_times(key: jax.Array, n: int) -> jax.Array:
     return jnp.mod(jax.random.uniform(offset_key) + places / n, 1.0)
 
 
+def step_around(t: jax.Array, timesteps: int) -> tuple[jax.Array, jax.Array]:
+    """The ends s < t' of the step of 1 / timesteps that t [B] in [0, 1) lies in."""
+    index = jnp.minimum(jnp.floor(t * timesteps), timesteps - 1)
+    return index / timesteps, (index + 1) / timesteps
+
+
 def average(
     of: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, batch: int, draws: int
 ) -> jax.Array:

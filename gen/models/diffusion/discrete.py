@@ -33,7 +33,7 @@ from gen.core import (
     require,
 )
 from gen.estimate import Estimate
-from gen.models.diffusion.common import State, average, begin, spread_times, train
+from gen.models.diffusion.common import State, average, begin, spread_times, step_around, train
 from gen.models.diffusion.nets import ResidualMLP, UNet
 from gen.nets import apply
 
@@ -301,8 +301,7 @@ class DiscreteDiffusion:
         """What of the bound falls to t ~ U(0, 1), [B] nats: T KL(q(x_s|x_t, x_0) ‖ p(x_s|x_t)) at
         the step of T that t is in, or the limit of that."""
         if timesteps:
-            s = jnp.floor(t * timesteps) / timesteps
-            t = s + 1 / timesteps
+            s, t = step_around(t, timesteps)
             x_t = self._corrupt(x_0, t, key)
             q, p = (self._reverse(x_t, x, s, t) for x in (x_0, self.predict(params, x_t, t)))
             kl = jax.scipy.special.xlogy(q, q) - jax.scipy.special.xlogy(q, jnp.maximum(p, TINY))

@@ -37,6 +37,7 @@ from gen.models.diffusion.common import (
     beside,
     scaled,
     spread_times,
+    step_around,
     train,
     unscaled,
 )
@@ -229,7 +230,7 @@ class GaussianDiffusion:
         The flow gives a density of x_0. On levels it bounds −log p(x) as a model of x_0 that is
         drawn from q(x_0 | x), the bound's own noise at t = 0 (dequantization by that Gaussian;
         Kingma et al. 2021, section 3.4), with one draw and one probe of the trace for each example.
-        Its settings have `discretization`, the mean change from half the steps.
+        Its settings have `discretization`, the mean change from half the steps, in its own unit.
 
         Raises `UserError` if there are levels and values of x lie between them.
         """
@@ -253,7 +254,7 @@ class GaussianDiffusion:
             first = {name: np.asarray(values)[: self.ode_examples] for name, values in data.items()}
             half, full = (
                 estimate.per_example(partial(self._ode_nll, state, steps=steps), first, ode_key)
-                for steps in (self.ode_steps // 2, self.ode_steps)
+                for steps in (max(1, self.ode_steps // 2), self.ode_steps)
             )
             settings = {
                 "steps": self.ode_steps,
@@ -387,8 +388,7 @@ class GaussianDiffusion:
         makes of it."""
         log_snr = self._log_snr(params)
         if timesteps:
-            s = jnp.floor(t * timesteps) / timesteps
-            t = s + 1 / timesteps
+            s, t = step_around(t, timesteps)
             rate = timesteps * jnp.expm1(log_snr(s) - log_snr(t))
         else:
             _, slope = jax.jvp(log_snr, (t,), (jnp.ones_like(t),))
@@ -484,4 +484,7 @@ def aim(prediction: Predicted, both: Prediction, alpha: jax.Array, sigma: jax.Ar
 def in_bits(nats: Estimate, shape: tuple[int, ...]) -> Estimate:
     """Per example as bits per variable."""
     unit = 1 / (math.log(2) * math.prod(shape))
-    return replace(nats, value=nats.value * unit, stderr=nats.stderr * unit)
+    settings = dict(nats.settings)
+    if "discretization" in settings:
+        settings["discretization"] *= unit
+    return replace(nats, value=nats.value * unit, stderr=nats.stderr * unit, settings=settings)
