@@ -261,7 +261,7 @@ def point_pictures(
 def way_from_noise(
     model: Any, state: Any, key: jax.Array, n: int, frames: int
 ) -> dict[str, np.ndarray]:
-    """n samples [n, *shape] at `frames` + 1 moments of their making, by the steps that lie behind."""
+    """n samples [n, *shape] at `frames` + 1 moments of their making, by the steps behind them."""
     found = jax.jit(model.denoising, static_argnums=(2, 3))(state, key, n, frames)
     total = model.sample_steps
     behind = [round(i * total / frames) for i in range(frames + 1)]
@@ -317,9 +317,8 @@ def straight(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """As `straight`, at the angle wθ from a to b, where θ is that between them: the lengths are those
-    of normal draws, which straight lines cut short (Shoemake 1985; Song et al. 2021, section 5.3).
-    """
+    """As `straight`, at the angle wθ from a to b, where θ is that between them: as long as normal
+    draws, which straight lines cut short (Shoemake 1985; Song et al. 2021, section 5.3)."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     angle = np.arccos(np.clip((a * b).sum(axis=1) / lengths, -1, 1))[:, None, None]
     w = weights[None, :, None]
