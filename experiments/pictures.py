@@ -225,7 +225,7 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
     if "filters" in able:
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
-    if "encode" in able and "label" in test:
+    if "encode" in able and "label" in test and "denoising" not in able:  # else codes are noise
         latent_picture(folder, model, state, test)
     if "encode" in able and "decode" in able:
         codes = encoded(model, state, test, 16)
