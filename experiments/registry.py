@@ -821,13 +821,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
-    # 256 grey levels, labels given: of a size for a CPU.
+    # 256 grey levels: of a size for a CPU.
     "diffusion_mnist_small": Experiment(
-        GaussianDiffusion(UNet((64, 128), blocks=1, patch=2), sample_steps=100, decay_steps=4_000),
+        GaussianDiffusion(
+            UNet((96,), blocks=2, patch=4),
+            sample_steps=100,
+            draws=10,
+            ode_examples=500,
+            decay_steps=6_000,
+        ),
         data="mnist",
-        steps=4_000,  # 7 epochs
+        steps=6_000,  # 11 epochs
         report_every=250,
-        sample_every=1_000,
+        sample_every=2_000,
         checkpoint_every=500,
     ),
     # Of a size for a GPU.
@@ -848,11 +854,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
     ),
     "flow_matching_mnist": Experiment(
-        FlowMatching(UNet((64, 128), blocks=1, patch=2), decay_steps=4_000),
+        FlowMatching(UNet((96,), blocks=2, patch=4), ode_examples=500, decay_steps=6_000),
         data="mnist",
-        steps=4_000,  # 7 epochs
+        steps=6_000,  # 11 epochs
         report_every=250,
-        sample_every=1_000,
+        sample_every=2_000,
         checkpoint_every=500,
     ),
     "diffusion_toy": Experiment(
