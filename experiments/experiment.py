@@ -112,7 +112,7 @@ class Experiment:
     def on(self, dataset: Dataset) -> Experiment:
         """With the model's shape set to that of the data. Raises `UserError` if its variables have
         other levels than the data, if these are padded sequences and it does not take any, or if
-        there is nothing to probe: no labels or no codes."""
+        there is nothing to probe: no labels or no codes; or if it lacks labels or classes."""
         if "length" in dataset.train and not getattr(self.model, "sequences", False):
             raise UserError(
                 f"{dataset.name} has sequences of different lengths, which "
@@ -134,6 +134,16 @@ class Experiment:
             raise UserError(
                 f"{type(self.model).__name__} has no codes, which --probe tries: leave it out"
             )
+        if classes := getattr(self.model, "classes", 0):
+            if "label" not in dataset.train:
+                raise UserError(
+                    f"{dataset.name} has no labels, which the model is given: --model.classes 0"
+                )
+            if classes <= (last := int(max(of["label"].max() for of in dataset.splits.values()))):
+                raise UserError(
+                    f"{dataset.name} has labels up to {last}, the model {classes} classes: "
+                    f"--model.classes {last + 1}"
+                )
         return replace(self, model=replace(self.model, shape=dataset.shape))
 
     def decode(self, dataset: Dataset) -> Decode:
