@@ -112,6 +112,13 @@ SMALL |= {
     "temperatures": 50,
     "annealed": 20,
     "mixing": 20,
+    "width": 32,
+    "timesteps": 20,
+    "draws": 5,
+    "sample_steps": 5,
+    "resamplings": 2,
+    "ode_steps": 4,
+    "ode_examples": 16,
 }
 
 
