@@ -13,6 +13,8 @@ TITLES = {
     "binarized_mnist": "MNIST, binarised once (Larochelle; 50,000 / 10,000 / 10,000)",
     "mnist": "MNIST, binarised dynamically",
     "digits": "scikit-learn's digits, 8 × 8, binarised dynamically",
+    "mnist_grey": "MNIST, 256 grey levels, bits per pixel",
+    "digits_grey": "scikit-learn's digits, 8 × 8, 17 grey levels, bits per pixel",
     "uci_dna": "DNA (180 binary variables)",
     "uci_mushrooms": "mushrooms (112 binary variables)",
     "uci_nips": "NIPS-0-12 (500 binary variables)",
@@ -21,10 +23,11 @@ TITLES = {
     "nottingham": "Nottingham, nats per time step",
     "letters": "letters of tiny Shakespeare, nats per symbol",
 }
-"""The data sets that have a table, in their order."""
+"""The data sets that have a table, in their order; some have one of their grey levels, too."""
 
 PER_STEP = ("jsb", "nottingham", "letters")  # sequences, whose nats are per time step
 DYNAMIC = ("mnist", "digits")  # grey images, whose table is of their dynamic binarisation
+GREY = "_grey"  # ends the names of those of grey levels
 
 HEADER = """\
 # Results
@@ -37,9 +40,10 @@ that validates, its best step were chosen on the validation split, and so was th
 Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
 bound (the true value lies at or below it), ≈ an estimate of the normaliser by annealed importance
 sampling (forward; *reverse end* is that of the reverse chains, and the truth is expected between
-them), ≲ a bound with such a normaliser. Rows are sorted by what is printed. *Spread* is the
-standard error of the mean over seeds. *Seconds* are of training, all seeds together. *Distance* is
-to the published figure; below 0 is better than it.
+them), ≲ a bound with such a normaliser. Of diffusion models the bound is that of the chain, and *by
+the flow* is that of the probability flow, of as many examples as the file says. Rows are sorted by
+what is printed. *Spread* is the standard error of the mean over seeds. *Seconds* are of training,
+all seeds together. *Distance* is to the published figure; below 0 is better than it.
 """
 
 
@@ -75,7 +79,7 @@ def terminal(folder: Path, data: str) -> Any:
     from rich.table import Table
 
     rows, _ = lines(records(folder), data)
-    columns = ("experiment", "test nats", "kind", "spread", "published", "distance")
+    columns = ("experiment", "test", "kind", "spread", "published", "distance")
     out = Table(*columns, title=TITLES[data])
     for row in rows:
         out.add_row(*(row[column].strip("`") for column in columns))
@@ -86,10 +90,12 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
     """One data set's rows by rising value, cells by column; and the sources of its published
     figures, which the cells number from 1."""
     binarize = "dynamic" if data in DYNAMIC else "none"
+    measure = "bits_per_dim" if data.endswith(GREY) else "nll"
     chosen = [
-        (from_json(row["estimates"]["nll"]), row)
+        (from_json(row["estimates"][measure]), row)
         for row in found
-        if (row["data"], row["binarize"]) == (data, binarize)
+        if (row["data"], row["binarize"]) == (data.removesuffix(GREY), binarize)
+        and measure in row["estimates"]
         and (row["estimates"]["nll"]["settings"].get("per") == "step") == (data in PER_STEP)
     ]
     rows, sources = [], []
@@ -109,10 +115,14 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
         kind = f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind
         if "nll_reverse" in row["estimates"]:
             kind += f", reverse end {row['estimates']['nll_reverse']['value']:.2f}"
+        if f"{measure}_ode" in row["estimates"]:
+            kind += f", by the flow {row['estimates'][f'{measure}_ode']['value']:.3f}"
+        if how := estimate.settings.get("dequantized"):
+            kind += f", dequantized ({how})"
         rows.append(
             {
                 "experiment": f"`{name}`",
-                "test nats": f"{mark} {estimate}".split(" (")[0].strip(),
+                "test": f"{mark} {estimate}".split(" (")[0].strip(),
                 "kind": kind,
                 "seeds": f"best of {len(restarts)}" if restarts else str(len(row["seeds"])),
                 "spread": "–" if spread is None else f"± {spread:.2g}",
