@@ -183,6 +183,6 @@ def test_pictures_of_images_that_are_denoised_are_drawn(kind, tmp_path, monkeypa
     pictures.final_pictures(tmp_path, model, state, test, jax.random.key(2))
     expected = {"samples.png", "denoising.png", "steps.png", "completions.png"}
     if kind != "discrete":
-        expected |= {"latent.png", "interpolations.png"}
+        expected |= {"interpolations.png"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert expected <= set(pictures.FINAL)
