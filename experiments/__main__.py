@@ -82,8 +82,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Bench:
-    """Speed of training, of sampling and, with an HMM among the experiments, of EM beside other
-    libraries (extra: compare); next to that of a large matrix product."""
+    """Speed of training, of sampling, of the samplers of diffusion and, with an HMM among the
+    experiments, of EM beside other libraries (extra: compare); next to that of a large matrix
+    product."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """experiments (default: all)"""
@@ -211,7 +212,7 @@ def bench_command(arguments: list[str]) -> int:
     chosen = parse(Bench, arguments, "bench")
     from rich.console import Console
 
-    from experiments import bench, bench_hmm, bench_rbm
+    from experiments import bench, bench_diffusion, bench_hmm, bench_rbm
     from experiments.folder import device_name, write_json
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
@@ -238,6 +239,13 @@ def bench_command(arguments: list[str]) -> int:
         found = bench_rbm.speeds()
         others["rbm"] = found._asdict()
         Console().print(bench_rbm.table(found))
+    if denoisers := [name for name in names if name in bench_diffusion.NAMES]:
+        timed = {
+            name: bench_diffusion.speeds(EXPERIMENTS[name], chosen.data_dir, chosen.seconds)
+            for name in denoisers
+        }
+        others["diffusion"] = bench_diffusion.as_json(timed)
+        Console().print(bench_diffusion.table(timed))
     if chosen.json:
         measured = bench.as_json(rows, samplers, peak, device_name())
         write_json(chosen.json, {**measured, **others})

@@ -73,9 +73,14 @@ def speed(experiment: Experiment, data_dir: Path | None, seconds: float) -> Spee
 def step_flops(experiment: Experiment, dataset: data.Dataset) -> float | None:
     """Floating-point operations of one step, as the compiler counts them."""
     model = experiment.model
-    row = jax.ShapeDtypeStruct((experiment.batch_size, *dataset.shape), jnp.float32)
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (experiment.batch_size, *of.shape[1:]), jnp.float32 if name == "x" else of.dtype
+        )
+        for name, of in dataset.train.items()
+    }
     state = jax.eval_shape(model.init, jax.random.key(0))
-    compiled = jax.jit(model.step).lower(state, {"x": row}, jax.random.key(0)).compile()
+    compiled = jax.jit(model.step).lower(state, batch, jax.random.key(0)).compile()
     costs: Any = compiled.cost_analysis() or {}
     return costs.get("flops")
 

@@ -169,10 +169,12 @@ def tuned_error(
     found = {dropout: tuned(dropout) for dropout in DROPOUTS}
     chosen = min(found, key=lambda dropout: float(found[dropout].validation))
     best = found[chosen]
-    wrong = [
-        plain.objective(best.state, {"x": x[split][i], "label": labels[split][i]}, None)
-        for i in np.array_split(np.arange(len(x[split])), -(-len(x[split]) // 1_000))
-    ]
+    blocks = np.array_split(np.arange(len(x[split])), -(-len(x[split]) // 1_000))
+    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
+        wrong = [
+            plain.objective(best.state, {"x": x[split][i], "label": labels[split][i]}, None)
+            for i in blocks
+        ]
     return estimate.mean(np.concatenate(wrong), "exact", steps=int(best.step), dropout=list(chosen))
 
 

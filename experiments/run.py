@@ -371,5 +371,6 @@ def _final_pictures(
         keys.sample,
         dataset.symbols,
         dataset.words,
+        dataset.log_prob,
     )
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

@@ -117,6 +117,8 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
             kind += f", reverse end {row['estimates']['nll_reverse']['value']:.2f}"
         if f"{measure}_ode" in row["estimates"]:
             kind += f", by the flow {row['estimates'][f'{measure}_ode']['value']:.3f}"
+        if estimate.settings.get("conditional"):
+            kind += ", given labels"
         if how := estimate.settings.get("dequantized"):
             kind += f", dequantized ({how})"
         rows.append(

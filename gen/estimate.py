@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -118,6 +118,15 @@ def ratio(values: ArrayLike, sizes: ArrayLike, kind: Kind, **settings: Any) -> E
     residual = ((values - value * sizes) ** 2).sum()
     stderr = math.sqrt(residual * n / (n - 1)) / sizes.sum() if n > 1 else math.nan
     return Estimate(float(value), stderr, kind, n, settings)
+
+
+def in_bits(nats: Estimate, variables: int) -> Estimate:
+    """An estimate in nats per example as one in bits per variable; with its `discretization`."""
+    unit = 1 / (math.log(2) * variables)
+    settings = dict(nats.settings)
+    if "discretization" in settings:
+        settings["discretization"] *= unit
+    return replace(nats, value=nats.value * unit, stderr=nats.stderr * unit, settings=settings)
 
 
 def per_example(

@@ -1,6 +1,7 @@
 """The contract, checked for every entry of the registry, at the size of the 8×8 digits."""
 
 import inspect
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -229,17 +230,21 @@ def test_capabilities_do_what_they_say(setup):
         assert model.reconstruct(state, batch).shape == batch["x"].shape
     if "encode" in able and "decode" in able:
         codes = model.encode(state, batch)
-        assert codes.shape == (BATCH, model.latent)
-        np.testing.assert_allclose(
-            model.decode(state, codes), model.reconstruct(state, batch), rtol=1e-5, atol=1e-6
-        )
+        decoded = model.decode(state, codes)
+        if "reconstruct" in able:
+            assert codes.shape == (BATCH, model.latent)
+            again = model.reconstruct(state, batch)
+            np.testing.assert_allclose(decoded, again, rtol=1e-5, atol=1e-6)
+        else:
+            assert codes.shape == (BATCH, math.prod(model.shape))
+            assert decoded.shape == batch["x"].shape
     if "score" in able:
         scores = model.score(state, batch)
         assert scores.shape == (BATCH,)
         noise = jax.random.uniform(jax.random.key(7), batch["x"].shape)
         learned, _ = run(jax.jit(model.step), state, batch, 30)
         score = jax.jit(model.score)
-        assert score(learned, {"x": noise}).mean() > score(learned, batch).mean()
+        assert score(learned, {**batch, "x": noise}).mean() > score(learned, batch).mean()
     if "log_prob" in able:
         np.testing.assert_allclose(
             model.log_prob(state, batch), -model.score(state, batch), rtol=1e-5
@@ -252,7 +257,10 @@ def test_capabilities_do_what_they_say(setup):
         whole = model.complete(state, batch["x"], mask, jax.random.key(8))
         assert whole.shape == batch["x"].shape
         np.testing.assert_array_equal(whole[:, :4], batch["x"][:, :4])
-        assert set(np.unique(whole)) <= {0, 1} or counts
+        assert whole.min() >= 0
+        assert whole.max() <= 1 or counts
+        if getattr(model, "levels", 2) == 2:
+            assert set(np.unique(whole)) <= {0, 1} or counts
     if "filters" in able:
         assert model.filters(state).shape[1:] == model.shape
     if "objective" in able:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 from conftest import DISTINCT, QUICK
 
-from experiments import bench_hmm, evaluation
+from experiments import bench_diffusion, bench_hmm, evaluation
 from experiments.__main__ import main
+from experiments.experiment import Experiment
 from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
 from gen import data, train
+from gen.models.diffusion import DiscreteDiffusion, GaussianDiffusion, ResidualMLP
 from gen.models.hmm import HMM, Categorical, Gaussian
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +34,7 @@ STEPS = 400
 OF_SEQUENCES = {"tables.png", "posterior.png", "sequences.png", "sequences.txt"}
 OF_DOCUMENTS = {"words.txt", "completions.txt"}
 NOT_OF_VAES = {"chains.png", "bracket.png", "completions.png", "filters.png"}
+NOT_OF_VAES |= {"points.png", "denoising.png", "steps.png"}
 DRAWN = set(FINAL) - OF_SEQUENCES - OF_DOCUMENTS - NOT_OF_VAES
 
 
@@ -698,6 +702,25 @@ def test_bench_times_em(monkeypatch, capsys):
     for row in speeds.values():
         assert (row["gen"] or 0) > 0
         assert row["hmmlearn"] is None
+
+
+@pytest.mark.slow
+def test_bench_times_every_sampler_and_counts_its_calls(monkeypatch):
+    net = ResidualMLP(width=8, layers=1)
+    model = GaussianDiffusion(net, levels=17, classes=10, guidance=1.0)
+    monkeypatch.setattr(bench_diffusion, "STEPS", (3,))
+    experiment = Experiment(model, data="digits")
+    found = bench_diffusion.speeds(experiment, None, 0.01, batch=10, n=4)
+    calls = {way.sampler: way.calls for way in found.sampling}
+    assert calls == {"ancestral": 6, "ddim": 6, "heun": 12, "dpm": 6}  # with labels and without
+    experiment = replace(experiment, model=DiscreteDiffusion(net, levels=17))
+    discrete = bench_diffusion.speeds(experiment, None, 0.01, batch=10, n=4)
+    assert [(way.sampler, way.calls) for way in discrete.sampling] == [("ancestral", 3)]
+    rates = [found.examples_per_second, *(way.samples_per_second for way in found.sampling)]
+    assert min(rates) > 0
+    stored = bench_diffusion.as_json({"name": found})
+    assert json.loads(json.dumps(stored))["name"]["sampling"][0]["sampler"] == "ancestral"
+    assert bench_diffusion.table({"name": found, "other": discrete}).row_count == 7
 
 
 def test_bench_prints_speeds(tmp_path, capsys):

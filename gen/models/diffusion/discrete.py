@@ -9,11 +9,9 @@ examples; `[B, *shape, S]` are probabilities of the states, or a state as one of
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -33,15 +31,25 @@ from gen.core import (
     require,
 )
 from gen.estimate import Estimate
-from gen.models.diffusion.common import State, average, begin, spread_times, step_around, train
+from gen.models.diffusion.common import (
+    State,
+    average,
+    begin,
+    one_by_one,
+    spread_times,
+    step_around,
+    train,
+)
 from gen.models.diffusion.nets import ResidualMLP, UNet
+from gen.models.diffusion.samplers import film
 from gen.nets import apply
 
 SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda t: 1 - t,
-    "cosine": lambda t: 1 - jnp.sin(0.5 * math.pi * t),  # Chang et al. (2022), section 3.3
+    "cosine": lambda t: 2 * jnp.sin(0.25 * math.pi * (1 - t)) ** 2,
 }
-"""α_t: the probability that a variable is untouched at time t, from 1 at t = 0 to 0 at t = 1."""
+"""α_t: the probability that a variable is untouched at time t, from 1 at t = 0 to 0 at t = 1; the
+cosine's is 1 − sin ½πt (Chang et al. 2022, section 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,10 @@ class DiscreteDiffusion:
     def score(self, state: State, batch: Batch) -> jax.Array:
         """The bound by `draws` noisy copies, [B] nats. Their noise comes from one fixed key, so
         the same example always has the same score."""
-        return self.bound(state, batch, jax.random.key(0), self.timesteps, self.draws)
+        key = jax.random.key(0)
+        return one_by_one(
+            lambda one: self.bound(state, one, key, self.timesteps, self.draws), batch
+        )
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """The bound on −log p(x) as `nll`, and as `nll_T` for each T of `few`, of a chain of T
@@ -171,9 +182,9 @@ class DiscreteDiffusion:
             settings = {"timesteps": timesteps or "infinite", "draws": self.draws}
             name = f"nll_{timesteps}" if estimates else "nll"
             estimates[name] = estimate.mean(nll, "upper bound", **settings)
-            if self.levels > 2 and name == "nll":
-                bits = nll / (math.log(2) * math.prod(self.shape))
-                estimates["bits_per_dim"] = estimate.mean(bits, "upper bound", **settings)
+        if self.levels > 2:
+            bits = estimate.in_bits(estimates["nll"], math.prod(self.shape))
+            estimates["bits_per_dim"] = bits
         return estimates
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
@@ -183,13 +194,11 @@ class DiscreteDiffusion:
     def denoising(self, state: State, key: jax.Array, n: int, frames: int) -> jax.Array:
         """Samples on their way from noise, [frames + 1, n, *shape]; what is masked is ½."""
         start_key, key = jax.random.split(key)
-        x = self._noise(start_key, n)
-        ends = [round(i * self.sample_steps / frames) for i in range(frames + 1)]
-        shown = [x]
-        move = partial(self._move, state.ema, key)
-        for first, last in itertools.pairwise(ends):
-            shown.append(jax.lax.fori_loop(first, last, move, shown[-1]))
-        return jnp.stack([self._values(x) for x in shown])
+
+        def step(i, carry):
+            return self._move(state.ema, key, i, carry[0]), carry[1]
+
+        return self._values(film(step, self._noise(start_key, n), self.sample_steps, frames))
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides sampled while the rest is held: at its
@@ -253,7 +262,8 @@ class DiscreteDiffusion:
 
     def _one_hot(self, x: jax.Array) -> jax.Array:
         """Values in [0, 1] as states."""
-        return jax.nn.one_hot(jnp.round(x * (self.levels - 1)), self.states)
+        level = jnp.round(x * (self.levels - 1)).astype(jnp.int32)
+        return jax.nn.one_hot(level, self.states)
 
     def _values(self, x: jax.Array) -> jax.Array:
         """States as values in [0, 1], the mask ½: [B, *shape]."""
@@ -325,9 +335,10 @@ class DiscreteDiffusion:
             marginal = self._marginal(x, alpha)
             return marginal / (marginal * x_t).sum(-1, keepdims=True)
 
-        true, model = ratios(x_0), jnp.maximum(ratios(p), TINY)
-        kl = jax.scipy.special.xlogy(true, true) - jax.scipy.special.xlogy(true, model)
-        rates = jnp.where(x_t == 1, 0.0, kl - true + model).sum(-1)
+        true, model = ratios(x_0), ratios(p)
+        log_model = jnp.log(jnp.maximum(model, TINY))
+        kl = jax.scipy.special.xlogy(true, true) - true * log_model - true + model
+        rates = jnp.where(x_t == 1, 0.0, kl).sum(-1)
         rate = -slope / SCHEDULES[self.schedule](t)
         each = rates * (x_t @ self.pi)
         return rate * each.reshape(len(t), -1).sum(1)
@@ -339,6 +350,8 @@ TINY = 1e-30
 
 def draw(key: jax.Array, p: jax.Array) -> jax.Array:
     """Draws of states [...] with probabilities p [..., S], as one of S that is 1."""
-    u = jax.random.uniform(key, p.shape[:-1])
-    below = u[..., None] >= jnp.cumsum(p, axis=-1)[..., :-1]
-    return jax.nn.one_hot(below.sum(-1), p.shape[-1])
+    cumulative = jnp.cumsum(p, axis=-1)
+    u = (
+        jax.random.uniform(key, p.shape[:-1]) * cumulative[..., -1]
+    )  # which may round to less than 1
+    return jax.nn.one_hot((u[..., None] >= cumulative[..., :-1]).sum(-1), p.shape[-1])

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gen import estimate
@@ -27,7 +26,17 @@ from gen.core import (
 )
 from gen.estimate import Estimate
 from gen.models.diffusion import samplers
-from gen.models.diffusion.common import State, begin, beside, scaled, spread_times, train, unscaled
+from gen.models.diffusion.common import (
+    State,
+    begin,
+    beside,
+    flow_nll,
+    one_by_one,
+    scaled,
+    spread_times,
+    train,
+    unscaled,
+)
 from gen.models.diffusion.nets import ResidualMLP, UNet
 from gen.models.diffusion.samplers import Denoise, Prediction, Sampler
 from gen.nets import apply, flatten
@@ -77,10 +86,14 @@ class FlowMatching:
     """let the step size fall to 0 over so many steps, along a cosine (0: constant)"""
 
     def __post_init__(self):
-        for name in ("sample_steps", "resamplings", "ode_steps", "ode_examples"):
+        for name in ("sample_steps", "resamplings", "ode_examples"):
             value = getattr(self, name)
             require(value > 0, f"FlowMatching: {name} is {value}, must be positive")
-        require(self.levels >= 0, f"FlowMatching: levels is {self.levels}, must not be negative")
+        require(
+            self.levels > 1 or self.levels == 0,
+            f"FlowMatching: levels is {self.levels}, must be 0 or 2 and more",
+        )
+        require(self.ode_steps > 1, f"FlowMatching: ode_steps is {self.ode_steps}, must be > 1")
         require(
             0 <= self.ema_decay < 1,
             f"FlowMatching: ema_decay is {self.ema_decay}, must be in [0, 1)",
@@ -114,45 +127,42 @@ class FlowMatching:
     def score(self, state: State, batch: Batch) -> jax.Array:
         """What `evaluate` calls `nll`, [B] nats. Its noise comes from one fixed key, so that the
         same example always has the same score."""
-        return self._nll(state, batch, jax.random.key(0), self.ode_steps)
+        return one_by_one(
+            lambda one: self._nll(state, one, jax.random.key(0), self.ode_steps), batch
+        )
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """−log p(x) of the first `ode_examples` as `nll`, by one probe of the trace for each: of
-        levels an upper bound, by one dequantized copy, in bits per variable, too. `discretization`
-        in its settings is the mean change from half the steps, in nats.
+        levels an upper bound, by one dequantized copy, in bits per variable, too, if there are more
+        than two (`flow_nll`).
 
         Raises `UserError` if there are levels and values of x lie between them.
         """
         if self.levels:
             check_levels(data, self.levels)
-        first = {name: np.asarray(values)[: self.ode_examples] for name, values in data.items()}
-        half, full = (
-            estimate.per_example(partial(self._nll, state, steps=steps), first, key)
-            for steps in (max(1, self.ode_steps // 2), self.ode_steps)
+        settings: dict[str, Any] = {"dequantized": "uniform"} if self.levels else {"density": True}
+        nll = flow_nll(
+            partial(self._nll, state),
+            data,
+            key,
+            self.ode_steps,
+            self.ode_examples,
+            "upper bound" if self.levels else "Monte Carlo",
+            **settings,
         )
-        settings: dict[str, Any] = {
-            "steps": self.ode_steps,
-            "discretization": float(abs(full.mean() - half.mean())),
-            "dequantized": "uniform" if self.levels else False,
-        }
-        if not self.levels:
-            return {"nll": estimate.mean(full, "Monte Carlo", density=True, **settings)}
-        bits = full / (math.log(2) * math.prod(self.shape))
-        return {
-            "nll": estimate.mean(full, "upper bound", **settings),
-            "bits_per_dim": estimate.mean(bits, "upper bound", **settings),
-        }
+        if self.levels <= 2:
+            return {"nll": nll}
+        return {"nll": nll, "bits_per_dim": estimate.in_bits(nll, math.prod(self.shape))}
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """n samples [n, *shape] in `sample_steps` steps of `sampler`."""
-        return self.denoising(state, key, n, 1)[-1]
+        return self._values(scaled(self.denoising(state, key, n, 1)[-1]))
 
     def denoising(self, state: State, key: jax.Array, n: int, frames: int) -> jax.Array:
-        """Samples on their way from noise, [frames + 1, n, *shape]."""
+        """Samples on their way from noise, [frames + 1, n, *shape], before they are levels."""
         start_key, key = jax.random.split(key)
         times = samplers.falling(self.sample_steps)
-        start = jax.random.normal(start_key, (n, *self.shape))
-        denoise = self.denoiser(state.ema)
+        start, denoise = jax.random.normal(start_key, (n, *self.shape)), self.denoiser(state.ema)
         return unscaled(
             samplers.trajectory(self.sampler, straight, denoise, start, times, key, frames)
         )
@@ -162,19 +172,19 @@ class FlowMatching:
         p(hidden | shown) approximately."""
         shown = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         times = samplers.falling(self.sample_steps)
-        denoise = self.denoiser(state.ema)
-        drawn = samplers.inpaint(straight, denoise, scaled(x), shown, times, key, self.resamplings)
-        return jnp.where(shown, x, unscaled(drawn))
+        middle, denoise = self._continuous(x, 0.5), self.denoiser(state.ema)
+        drawn = samplers.inpaint(straight, denoise, middle, shown, times, key, self.resamplings)
+        return jnp.where(shown, x, self._values(drawn))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """x_1 of the flow from x, [B, D]: a normal draw where x is one of the model."""
-        times = samplers.falling(self.ode_steps)[::-1]
-        return flatten(samplers.heun(straight, self.denoiser(state.ema), scaled(batch["x"]), times))
+        times, x = samplers.falling(self.ode_steps)[::-1], self._continuous(batch["x"], 0.5)
+        return flatten(samplers.heun(straight, self.denoiser(state.ema), x, times))
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """x of the flow from x_1 = z, [B, *shape]."""
         times, x_1 = samplers.falling(self.ode_steps), z.reshape(-1, *self.shape)
-        return unscaled(samplers.heun(straight, self.denoiser(state.ema), x_1, times))
+        return self._values(samplers.heun(straight, self.denoiser(state.ema), x_1, times))
 
     def denoiser(self, params: Any) -> Denoise:
         """(x_t, t) ↦ E[x | x_t] = x_t − t u and E[ε | x_t] = x_t + (1 − t) u."""
@@ -193,16 +203,24 @@ class FlowMatching:
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(self.learning_rate, self.decay_steps)
 
-    def _continuous(self, x: jax.Array, key: jax.Array) -> jax.Array:
-        """x as it is learned, in [−1, 1]: levels dequantized."""
+    def _continuous(self, x: jax.Array, within: jax.Array | float) -> jax.Array:
+        """x as it is learned, in [−1, 1]: of levels the place `within` the cell, in [0, 1)."""
         if not self.levels:
             return scaled(x)
         level = jnp.round(x * (self.levels - 1))
-        return scaled((level + jax.random.uniform(key, x.shape)) / self.levels)
+        return scaled((level + within) / self.levels)
+
+    def _values(self, x: jax.Array) -> jax.Array:
+        """The inverse: the level whose cell x lies in, as a value in [0, 1]; without levels x cut
+        off there."""
+        x = unscaled(x)
+        if not self.levels:
+            return jnp.clip(x, 0.0, 1.0)
+        return jnp.clip(jnp.floor(x * self.levels), 0, self.levels - 1) / (self.levels - 1)
 
     def _objective(self, params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
         times_key, noise_key, key = jax.random.split(key, 3)
-        x = self._continuous(x, key)
+        x = self._continuous(x, jax.random.uniform(key, x.shape))
         t = spread_times(times_key, len(x))
         alpha, sigma = (beside(scale, self.shape) for scale in straight(t))
         noise = jax.random.normal(noise_key, x.shape)
@@ -211,7 +229,8 @@ class FlowMatching:
 
     def _nll(self, state: State, batch: Batch, key: jax.Array, steps: int) -> jax.Array:
         level_key, trace_key = jax.random.split(key)
-        x = self._continuous(batch["x"], level_key)
+        x = batch["x"]
+        x = self._continuous(x, jax.random.uniform(level_key, x.shape))
         times, denoise = samplers.falling(steps)[::-1], self.denoiser(state.ema)
         log_p = samplers.ode_log_prob(straight, denoise, x, times, trace_key, probes=1)
         # [−1, 1] has two units, and a cell one of K parts of it.

@@ -7,13 +7,12 @@ Ho, Jain & Abbeel (2020), "Denoising diffusion probabilistic models"; Kingma, Sa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gen import estimate
@@ -35,6 +34,8 @@ from gen.models.diffusion.common import (
     average,
     begin,
     beside,
+    flow_nll,
+    one_by_one,
     scaled,
     spread_times,
     step_around,
@@ -76,7 +77,7 @@ class GaussianDiffusion:
     In T = `timesteps` steps the model is x_1 ~ N(0, I), p(x_s | x_t) = q(x_s | x_t, x = x̂), and at
     t = 0 each variable's p(x | x_0) ∝ N(x_0; α_0 x, σ_0²) over its levels, or with `levels` 0 the
     density N(x; x_0 / α_0, σ_0²/α_0²), in nats as one of values in [0, 1]. The bound's diffusion
-    term is the sum over the steps (eq. 14), or its limit for T → ∞ (`timesteps` 0; eq. 18), of
+    term is the sum over the steps (eq. 14), or its limit for T → ∞ (`timesteps` 0; eq. 17), of
 
         ½ E (e^{λ_s − λ_t} − 1) ‖ε − ε̂‖²,    ∫ ½ (−λ'_t) E ‖ε − ε̂‖² dt.
 
@@ -87,13 +88,14 @@ class GaussianDiffusion:
     - `min_snr`: the mean of min(SNR, 5) (x − x̂)² (Hang et al. 2023, section 3.4).
 
     A learned schedule's ends lower the bound; in continuous time the curve between them does not
-    move the bound, and lowers its variance (section 5.1).
+    move the bound, and lowers its variance (sections 5.1, 5.3).
 
     With `classes`, the net is given the label, left out for a share of the examples; samples follow
     x̂ = (1 + w) x̂(label) − w x̂() for `guidance` w (Ho & Salimans 2022, eq. 6).
 
     Images are taken to [−1, 1]. Deviations: the net is given λ between its ends, as time; the ends
-    of fixed schedules are those of λ; no Fourier features (Kingma et al. 2021); Adam.
+    of fixed schedules are those of λ; no Fourier features (Kingma et al. 2021); Adam. Samples are
+    x_0, cut off, not draws of p(x | x_0), and take `sample_steps` steps, whatever T is.
     """
 
     family: ClassVar[str] = "diffusion"
@@ -143,24 +145,36 @@ class GaussianDiffusion:
     """let the step size fall to 0 over so many steps, along a cosine (0: constant)"""
 
     def __post_init__(self):
-        counts = ("sample_steps", "resamplings", "draws", "ode_steps")
+        counts = ("sample_steps", "resamplings", "draws")
         for name in counts:
             value = getattr(self, name)
             require(value > 0, f"GaussianDiffusion: {name} is {value}, must be positive")
-        for name in ("levels", "timesteps", "classes", "ode_examples"):
+        require(
+            self.levels > 1 or self.levels == 0,
+            f"GaussianDiffusion: levels is {self.levels}, must be 0 or 2 and more",
+        )
+        require(
+            self.ode_steps > 1, f"GaussianDiffusion: ode_steps is {self.ode_steps}, must be > 1"
+        )
+        for name in ("timesteps", "classes", "ode_examples"):
             value = getattr(self, name)
             require(value >= 0, f"GaussianDiffusion: {name} is {value}, must not be negative")
         for name in ("ema_decay", "unlabelled"):
             value = getattr(self, name)
             require(0 <= value < 1, f"GaussianDiffusion: {name} is {value}, must be in [0, 1)")
         require(
-            self.lowest < self.highest,
-            f"GaussianDiffusion: lowest {self.lowest}, highest {self.highest}: must rise",
+            -30 <= self.lowest < self.highest <= 30,
+            f"GaussianDiffusion: lowest {self.lowest}, highest {self.highest}: must rise, within "
+            "-30 and 30",
         )
         require(
             self.weighting == "likelihood" or self.schedule != "learned",
             f"GaussianDiffusion: a learned schedule needs the weighting likelihood, not "
             f"{self.weighting}",
+        )
+        require(
+            self.classes == 0 or self.unlabelled > 0,
+            "GaussianDiffusion: unlabelled is 0, so that nothing is learned without labels",
         )
         require(
             self.guidance == 0 or self.classes > 0,
@@ -219,18 +233,22 @@ class GaussianDiffusion:
     def score(self, state: State, batch: Batch) -> jax.Array:
         """The bound, [B] nats. Its noise comes from one fixed key, so that the same example always
         has the same score."""
-        terms = self.bound(state, batch, jax.random.key(0), self.timesteps)
-        return terms.prior + terms.diffusion + terms.reconstruction
+
+        def total(one):
+            terms = self.bound(state, one, jax.random.key(0), self.timesteps)
+            return terms.prior + terms.diffusion + terms.reconstruction
+
+        return one_by_one(total, batch)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """The bound on −log p(x) as `nll`, and its terms `prior`, `diffusion`, `reconstruction`; by
         the probability flow `nll_ode`, of the first `ode_examples`; both in bits per variable, too,
-        where x has levels.
+        where x has more than two levels.
 
         The flow gives a density of x_0. On levels it bounds −log p(x) as a model of x_0 that is
         drawn from q(x_0 | x), the bound's own noise at t = 0 (dequantization by that Gaussian;
-        Kingma et al. 2021, section 3.4), with one draw and one probe of the trace for each example.
-        Its settings have `discretization`, the mean change from half the steps, in its own unit.
+        Kingma et al. 2021, eq. 8), with one draw and one probe of the trace for each example.
+        See `flow_nll`.
 
         Raises `UserError` if there are levels and values of x lie between them.
         """
@@ -241,32 +259,30 @@ class GaussianDiffusion:
             lambda batch, row_key: self.bound(state, batch, row_key, self.timesteps),
             data,
             bound_key,
+            block=100,
         )
-        settings: dict[str, Any] = {"timesteps": self.timesteps or "infinite", "draws": self.draws}
-        settings |= {} if self.levels else {"density": True}
-        settings |= {"conditional": True} if self.classes else {}
         total = terms.prior + terms.diffusion + terms.reconstruction
-        found = {"nll": estimate.mean(total, "upper bound", **settings)}
+        settings: dict[str, Any] = {} if self.levels else {"density": True}
+        settings |= {"conditional": True} if self.classes else {}
+        of_chain = {"timesteps": self.timesteps or "infinite", "draws": self.draws}
+        found = {"nll": estimate.mean(total, "upper bound", **of_chain, **settings)}
         found |= {
             name: estimate.mean(value, "Monte Carlo") for name, value in terms._asdict().items()
         }
         if self.ode_examples:
-            first = {name: np.asarray(values)[: self.ode_examples] for name, values in data.items()}
-            half, full = (
-                estimate.per_example(partial(self._ode_nll, state, steps=steps), first, ode_key)
-                for steps in (max(1, self.ode_steps // 2), self.ode_steps)
+            found["nll_ode"] = flow_nll(
+                partial(self._ode_nll, state),
+                data,
+                ode_key,
+                self.ode_steps,
+                self.ode_examples,
+                "upper bound" if self.levels else "Monte Carlo",
+                **({"dequantized": "gaussian"} if self.levels else {}),
+                **settings,
             )
-            settings = {
-                "steps": self.ode_steps,
-                "discretization": float(abs(full.mean() - half.mean())),
-                "dequantized": "gaussian" if self.levels else False,
-            }
-            settings |= {} if self.levels else {"density": True}
-            kind: estimate.Kind = "upper bound" if self.levels else "Monte Carlo"
-            found["nll_ode"] = estimate.mean(full, kind, **settings)
         if self.levels > 2:
             found |= {
-                name.replace("nll", "bits_per_dim"): in_bits(value, self.shape)
+                name.replace("nll", "bits_per_dim"): estimate.in_bits(value, math.prod(self.shape))
                 for name, value in found.items()
                 if name.startswith("nll")
             }
@@ -275,22 +291,16 @@ class GaussianDiffusion:
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """n samples [n, *shape] in `sample_steps` steps of `sampler`; with `classes` of each label
         in turn."""
-        return self.denoising(state, key, n, 1)[-1]
+        return jnp.clip(self.denoising(state, key, n, 1)[-1], 0.0, 1.0)
 
     def denoising(self, state: State, key: jax.Array, n: int, frames: int) -> jax.Array:
-        """Samples on their way from noise, [frames + 1, n, *shape]."""
+        """Samples on their way from noise, [frames + 1, n, *shape], before they are cut off."""
         start_key, key = jax.random.split(key)
         label = jnp.arange(n) % self.classes if self.classes else None
-        x = samplers.trajectory(
-            self.sampler,
-            self.path(state.ema),
-            self.denoiser(state.ema, label, self.guidance),
-            jax.random.normal(start_key, (n, *self.shape)),
-            samplers.falling(self.sample_steps),
-            key,
-            frames,
-        )
-        return unscaled(x)
+        denoise = self.denoiser(state.ema, label, self.guidance)
+        times = samplers.falling(self.sample_steps)
+        path, start = self.path(state.ema), jax.random.normal(start_key, (n, *self.shape))
+        return unscaled(samplers.trajectory(self.sampler, path, denoise, start, times, key, frames))
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """x [B, *shape], with what `mask` (1: shown) hides drawn by `samplers.inpaint`, without
@@ -305,19 +315,21 @@ class GaussianDiffusion:
             key,
             self.resamplings,
         )
-        return jnp.where(shown, x, unscaled(drawn))
+        return jnp.where(shown, x, jnp.clip(unscaled(drawn), 0.0, 1.0))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
-        """x_1 of the probability flow from x, [B, D]: a normal draw where x is one of the model."""
-        denoise = self.denoiser(state.ema, self._label(batch))
-        times = samplers.falling(self.ode_steps)[::-1]
-        return flatten(samplers.heun(self.path(state.ema), denoise, scaled(batch["x"]), times))
+        """x_1 of the probability flow from x, without labels, [B, D]: a normal draw where x is one
+        of the model."""
+        x, times = scaled(batch["x"]), samplers.falling(self.ode_steps)[::-1]
+        denoise = self.denoiser(state.ema, self._unlabelled(len(x)))
+        return flatten(samplers.heun(self.path(state.ema), denoise, x, times))
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """x of the probability flow from x_1 = z, without labels, [B, *shape]."""
         denoise = self.denoiser(state.ema, self._unlabelled(len(z)))
         times, x_1 = samplers.falling(self.ode_steps), z.reshape(-1, *self.shape)
-        return unscaled(samplers.heun(self.path(state.ema), denoise, x_1, times))
+        x = samplers.heun(self.path(state.ema), denoise, x_1, times)
+        return jnp.clip(unscaled(x), 0.0, 1.0)
 
     def path(self, params: Any) -> Path:
         """t ↦ (α_t, σ_t)."""
@@ -355,7 +367,10 @@ class GaussianDiffusion:
         return schedules.FIXED[self.schedule](self.lowest, self.highest)
 
     def _label(self, batch: Batch) -> jax.Array | None:
-        return batch["label"] if self.classes else None
+        if not self.classes:
+            return None
+        require("label" in batch, "GaussianDiffusion: a model with classes needs a batch of labels")
+        return batch["label"]
 
     def _unlabelled(self, n: int) -> jax.Array | None:
         return jnp.full(n, self.classes) if self.classes else None
@@ -479,12 +494,3 @@ def aim(prediction: Predicted, both: Prediction, alpha: jax.Array, sigma: jax.Ar
         "x": both.x,
         "v": alpha * both.noise - sigma * both.x,
     }[prediction]
-
-
-def in_bits(nats: Estimate, shape: tuple[int, ...]) -> Estimate:
-    """Per example as bits per variable."""
-    unit = 1 / (math.log(2) * math.prod(shape))
-    settings = dict(nats.settings)
-    if "discretization" in settings:
-        settings["discretization"] *= unit
-    return replace(nats, value=nats.value * unit, stderr=nats.stderr * unit, settings=settings)

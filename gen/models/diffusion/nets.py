@@ -1,13 +1,14 @@
 """Networks of a noisy example and its time: a U-Net for images, residual layers for vectors.
 
-Both end in a layer of zeros, so their first output is 0.
+Each has `module(out, classes)`, a Flax module x [B, ..., C], t [B] in [0, 1], label ↦ [B, ...,
+out]. With classes > 0 it takes labels [B] from 0 to classes, of which the last stands for none,
+else it is given None. The last layer begins as zeros, so the first output is 0.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,6 @@ from flax import linen as nn
 
 from gen.core import require
 from gen.nets import flatten
-
-
-class Net(Protocol):
-    """What makes a function of x [B, ..., C], t [B] in [0, 1] and, with classes, a label [B]."""
-
-    def module(self, out: int, classes: int) -> nn.Module:
-        """The Flax module x, t, label ↦ [B, ..., out]. With classes > 0 it takes labels from 0 to
-        classes, of which the last stands for none, else it is given None."""
-        ...
 
 
 def embed_time(t: jax.Array, width: int) -> jax.Array:
@@ -60,7 +52,7 @@ def norm(x: jax.Array) -> nn.GroupNorm:
 
 class Block(nn.Module):
     """x + convolutions of it, each of a normalised input; the condition scales and shifts the
-    second one's (Nichol & Dhariwal 2021, section 3.4)."""
+    second one's (Dhariwal & Nichol 2021, section 3.1)."""
 
     features: int
 

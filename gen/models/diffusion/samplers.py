@@ -7,12 +7,13 @@ any denoiser. Times fall, to make examples; t is one number for the whole batch.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen.nets import flatten
 
@@ -30,56 +31,20 @@ class Prediction(NamedTuple):
 Denoise = Callable[[jax.Array, jax.Array], Prediction]
 """(x_t [B, ...], t []) ↦ its parts."""
 
-Move = Callable[[Path, Denoise, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(path, denoise, x_t, t, s) ↦ x_s, without noise."""
-
 Sampler = Literal["ancestral", "ddim", "heun", "dpm"]
 """`ancestral` (DDPM), `ddim` (without noise), `heun` (of the probability-flow ODE), `dpm`
 (DPM-Solver++ 2M)."""
+
+Carry = tuple[jax.Array, tuple[jax.Array, jax.Array]]
+"""x_t [B, ...]; and, for samplers that need it, E[x|x_t] and h of the step before."""
+
+Step = Callable[[Any, Carry], Carry]
+"""(i, what is carried at the i-th time) ↦ that at the next."""
 
 
 def falling(steps: int) -> jax.Array:
     """The times 1, …, 0 of so many steps, evenly apart, [steps + 1]."""
     return 1 - jnp.arange(steps + 1) / steps
-
-
-def sample(
-    sampler: Sampler, path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
-) -> jax.Array:
-    """x_s at the last of `times` from x = x_t at the first, by that sampler."""
-    if sampler == "ancestral":
-        return ancestral(path, denoise, x, times, key)
-    if sampler == "ddim":
-        return ddim(path, denoise, x, times, key, eta=0.0)
-    if sampler == "heun":
-        return heun(path, denoise, x, times)
-    return dpm_solver(path, denoise, x, times)
-
-
-def trajectory(
-    sampler: Sampler,
-    path: Path,
-    denoise: Denoise,
-    x: jax.Array,
-    times: jax.Array,
-    key: jax.Array,
-    frames: int,
-) -> jax.Array:
-    """`sample` in so many parts: x, and what it has become after each, [frames + 1, B, ...]."""
-    ends = [round(i * (len(times) - 1) / frames) for i in range(frames + 1)]
-    found = [x]
-    for i, (begin, end) in enumerate(itertools.pairwise(ends)):
-        part = times[begin : end + 1]
-        found.append(sample(sampler, path, denoise, found[-1], part, jax.random.fold_in(key, i)))
-    return jnp.stack(found)
-
-
-def ancestral(
-    path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
-) -> jax.Array:
-    """By draws of q(x_s | x_t, x) at x = E[x | x_t] (Ho et al. 2020, algorithm 2, with σ² = β̃;
-    Kingma et al. 2021, eq. 33)."""
-    return ddim(path, denoise, x, times, key, eta=1.0)
 
 
 def ddim(
@@ -92,19 +57,35 @@ def ddim(
     with SNR = α²/σ² and σ̃² the variance of q(x_s | x_t, x). η = 1 is ancestral sampling, η = 0
     has no noise and is Euler's method on dx̄ = E[ε|x_t] d(σ/α) for x̄ = x / α (section 4.3).
     """
+    return run(ddim_step(path, denoise, times, key, eta), x, times)
 
-    def step(i, x):
+
+def ancestral(
+    path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
+) -> jax.Array:
+    """By draws of q(x_s | x_t, x) at x = E[x | x_t] (Ho et al. 2020, algorithm 2, with σ² = β̃;
+    Kingma et al. 2021, eq. 33)."""
+    return ddim(path, denoise, x, times, key, eta=1.0)
+
+
+def ddim_step(
+    path: Path, denoise: Denoise, times: jax.Array, key: jax.Array, eta: float = 0.0
+) -> Step:
+    """A step of `ddim`."""
+
+    def step(i, carry):
+        x, memory = carry
         alpha, sigma = path(times[i])
         alpha_s, sigma_s = path(times[i + 1])
         x_mean, noise_mean = denoise(x, times[i])
-        # SNR_t / SNR_s, where α_t may be 0, and σ_s.
-        ratio = (alpha * sigma_s / (alpha_s * sigma)) ** 2
+        ratio = (alpha * sigma_s / (alpha_s * sigma)) ** 2  # SNR_t / SNR_s; α_t or σ_s may be 0
         variance = eta**2 * sigma_s**2 * (1 - ratio)
         noise = jax.random.normal(jax.random.fold_in(key, i), x.shape) if eta else 0.0
         direction = jnp.sqrt(jnp.maximum(sigma_s**2 - variance, 0.0)) * noise_mean
-        return alpha_s * x_mean + direction + jnp.sqrt(jnp.maximum(variance, 0.0)) * noise
+        x = alpha_s * x_mean + direction + jnp.sqrt(jnp.maximum(variance, 0.0)) * noise
+        return x, memory
 
-    return jax.lax.fori_loop(0, len(times) - 1, step, x)
+    return step
 
 
 def dpm_solver(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> jax.Array:
@@ -114,11 +95,17 @@ def dpm_solver(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> 
         x_s = (σ_s / σ_t) x_t − α_s (e^{−h} − 1) D,
         D = (1 + 1/2r) E[x|x_t] − 1/2r E[x|x_before].
 
-    The first step is of first order (D = E[x|x_t]), and so is the last, whose h may be infinite.
+    The first step is of first order (D = E[x|x_t]); so are the last, whose h may be infinite, and
+    one after an infinite h.
     """
+    return run(dpm_step(path, denoise, times), x, times)
+
+
+def dpm_step(path: Path, denoise: Denoise, times: jax.Array) -> Step:
+    """A step of `dpm_solver`, whose memory is E[x|x_t] and h of the step before."""
 
     def step(i, carry):
-        x, before, h_before = carry
+        x, (before, h_before) = carry
         alpha, sigma = path(times[i])
         alpha_s, sigma_s = path(times[i + 1])
         h = jnp.log(alpha_s / sigma_s) - jnp.log(alpha / sigma)
@@ -128,10 +115,9 @@ def dpm_solver(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> 
         d = mean + weight * (mean - before)
         shrunk = sigma_s / sigma
         # α_s (1 − e^{−h}), where α_t may be 0 and σ_s, too.
-        return shrunk * x + (alpha_s - alpha * shrunk) * d, mean, h
+        return shrunk * x + (alpha_s - alpha * shrunk) * d, (mean, h)
 
-    begin = x, jnp.zeros_like(x), jnp.ones(())
-    return jax.lax.fori_loop(0, len(times) - 1, step, begin)[0]
+    return step
 
 
 def velocity(path: Path, denoise: Denoise, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -145,14 +131,71 @@ def velocity(path: Path, denoise: Denoise, x: jax.Array, t: jax.Array) -> jax.Ar
 def heun(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> jax.Array:
     """Heun's method on the probability-flow ODE in t, of second order: two calls of the denoiser
     for each step. `times` may rise, too: then it encodes."""
+    return run(heun_step(path, denoise, times), x, times)
 
-    def step(i, x):
+
+def heun_step(path: Path, denoise: Denoise, times: jax.Array) -> Step:
+    """A step of `heun`."""
+
+    def step(i, carry):
+        x, memory = carry
         t, s = times[i], times[i + 1]
         first = velocity(path, denoise, x, t)
         second = velocity(path, denoise, x + (s - t) * first, s)
-        return x + 0.5 * (s - t) * (first + second)
+        return x + 0.5 * (s - t) * (first + second), memory
 
-    return jax.lax.fori_loop(0, len(times) - 1, step, x)
+    return step
+
+
+SAMPLERS: dict[Sampler, Callable[[Path, Denoise, jax.Array, jax.Array], Step]] = {
+    "ancestral": partial(ddim_step, eta=1.0),
+    "ddim": partial(ddim_step, eta=0.0),
+    "heun": lambda path, denoise, times, key: heun_step(path, denoise, times),
+    "dpm": lambda path, denoise, times, key: dpm_step(path, denoise, times),
+}
+"""The steps of each, of path, denoise, times and key."""
+
+
+def sample(
+    sampler: Sampler, path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
+) -> jax.Array:
+    """x_s at the last of `times` from x = x_t at the first, by that sampler."""
+    return trajectory(sampler, path, denoise, x, times, key, 1)[-1]
+
+
+def trajectory(
+    sampler: Sampler,
+    path: Path,
+    denoise: Denoise,
+    x: jax.Array,
+    times: jax.Array,
+    key: jax.Array,
+    frames: int,
+) -> jax.Array:
+    """`sample`: x, and what it has become after each of so many parts, [frames + 1, B, ...]."""
+    return film(SAMPLERS[sampler](path, denoise, times, key), x, len(times) - 1, frames)
+
+
+def run(step: Step, x: jax.Array, times: jax.Array) -> jax.Array:
+    """x at the last of `times` by that step, from x at the first."""
+    return film(step, x, len(times) - 1, 1)[-1]
+
+
+def film(step: Step, x: jax.Array, steps: int, frames: int) -> jax.Array:
+    """x before the first of so many steps, and after each of `frames` equal parts of them, to the
+    next step: [frames + 1, *x.shape]."""
+    ends = np.round(np.linspace(0, steps, frames + 1)).astype(int)
+    leads_to = jnp.asarray(np.searchsorted(ends, np.arange(steps + 1)))
+
+    def record(i, carry):
+        moved, shown = carry
+        moved = step(i, moved)
+        return moved, shown.at[leads_to[i + 1]].set(moved[0])  # until its part is over
+
+    memory = jnp.zeros_like(x), jnp.ones(())
+    shown = jnp.broadcast_to(x[None], (frames + 1, *x.shape))
+    _, shown = jax.lax.fori_loop(0, steps, record, ((x, memory), shown))
+    return shown[np.searchsorted(ends, ends)]
 
 
 def ode_log_prob(
@@ -174,7 +217,11 @@ def ode_log_prob(
         v = jnp.broadcast_to(jnp.eye(size).reshape(size, 1, *x.shape[1:]), (size, *x.shape))
 
     def slopes(x, t):
-        field, pushed = jax.linearize(lambda x: velocity(path, denoise, x, t), x)
+        field_at = partial(velocity, path, denoise, t=t)
+        if probes == 1:
+            field, pushed = jax.jvp(field_at, (x,), (v[0],))
+            return field, jnp.sum(flatten(v[0] * pushed), axis=1)
+        field, pushed = jax.linearize(field_at, x)
         traces = jax.lax.map(lambda one: jnp.sum(flatten(one * pushed(one)), axis=1), v)
         return field, traces.mean(0) if probes else traces.sum(0)
 
@@ -201,8 +248,8 @@ def inpaint(
 ) -> jax.Array:
     """x [B, ...] with what `shown` (same shape, 1: shown) hides drawn: ancestral sampling, where
     after each step the rest is replaced by a noisy copy of what it is; and each step is gone
-    `resamplings` times, back by fresh noise in between, for the parts to agree (RePaint, Lugmayr et
-    al. 2022, algorithm 1, with jumps of one step)."""
+    but the last `resamplings` times, back by fresh noise in between, for the parts to agree
+    (RePaint, Lugmayr et al. 2022, algorithm 1, with jumps of one step)."""
     start_key, key = jax.random.split(key)
 
     def step(i, z):
@@ -223,7 +270,8 @@ def inpaint(
             copy = alpha_s * x + sigma_s * jax.random.normal(copy_key, x.shape)
             return jnp.where(shown, copy, drawn)
 
-        return jax.lax.fori_loop(0, resamplings, once, z)
+        last = i == len(times) - 2
+        return jax.lax.fori_loop(0, jnp.where(last, 1, resamplings), once, z)
 
     start = jax.random.normal(start_key, x.shape)
     drawn = jax.lax.fori_loop(0, len(times) - 1, step, start)

@@ -40,7 +40,13 @@ def cosine(lowest: float, highest: float) -> LogSNR:
     """α_τ = cos(πτ/2) (Nichol & Dhariwal 2021, eq. 17, without their offset): λ = −2 log tan(πτ/2)
     (as Hoogeboom et al. 2023, eq. 4)."""
     begin, end = (math.atan(math.exp(-0.5 * log_snr)) for log_snr in (highest, lowest))
-    return lambda t: -2 * jnp.log(jnp.tan(begin + (end - begin) * t))
+    rest = math.atan(math.exp(0.5 * lowest))  # ½π − end, where a difference would round to 0
+
+    def log_snr(t):
+        cos, sin = jnp.sin(rest + (end - begin) * (1 - t)), jnp.sin(begin + (end - begin) * t)
+        return 2 * (jnp.log(cos) - jnp.log(sin))
+
+    return log_snr
 
 
 FIXED = {"linear": linear, "cosine": cosine}
