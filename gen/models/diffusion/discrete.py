@@ -65,6 +65,8 @@ class DiscreteDiffusion:
 
         p(x_s | x_t) ∝ q(x_t | x_s) Σ_{x_0} q(x_s | x_0) p̂(x_0 | x_t).
 
+    As q(x_t | x_s) stands there, too, the best p̂ of a variable is what the others' x_t say of it.
+
     Adam lowers the bound −log p(x_0) ≤ Σ_t E KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), whose last step
     is the reconstruction and whose prior term is 0, at one t for each example; with `timesteps` 0
     its limit of infinitely many steps (`continuous`). Absorbed, that is the mean over all orders of
@@ -268,7 +270,7 @@ class DiscreteDiffusion:
     def _values(self, x: jax.Array) -> jax.Array:
         """States as values in [0, 1], the mask ½: [B, *shape]."""
         values = jnp.append(jnp.arange(self.levels) / (self.levels - 1), 0.5)
-        return x @ values[: self.states]
+        return (x * values[: self.states].reshape([1] * (x.ndim - 1) + [-1])).sum(-1)
 
     def _noise(self, key: jax.Array, n: int) -> jax.Array:
         """n draws of π for every variable."""
@@ -277,6 +279,10 @@ class DiscreteDiffusion:
     def _alpha(self, t: jax.Array) -> jax.Array:
         """α_t, with an axis for each of a state's."""
         return SCHEDULES[self.schedule](t).reshape(-1, *[1] * len(self.shape), 1)
+
+    def _chance(self, x_t: jax.Array) -> jax.Array:
+        """π(x_t) of states x_t, [B, *shape]."""
+        return (x_t * self.pi.reshape([1] * (x_t.ndim - 1) + [-1])).sum(-1)
 
     def _marginal(self, x_0: jax.Array, alpha: jax.Array) -> jax.Array:
         """q(x_t | x_0), or its mean over probabilities of x_0, where α_t is alpha."""
@@ -289,7 +295,7 @@ class DiscreteDiffusion:
         """q(x_s | x_t, x_0) for a state x_0; for probabilities of it p(x_s | x_t), eq. 4."""
         alpha_s, alpha_t = self._alpha(s), self._alpha(t)
         kept = alpha_t / alpha_s
-        joint = kept * x_t + (1 - kept) * (x_t @ self.pi)[..., None]  # q(x_t | x_s), of every x_s
+        joint = kept * x_t + (1 - kept) * self._chance(x_t)[..., None]  # q(x_t | x_s), of every x_s
         joint *= self._marginal(x_0, alpha_s)
         return joint / joint.sum(-1, keepdims=True)
 
@@ -340,7 +346,7 @@ class DiscreteDiffusion:
         kl = jax.scipy.special.xlogy(true, true) - true * log_model - true + model
         rates = jnp.where(x_t == 1, 0.0, kl).sum(-1)
         rate = -slope / SCHEDULES[self.schedule](t)
-        each = rates * (x_t @ self.pi)
+        each = rates * self._chance(x_t)
         return rate * each.reshape(len(t), -1).sum(1)
 
 

@@ -247,9 +247,13 @@ def inpaint(
     resamplings: int,
 ) -> jax.Array:
     """x [B, ...] with what `shown` (same shape, 1: shown) hides drawn: ancestral sampling, where
-    after each step the rest is replaced by a noisy copy of what it is; and each step is gone
-    but the last `resamplings` times, back by fresh noise in between, for the parts to agree
-    (RePaint, Lugmayr et al. 2022, algorithm 1, with jumps of one step)."""
+    after each step the rest is replaced by a noisy copy of what it is; and each step but the last
+    is gone `resamplings` times, back by fresh noise in between, for the parts to agree (RePaint,
+    Lugmayr et al. 2022, algorithm 1, with jumps of one step).
+
+    This approaches draws of p(hidden | shown) with many steps of many resamplings. Gone once, the
+    hidden part hardly follows the shown one; in few steps, gone often, it varies too little.
+    """
     start_key, key = jax.random.split(key)
 
     def step(i, z):
