@@ -674,7 +674,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
-    # Test ≲ 85.83 nats; 54 minutes.
+    # Test ≲ 85.96 nats; 57 minutes.
     "dbm_binarized_mnist": Experiment(
         DBM(
             pretraining=5_000,
@@ -805,6 +805,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=1_500,
         checkpoint_every=500,
     ),
+    # Test ≤ 134.1 nats; three seeds in 6 minutes.
     "diffusion_digits": Experiment(
         GaussianDiffusion(
             ResidualMLP(width=256, layers=3),
@@ -861,6 +862,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=2_000,
         checkpoint_every=500,
     ),
+    # Test ≤ -2.91 nats; three seeds in 16 minutes.
     "diffusion_toy": Experiment(
         GaussianDiffusion(
             ResidualMLP(width=128, layers=3),
