@@ -180,7 +180,8 @@ def test_grouping_steps_changes_nothing(entry, digits):
     one = list(train.fit(model, digits.train, steps_per_dispatch=1, **options))
     grouped = list(train.fit(model, digits.train, steps_per_dispatch=7, **options))
     assert [p.step for p in grouped] == [7, 10, 17, 20, 25]
-    chex.assert_trees_all_close(one[-1].carry, grouped[-1].carry, rtol=1e-5, atol=1e-6)
+    # Adam makes steps of rounding where a gradient is 0 in exact numbers, as of a key's bias.
+    chex.assert_trees_all_close(one[-1].carry, grouped[-1].carry, rtol=1e-5, atol=2e-5)
 
 
 def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path):
