@@ -602,6 +602,7 @@ def of_levels(**options):
     return gaussian(points(LEVELS, 2 * STEPS - 1), ends=(-8.0, 6.0), levels=4, **options)
 
 
+@pytest.mark.slow
 def test_bounds_of_levels_are_their_probabilities():
     """Of points with probabilities, whose bound has no gap in continuous time."""
     model, state = of_levels(draws=50, ode_steps=200, ode_examples=4000)
@@ -875,7 +876,8 @@ def test_samples_of_models_have_the_datas_moments(family, sampler):
     np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.09 * covariance.max())
 
 
-@pytest.mark.parametrize("family", [gaussian, slow(flow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [gaussian, flow])
 def test_hidden_variables_follow_those_that_are_shown(family):
     """RePaint on Gaussian data: nearly the conditional's mean and variance."""
     model, state = family(sample_steps=300, resamplings=10)
@@ -1032,7 +1034,8 @@ def with_curve(state, seed=1):
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
 
 
-@pytest.mark.parametrize("timesteps", [0, slow(3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("timesteps", [0, 3])
 def test_gradients_of_a_learned_schedule(timesteps):
     """The net's and the ends' are the bound's; the curve's is that of the bound's second moment in
     continuous time, and of the bound in steps. Adam's first mean is a tenth of the gradient."""
@@ -1587,9 +1590,9 @@ def test_time_is_embedded_in_sines():
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
-        (UNet((8, 16), blocks=1, patch=2), (7, 5, 3)),
+        pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3), marks=SLOW),
         pytest.param(UNet((8, 8, 16), blocks=1), (5, 3, 1), marks=SLOW),
-        pytest.param(UNet((8,), blocks=1), (4, 4, 1), marks=SLOW),
+        (UNet((8,), blocks=1), (4, 4, 1)),
         (ResidualMLP(8, 1), (5, 3)),
         (ResidualMLP(8, 2), (4, 3, 2)),
     ],
