@@ -786,6 +786,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=1_000,
         steps_per_dispatch=50,
     ),
+    # Test ≤ 82.66 nats; 78 minutes.
     "discrete_diffusion_mnist": Experiment(
         DiscreteDiffusion(UNet((96,), blocks=2, patch=4), draws=10, decay_steps=14_000),
         data="mnist",
@@ -823,6 +824,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         steps_per_dispatch=50,
     ),
     # 256 grey levels: of a size for a CPU.
+    # Test ≤ 2040.7 nats; 52 minutes.
     "diffusion_mnist_small": Experiment(
         GaussianDiffusion(
             UNet((96,), blocks=2, patch=4),
