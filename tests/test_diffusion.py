@@ -562,7 +562,10 @@ def test_bound_has_the_mean_that_quadrature_gives(data, schedule, prediction, ti
     np.testing.assert_allclose(terms.prior, prior, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("data", "y"), [(NORMAL, Y2), (PAIR, Y1)], ids=["normal", "mixture"])
+@pytest.mark.parametrize(
+    ("data", "y"),
+    [pytest.param(NORMAL, Y2, id="normal", marks=SLOW), pytest.param(PAIR, Y1, id="mixture")],
+)
 def test_continuous_bound_is_the_exact_density(data, y):
     model, state = gaussian(data, schedule="learned", weighting="likelihood", draws=100)
     n = 3000

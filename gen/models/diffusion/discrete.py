@@ -274,7 +274,8 @@ class DiscreteDiffusion:
 
     def _noise(self, key: jax.Array, n: int) -> jax.Array:
         """n draws of π for every variable."""
-        return draw(key, jnp.broadcast_to(self.pi, (n, *self.shape, self.states)))
+        state = jax.random.categorical(key, jnp.log(self.pi), shape=(n, *self.shape))
+        return jax.nn.one_hot(state, self.states)
 
     def _alpha(self, t: jax.Array) -> jax.Array:
         """α_t, with an axis for each of a state's."""

@@ -79,7 +79,8 @@ class Attention(nn.Module):
 
 
 class UNetModule(nn.Module):
-    """As `UNet` says."""
+    """Residual blocks at each resolution on the way down and, with what was there, on the way up;
+    self-attention at the lowest one."""
 
     channels: tuple[int, ...]
     blocks: int
@@ -117,19 +118,14 @@ class UNetModule(nn.Module):
 
 @dataclass(frozen=True)
 class UNet:
-    """A U-Net (Ronneberger et al. 2015) as diffusion models have it (Ho et al. 2020), for images
-    [H, W, C]: residual blocks at each resolution on the way down and, with what was there, on the
-    way up, with self-attention at the lowest one.
-
-    Deviation: it may work on patches, whose pixels are channels, which is cheaper.
-    """
+    """A U-Net for images [H, W, C] (Ho et al. 2020; Ronneberger et al. 2015)."""
 
     channels: tuple[int, ...] = (64, 128)
     """channels at each resolution, each half of the one before"""
     blocks: int = 2
     """residual blocks of a resolution on the way down; one more on the way up"""
     patch: int = 1
-    """height and width of the patches whose pixels become channels"""
+    """height and width of the patches whose pixels become channels, which is cheaper"""
 
     def __post_init__(self):
         sizes = (*self.channels, self.blocks, self.patch)
