@@ -313,6 +313,7 @@ def test_moments_of_noisy_examples(schedule, timesteps):
         np.testing.assert_array_equal(noised.true.x, x)
 
 
+@SLOW
 def test_straight_path_by_its_objective():
     """By a net u = x_t: E ‖x_t − (ε − x)‖² = ∫ (2 − t)² x² + t'² dt with t' = 1 − t."""
     model, state = flow(net=Plain(lambda x, t, label: x))
@@ -397,6 +398,7 @@ def test_denoiser_is_the_posterior_mean_whatever_the_net_predicts(prediction):
         np.testing.assert_allclose(found.noise, (x - alpha * mean) / sigma, atol=2e-3)
 
 
+@SLOW
 @pytest.mark.parametrize("log_snr", [2.5, 1.0, -3.0])
 def test_weightings_differ_by_their_factors(log_snr):
     """At one time, the end of the only step: the net says x̂ = 0.3 x_t."""
@@ -463,6 +465,7 @@ def test_simple_objectives_of_a_net_that_says_nothing():
         near(found, n, value, slack=2e-4)
 
 
+@SLOW
 @pytest.mark.parametrize("timesteps", [0, 5])
 def test_likelihood_objective_has_the_mean_of_the_bound(timesteps):
     options: dict[str, Any] = {"weighting": "likelihood", "timesteps": timesteps}
@@ -562,6 +565,7 @@ def test_bound_has_the_mean_that_quadrature_gives(data, schedule, prediction, ti
     np.testing.assert_allclose(terms.prior, prior, rtol=1e-4, atol=1e-6)
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("data", "y"),
     [pytest.param(NORMAL, Y2, id="normal", marks=SLOW), pytest.param(PAIR, Y1, id="mixture")],
@@ -749,6 +753,7 @@ def test_ddim_has_the_moments_of_its_chain(path, eta):
     np.testing.assert_allclose(covariance, NORMAL.covariance, atol=1e-3)
 
 
+@SLOW
 @ALL_PATHS
 def test_ancestral_samples_are_distributed_as_the_data(path):
     n = 20_000
@@ -1340,6 +1345,7 @@ def test_continuous_bound_is_finite_near_both_ends(noise, schedule):
             np.testing.assert_allclose(model._alpha(at).ravel()[0], exact[schedule], rtol=1e-3)
 
 
+@SLOW
 @NOISES
 def test_objective_and_score_have_the_mean_of_the_bound(noise):
     model, state = small(noise, timesteps=3, draws=6)
@@ -1360,6 +1366,7 @@ def test_score_of_discrete_data_depends_on_the_example_alone(noise):
     np.testing.assert_allclose(again, once, rtol=1e-5)
 
 
+@SLOW
 @CHAINS
 def test_bound_of_many_steps_tends_to_the_continuous_one(noise, levels, schedule):
     model, state = small(noise, levels, schedule=schedule)
@@ -1466,6 +1473,7 @@ def test_right_net_has_the_datas_probabilities(noise, levels):
         assert p @ (chain_bound(posterior, state.ema, 50) - exact) > gaps[2][0] + 0.02
 
 
+@SLOW
 @pytest.mark.parametrize("levels", [slow(2), 3])
 def test_absorbed_completions_are_drawn_from_the_nets_conditional(levels):
     model, state = small("absorbing", levels, Small(timed=False), sample_steps=20)
@@ -1595,7 +1603,7 @@ def test_time_is_embedded_in_sines():
     [
         pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3), marks=SLOW),
         pytest.param(UNet((8, 8, 16), blocks=1), (5, 3, 1), marks=SLOW),
-        (UNet((8,), blocks=1), (4, 4, 1)),
+        pytest.param(UNet((8,), blocks=1), (4, 4, 1), marks=SLOW),
         (ResidualMLP(8, 1), (5, 3)),
         (ResidualMLP(8, 2), (4, 3, 2)),
     ],
