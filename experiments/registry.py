@@ -797,6 +797,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=3_500,
         checkpoint_every=500,
     ),
+    # Test ≤ 85.18 nats; 24 minutes.
     "discrete_diffusion_binarized_mnist": Experiment(
         DiscreteDiffusion(UNet((96,), blocks=2, patch=4), draws=10, decay_steps=4_500),
         data="binarized_mnist",
@@ -806,7 +807,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=1_500,
         checkpoint_every=500,
     ),
-    # Test ≤ 134.1 nats; three seeds in 6 minutes.
+    # Test ≤ 134.1 nats; three seeds in 66 s.
     "diffusion_digits": Experiment(
         GaussianDiffusion(
             ResidualMLP(width=256, layers=3),
@@ -864,7 +865,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=2_000,
         checkpoint_every=500,
     ),
-    # Test ≤ -2.91 nats; three seeds in 16 minutes.
+    # Test ≤ -2.91 nats; three seeds in 3 minutes.
     "diffusion_toy": Experiment(
         GaussianDiffusion(
             ResidualMLP(width=128, layers=3),
