@@ -119,6 +119,7 @@ SMALL |= {
     "resamplings": 2,
     "ode_steps": 4,
     "ode_examples": 16,
+    "ema_decay": 0.5,
 }
 
 

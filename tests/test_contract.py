@@ -243,7 +243,7 @@ def test_capabilities_do_what_they_say(setup):
         scores = model.score(state, batch)
         assert scores.shape == (BATCH,)
         noise = jax.random.uniform(jax.random.key(7), batch["x"].shape)
-        learned, _ = run(jax.jit(model.step), state, batch, 30)
+        learned, _ = run(jax.jit(model.step), state, batch, 150)
         score = jax.jit(model.score)
         assert score(learned, {**batch, "x": noise}).mean() > score(learned, batch).mean()
     if "log_prob" in able:
