@@ -15,6 +15,7 @@ from conftest import equal
 from gen import core, parallel, train
 from gen.checkpoint import open_checkpoints
 from gen.estimate import Estimate
+from gen.models.diffusion import GaussianDiffusion
 from gen.models.hmm import Poisson
 
 pytestmark = pytest.mark.filterwarnings("ignore:log Z lies")  # after so little training
@@ -180,8 +181,16 @@ def test_grouping_steps_changes_nothing(entry, digits):
     one = list(train.fit(model, digits.train, steps_per_dispatch=1, **options))
     grouped = list(train.fit(model, digits.train, steps_per_dispatch=7, **options))
     assert [p.step for p in grouped] == [7, 10, 17, 20, 25]
-    # Adam makes steps of rounding where a gradient is 0 in exact numbers, as of a key's bias.
-    chex.assert_trees_all_close(one[-1].carry, grouped[-1].carry, rtol=1e-5, atol=2e-5)
+    carries = (without_key_biases(progress[-1].carry) for progress in (one, grouped))
+    chex.assert_trees_all_close(*carries, rtol=1e-5, atol=1e-6)
+
+
+def without_key_biases(tree):
+    """The leaves by path, but for the biases of attention's keys, which softmax does not see: their
+    gradient is rounding alone, of which Adam makes full steps."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {name: leaf for name, leaf in named.items() if "['key']['bias']" not in name}
 
 
 def test_restored_run_continues_bit_for_bit(entry, digits, tmp_path):
@@ -260,7 +269,7 @@ def test_capabilities_do_what_they_say(setup):
         np.testing.assert_array_equal(whole[:, :4], batch["x"][:, :4])
         assert whole.min() >= 0
         assert whole.max() <= 1 or counts
-        if getattr(model, "levels", 2) == 2 and not hasattr(model, "ode_steps"):  # of a density
+        if not isinstance(model, GaussianDiffusion):  # which fills in means, not levels
             assert set(np.unique(whole)) <= {0, 1} or counts
     if "filters" in able:
         assert model.filters(state).shape[1:] == model.shape
