@@ -239,7 +239,7 @@ def perturbed(schedule, seed=1):
 
 
 @pytest.mark.parametrize("ends", ENDS)
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "learned", "bent"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "log_linear", "learned", "bent"])
 def test_log_snr_falls_from_its_highest_to_its_lowest_value(schedule, ends):
     if schedule in schedules.FIXED:
         log_snr = schedules.FIXED[schedule](*ends)
@@ -254,8 +254,10 @@ def test_log_snr_falls_from_its_highest_to_its_lowest_value(schedule, ends):
     if schedule in PAPERS:
         expected = paper_log_snr(schedule, ends, np.linspace(0, 1, 501))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+    line = ends[1] + (ends[0] - ends[1]) * np.linspace(0, 1, 501)
+    if schedule == "log_linear":
+        np.testing.assert_allclose(found, line, rtol=1e-5, atol=1e-5)
     if schedule == "learned":  # nearly a line at first
-        line = ends[1] + (ends[0] - ends[1]) * np.linspace(0, 1, 501)
         assert abs(found - line).max() < 0.05 * (ends[1] - ends[0])
 
 
@@ -276,7 +278,7 @@ def test_linear_schedule_is_that_of_ddpm():
 
 
 @pytest.mark.parametrize("ends", ENDS)
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "learned"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "log_linear", "learned"])
 def test_scales_of_a_path(schedule, ends):
     weighting = "likelihood" if schedule == "learned" else "simple"
     model, state = gaussian(ends=ends, schedule=schedule, weighting=weighting)
@@ -651,6 +653,54 @@ def test_probabilities_of_levels_sum_to_one():
     expected = scipy.special.log_softmax(density, axis=0)
     near_it = expected > -20
     np.testing.assert_allclose(np.array(logs)[near_it], expected[near_it], rtol=1e-3, atol=1e-4)
+
+
+def test_fourier_features_have_periods_of_levels():
+    seen = []
+
+    def look(x, t, label):
+        seen.append(x)
+        return x[..., :1]
+
+    model, state = gaussian(net=Plain(look), levels=5, fourier=3, shape=(4, 4, 1))
+    x_t = jax.random.uniform(jax.random.key(1), (2, 4, 4, 1), minval=-3.0, maxval=3.0)
+    model.denoiser(state.ema, None)(x_t, jnp.array(0.5))
+    level = 4 * (np.asarray(x_t, np.float64) + 1) / 2
+    turns = [level, level / 2, level / 4]
+    waves = [wave(2 * np.pi * turn) for turn in turns for wave in (np.sin, np.cos)]
+    expected = np.concatenate([np.asarray(x_t), *waves], axis=-1)
+    np.testing.assert_allclose(seen[-1], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_fourier_features_let_a_net_see_noise_below_a_level():
+    """Of levels that are equally probable, which cost log K nats."""
+    bounds = []
+    batch = {"x": jnp.arange(64.0)[:, None] / 63}
+    for fourier in (0, 6):
+        model = GaussianDiffusion(
+            ResidualMLP(64, 1),
+            (1,),
+            levels=64,
+            schedule="log_linear",
+            highest=10.5,  # noise of a sixth of a level
+            lowest=-6.0,
+            weighting="likelihood",
+            fourier=fourier,
+            draws=20,
+            ema_decay=0.9,
+            decay_steps=2_000,
+        )
+
+        @jax.jit
+        def trained(state, keys, step=model.step):
+            return jax.lax.scan(lambda s, key: step(s, batch, key), state, keys)[0]
+
+        state = trained(model.init(jax.random.key(0)), jax.random.split(jax.random.key(1), 2_000))
+        terms = model.bound(state, batch, jax.random.key(2), 0)
+        bounds.append(float(jnp.stack(terms).sum(0).mean()))
+    without, given = (bound - math.log(64) for bound in bounds)
+    assert 0 < given < 0.7 * without
 
 
 @pytest.mark.parametrize("levels", [0, 4])
@@ -1604,6 +1654,7 @@ def test_time_is_embedded_in_sines():
         pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3), marks=SLOW),
         pytest.param(UNet((8, 8, 16), blocks=1), (5, 3, 1), marks=SLOW),
         pytest.param(UNet((8,), blocks=1), (4, 4, 1), marks=SLOW),
+        (UNet((8,), blocks=1, patch=2, pixels=4), (5, 4, 2)),
         (ResidualMLP(8, 1), (5, 3)),
         (ResidualMLP(8, 2), (4, 3, 2)),
     ],
@@ -1649,7 +1700,10 @@ GOOD: dict[Any, dict[str, Any]] = {
     ("model", "name", "value"),
     [
         *((GaussianDiffusion, n, 0) for n in ("sample_steps", "resamplings", "draws", "ode_steps")),
-        *((GaussianDiffusion, n, -1) for n in ("levels", "timesteps", "classes", "ode_examples")),
+        *(
+            (GaussianDiffusion, n, -1)
+            for n in ("levels", "timesteps", "fourier", "classes", "ode_examples")
+        ),
         *((GaussianDiffusion, n, v) for n in ("ema_decay", "unlabelled") for v in (-0.1, 1.0)),
         (GaussianDiffusion, "lowest", 14.0),
         (GaussianDiffusion, "schedule", "learned"),
@@ -1670,6 +1724,7 @@ GOOD: dict[Any, dict[str, Any]] = {
         (UNet, "channels", (8, 0)),
         (UNet, "blocks", 0),
         (UNet, "patch", 0),
+        (UNet, "pixels", -1),
         (ResidualMLP, "width", 0),
         (ResidualMLP, "layers", 0),
     ],
@@ -1679,6 +1734,11 @@ def test_settings_that_make_no_sense_are_refused(model, name, value):
     with pytest.raises(UserError, match=name) as found:
         model(**GOOD[model], **{name: value})
     assert model.__name__ in str(found.value)
+
+
+def test_fourier_features_need_levels():
+    with pytest.raises(UserError, match="fourier"):
+        GaussianDiffusion(TINY, levels=0, fourier=2)
 
 
 def test_counts_below_two_are_refused():

@@ -94,8 +94,8 @@ class GaussianDiffusion:
     x̂ = (1 + w) x̂(label) − w x̂() for `guidance` w (Ho & Salimans 2022, eq. 6).
 
     Images are taken to [−1, 1]. Deviations: the net is given λ between its ends, as time; the ends
-    of fixed schedules are those of λ; no Fourier features (Kingma et al. 2021); Adam. Samples are
-    x_0, cut off, not draws of p(x | x_0), and take `sample_steps` steps, whatever T is.
+    of fixed schedules are those of λ; Adam. Samples are the levels nearest to x_0, not draws of
+    p(x | x_0), and take `sample_steps` steps, whatever T is.
     """
 
     family: ClassVar[str] = "diffusion"
@@ -107,7 +107,7 @@ class GaussianDiffusion:
     """shape of one example"""
     levels: int = 256
     """values that a variable can take (0: any, and likelihoods are of a density)"""
-    schedule: Literal["linear", "cosine", "learned"] = "cosine"
+    schedule: Literal["linear", "cosine", "log_linear", "learned"] = "cosine"
     """how the log signal-to-noise ratio falls with time"""
     lowest: float = -10.0
     """log signal-to-noise ratio at t = 1 (a learned schedule's at first)"""
@@ -119,6 +119,8 @@ class GaussianDiffusion:
     """how errors at different times count in training"""
     timesteps: int = 0
     """steps of the chain (0: continuous time)"""
+    fourier: int = 0
+    """Fourier features of x_t that the net is given, of periods of 1, 2, 4, … levels"""
     classes: int = 0
     """labels that the net is given (0: none)"""
     unlabelled: float = 0.1
@@ -156,7 +158,7 @@ class GaussianDiffusion:
         require(
             self.ode_steps > 1, f"GaussianDiffusion: ode_steps is {self.ode_steps}, must be > 1"
         )
-        for name in ("timesteps", "classes", "ode_examples"):
+        for name in ("timesteps", "fourier", "classes", "ode_examples"):
             value = getattr(self, name)
             require(value >= 0, f"GaussianDiffusion: {name} is {value}, must not be negative")
         for name in ("ema_decay", "unlabelled"):
@@ -173,6 +175,10 @@ class GaussianDiffusion:
             f"{self.weighting}",
         )
         require(
+            self.fourier == 0 or self.levels > 0,
+            f"GaussianDiffusion: fourier is {self.fourier}, whose periods need levels",
+        )
+        require(
             self.classes == 0 or self.unlabelled > 0,
             "GaussianDiffusion: unlabelled is 0, so that nothing is learned without labels",
         )
@@ -182,7 +188,7 @@ class GaussianDiffusion:
         )
 
     def init(self, key: jax.Array) -> State:
-        x, t = jnp.zeros((1, *self.shape)), jnp.zeros(1)
+        x, t = self._features(jnp.zeros((1, *self.shape))), jnp.zeros(1)
         label = jnp.zeros(1, jnp.int32) if self.classes else None
         params = {"net": self._net.init(key, x, t, label)}
         if self.schedule == "learned":
@@ -291,10 +297,10 @@ class GaussianDiffusion:
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """n samples [n, *shape] in `sample_steps` steps of `sampler`; with `classes` of each label
         in turn."""
-        return jnp.clip(self.denoising(state, key, n, 1)[-1], 0.0, 1.0)
+        return self._values(self.denoising(state, key, n, 1)[-1])
 
     def denoising(self, state: State, key: jax.Array, n: int, frames: int) -> jax.Array:
-        """Samples on their way from noise, [frames + 1, n, *shape], before they are cut off."""
+        """Samples on their way from noise, [frames + 1, n, *shape], before they are levels."""
         start_key, key = jax.random.split(key)
         label = jnp.arange(n) % self.classes if self.classes else None
         denoise = self.denoiser(state.ema, label, self.guidance)
@@ -315,7 +321,7 @@ class GaussianDiffusion:
             key,
             self.resamplings,
         )
-        return jnp.where(shown, x, jnp.clip(unscaled(drawn), 0.0, 1.0))
+        return jnp.where(shown, x, self._values(unscaled(drawn)))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """x_1 of the probability flow from x, without labels, [B, D]: a normal draw where x is one
@@ -329,7 +335,7 @@ class GaussianDiffusion:
         denoise = self.denoiser(state.ema, self._unlabelled(len(z)))
         times, x_1 = samplers.falling(self.ode_steps), z.reshape(-1, *self.shape)
         x = samplers.heun(self.path(state.ema), denoise, x_1, times)
-        return jnp.clip(unscaled(x), 0.0, 1.0)
+        return self._values(unscaled(x))
 
     def path(self, params: Any) -> Path:
         """t ↦ (α_t, σ_t)."""
@@ -366,6 +372,11 @@ class GaussianDiffusion:
             return schedules.learned(params["schedule"])
         return schedules.FIXED[self.schedule](self.lowest, self.highest)
 
+    def _values(self, x: jax.Array) -> jax.Array:
+        """The level nearest to x, as a value in [0, 1]; without levels x cut off there."""
+        x = jnp.clip(x, 0.0, 1.0)
+        return jnp.round(x * (self.levels - 1)) / (self.levels - 1) if self.levels else x
+
     def _label(self, batch: Batch) -> jax.Array | None:
         if not self.classes:
             return None
@@ -380,6 +391,15 @@ class GaussianDiffusion:
         alpha, sigma = self.path(params)(t)
         return beside(alpha, self.shape), beside(sigma, self.shape)
 
+    def _features(self, x_t: jax.Array) -> jax.Array:
+        """What the net is given of x_t: beside it sin and cos of 2πk / 2ⁿ, n < `fourier`, of the
+        level k = (K − 1) (x_t + 1) / 2 (Kingma et al. 2021, appendix C), which tell apart values
+        within a level."""
+        level = (self.levels - 1) * unscaled(x_t)
+        angles = [2 * math.pi * level / 2**n for n in range(self.fourier)]
+        waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+        return jnp.concatenate([x_t, *waves], axis=-1)
+
     def _predict(
         self, params: Any, x_t: jax.Array, t: jax.Array, label: jax.Array | None
     ) -> Prediction:
@@ -387,7 +407,7 @@ class GaussianDiffusion:
         log_snr = self._log_snr(params)
         first, last = log_snr(jnp.zeros(())), log_snr(jnp.ones(()))
         time = (first - log_snr(t)) / (first - last)
-        out = apply(self._net, params["net"], x_t, time, label)
+        out = apply(self._net, params["net"], self._features(x_t), time, label)
         return parts(self.prediction, out, x_t, *self._scales(params, t))
 
     def _noised(

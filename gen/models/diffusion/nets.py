@@ -45,22 +45,27 @@ def zeros(features: int) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.zeros)
 
 
+def modulated(h: jax.Array, condition: jax.Array) -> jax.Array:
+    """h [B, H, W, C] scaled and shifted by the condition [B, D] (Dhariwal & Nichol 2021, section
+    3.1), at first not at all."""
+    scale, shift = jnp.split(zeros(2 * h.shape[-1])(condition)[:, None, None], 2, axis=-1)
+    return h * (1 + scale) + shift
+
+
 def norm(x: jax.Array) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018) in groups of some 16 channels."""
     return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], max(1, x.shape[-1] // 16)))
 
 
 class Block(nn.Module):
-    """x + convolutions of it, each of a normalised input; the condition scales and shifts the
-    second one's (Dhariwal & Nichol 2021, section 3.1)."""
+    """x + convolutions of it, each of a normalised input, the second one's `modulated`."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         h = nn.Conv(self.features, (3, 3))(nn.swish(norm(x)(x)))
-        scale, shift = jnp.split(zeros(2 * self.features)(condition)[:, None, None], 2, axis=-1)
-        h = nn.swish(norm(h)(h) * (1 + scale) + shift)
+        h = nn.swish(modulated(norm(h)(h), condition))
         h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros)(h)
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features)(x))
 
@@ -80,11 +85,13 @@ class Attention(nn.Module):
 
 class UNetModule(nn.Module):
     """Residual blocks at each resolution on the way down and, with what was there, on the way up;
-    self-attention at the lowest one."""
+    self-attention at the lowest one; with `pixels` two layers of that many channels that see each
+    pixel's input again, which patches leave no room for."""
 
     channels: tuple[int, ...]
     blocks: int
     patch: int
+    pixels: int
     out: int
     classes: int
 
@@ -112,8 +119,13 @@ class UNetModule(nn.Module):
                 h = nn.Conv(features, (3, 3))(jax.image.resize(h, wider, "nearest"))
             for skip in reversed(level):
                 h = Block(features)(jnp.concatenate([h, skip], axis=-1), condition)
-        h = zeros(self.patch**2 * self.out)(nn.swish(norm(h)(h)))
-        return from_depth(h, self.patch, x.shape[1:3])
+        h, size = nn.swish(norm(h)(h)), x.shape[1:3]
+        if not self.pixels:
+            return from_depth(zeros(self.patch**2 * self.out)(h), self.patch, size)
+        h = from_depth(nn.Dense(self.patch**2 * self.pixels)(h), self.patch, size)
+        h = nn.Dense(self.pixels)(jnp.concatenate([h, x], axis=-1))
+        h = nn.Dense(self.pixels)(nn.swish(modulated(h, condition)))
+        return zeros(self.out)(nn.swish(h))
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,8 @@ class UNet:
     """residual blocks of a resolution on the way down; one more on the way up"""
     patch: int = 1
     """height and width of the patches whose pixels become channels, which is cheaper"""
+    pixels: int = 0
+    """channels of the last layers, of each pixel and what the rest says of it (0: no such)"""
 
     def __post_init__(self):
         sizes = (*self.channels, self.blocks, self.patch)
@@ -134,9 +148,10 @@ class UNet:
             f"UNet: channels {self.channels}, blocks {self.blocks}, patch {self.patch}: "
             "all must be positive, and there must be one of channels",
         )
+        require(self.pixels >= 0, f"UNet: pixels is {self.pixels}, must not be negative")
 
     def module(self, out: int, classes: int) -> nn.Module:
-        return UNetModule(self.channels, self.blocks, self.patch, out, classes)
+        return UNetModule(self.channels, self.blocks, self.patch, self.pixels, out, classes)
 
 
 class ResidualModule(nn.Module):
