@@ -831,7 +831,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             UNet((96,), blocks=2, patch=4),
             sample_steps=100,
             draws=10,
-            ode_examples=500,
+            ode_steps=200,
+            ode_examples=200,
             decay_steps=6_000,
         ),
         data="mnist",
@@ -876,7 +877,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=5_000,
     ),
     "flow_matching_mnist": Experiment(
-        FlowMatching(UNet((96,), blocks=2, patch=4), ode_examples=500, decay_steps=6_000),
+        FlowMatching(
+            UNet((96,), blocks=2, patch=4), ode_steps=200, ode_examples=200, decay_steps=6_000
+        ),
         data="mnist",
         steps=6_000,  # 11 epochs
         report_every=250,

@@ -655,6 +655,21 @@ def test_probabilities_of_levels_sum_to_one():
     np.testing.assert_allclose(np.array(logs)[near_it], expected[near_it], rtol=1e-3, atol=1e-4)
 
 
+def test_samples_are_levels_as_often_as_the_datas():
+    n = 4000
+    model, state = of_levels(sample_steps=100, ode_steps=100, resamplings=1)
+    nothing = jnp.zeros((n, 1))
+    ways = {
+        "sample": jax.jit(model.sample, static_argnums=2)(state, jax.random.key(0), n),
+        "complete": jax.jit(model.complete)(state, nothing, nothing[0], jax.random.key(1)),
+        "decode": jax.jit(model.decode)(state, jax.random.normal(jax.random.key(2), (n, 1))),
+    }
+    for way, drawn in ways.items():
+        found, counts = np.unique(np.asarray(drawn), return_counts=True)
+        np.testing.assert_allclose(found, STEPS[:, 0], atol=1e-6, err_msg=way)
+        np.testing.assert_allclose(counts / n, LEVELS, atol=0.03, err_msg=way)
+
+
 def test_fourier_features_have_periods_of_levels():
     seen = []
 
