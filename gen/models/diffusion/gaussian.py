@@ -393,8 +393,8 @@ class GaussianDiffusion:
 
     def _features(self, x_t: jax.Array) -> jax.Array:
         """What the net is given of x_t: beside it sin and cos of 2πk / 2ⁿ, n < `fourier`, of the
-        level k = (K − 1) (x_t + 1) / 2 (Kingma et al. 2021, appendix C), which tell apart values
-        within a level."""
+        level k = (K − 1) (x_t + 1) / 2, which tell apart values within a level (Kingma et al. 2021,
+        appendix C, with n = 0, 1)."""
         level = (self.levels - 1) * unscaled(x_t)
         angles = [2 * math.pi * level / 2**n for n in range(self.fourier)]
         waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]

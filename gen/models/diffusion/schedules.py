@@ -1,8 +1,8 @@
 """Noise schedules: the log signal-to-noise ratio λ of a variance-preserving path at time t.
 
 x_t = α_t x + σ_t ε with α² = σ(λ), σ² = σ(−λ), σ(·) the logistic function; λ falls in t from
-`highest` at t = 0 to `lowest` at t = 1. Each of the fixed ones is a part of its paper's schedule,
-its time stretched so that the ends are these.
+`highest` at t = 0 to `lowest` at t = 1. `linear` and `cosine` are parts of their papers' schedules,
+their time stretched so that the ends are these.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def cosine(lowest: float, highest: float) -> LogSNR:
 
 
 def log_linear(lowest: float, highest: float) -> LogSNR:
-    """λ linear in time: in continuous time each unit of λ, which can cost the bound up to ½ nat for
-    each variable, is visited equally often."""
+    """λ linear in time: training visits each unit of λ equally often, each of which can cost the
+    bound ½ nat for each variable."""
 
     def log_snr(t):
         return highest + (lowest - highest) * t
