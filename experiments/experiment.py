@@ -33,7 +33,7 @@ MAY_CHANGE = {
 class Experiment:
     """Everything that determines the result of a training run."""
 
-    model: Any
+    model: Annotated[Any, tyro.conf.arg(help="")]  # whose flags have a heading of their own
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_]mnist, digits[_nudged], uci_{dna, mushrooms, nips}, news,

@@ -849,7 +849,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             weighting="likelihood",
             fourier=8,
             draws=10,
-            ode_steps=100,
+            ode_steps=400,
             ode_examples=200,
             decay_steps=6_000,
         ),

@@ -138,7 +138,7 @@ def _news(name: str) -> Dataset:
     """
     import scipy.io
 
-    content = scipy.io.loadmat(fetch(*NEWS))
+    content = scipy.io.loadmat(fetch(*NEWS), spmatrix=False)
     x = np.ascontiguousarray(content["documents"].toarray().T.astype(np.uint8))
     label = content["newsgroups"].ravel().astype(np.int32) - 1
     words = tuple(str(word.item()) for word in content["wordlist"].ravel())
