@@ -67,7 +67,8 @@ class Mixture(NamedTuple):
             xs.append(m[None] + (alpha * c[None] / v * z) @ q.T)
             noises.append((sigma / v * z) @ q.T)
         logs = xp.stack(logs)
-        log_q = (jax.nn.logsumexp if xp is jnp else scipy.special.logsumexp)(logs, axis=0)
+        logsumexp: Any = jax.nn.logsumexp if xp is jnp else scipy.special.logsumexp
+        log_q = logsumexp(logs, axis=0)
         p = xp.exp(logs - log_q[None])[..., None]
         x_mean, noise_mean = ((p * xp.stack(each)).sum(0) for each in (xs, noises))
         return Prediction(x_mean, noise_mean), log_q
