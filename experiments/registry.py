@@ -797,7 +797,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=3_500,
         checkpoint_every=500,
     ),
-    # Test ≤ 85.18 nats; 24 minutes.
+    # Test ≤ 83.09 nats; 57 minutes.
     "discrete_diffusion_binarized_mnist": Experiment(
         DiscreteDiffusion(UNet((96,), blocks=2, patch=4), draws=10, decay_steps=9_000),
         data="binarized_mnist",
@@ -842,6 +842,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         checkpoint_every=500,
     ),
     # The bound in place of squares, by a net that sees noise below a level.
+    # Test ≤ 617.5 nats; 46 minutes.
     "diffusion_mnist_likelihood": Experiment(
         GaussianDiffusion(
             UNet((96,), blocks=2, patch=4, pixels=32),
@@ -876,6 +877,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_every=10_000,
         checkpoint_every=5_000,
     ),
+    # Test ≤ 1562.8 nats; 30 minutes.
     "flow_matching_mnist": Experiment(
         FlowMatching(
             UNet((96,), blocks=2, patch=4), ode_steps=200, ode_examples=200, decay_steps=6_000
