@@ -244,6 +244,7 @@ def test_the_gradient_of_many_long_chains_is_the_exact_one(name, options):
     chex.assert_trees_all_close(taken, expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_dbm_gradient_of_many_long_chains_is_that_of_its_bound():
     model, state, _ = machine("dbm", 3)
     model = replace(
@@ -420,6 +421,7 @@ def test_tempering_crosses_where_gibbs_sampling_does_not():
     assert abs(crossed - share) < 0.1
 
 
+@pytest.mark.slow
 def test_the_mean_field_is_a_fixed_point_that_raises_the_bound():
     model, state, _ = machine("deep")
     v = jnp.asarray(V)
@@ -604,6 +606,7 @@ def test_weight_decay_leaves_biases_alone():
         assert not any(jnp.any(leaf) for leaf in kept)
 
 
+@pytest.mark.slow
 def test_replicas_under_pmap_draw_noise_of_their_own_upwards():
     """Equal rows: only noise tells the replicas apart, and with it their mean from one's value."""
     x = {"x": jnp.tile(jnp.asarray(V[7:8]), (8, 1))}

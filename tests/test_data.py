@@ -198,7 +198,10 @@ def test_binarized_text_files_are_read(tmp_path):
         np.testing.assert_array_equal(image.reshape(-1), x[row])
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name != "mnist" else ()) for name in SIZES],
+)
 def test_real_sets_have_their_published_sizes(name, prepared):
     dataset = data.load(name, prepared)
     assert tuple(len(split["x"]) for split in dataset.splits.values()) == SIZES[name]

@@ -1668,7 +1668,7 @@ def test_time_is_embedded_in_sines():
         pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3), marks=SLOW),
         pytest.param(UNet((8, 8, 16), blocks=1), (5, 3, 1), marks=SLOW),
         pytest.param(UNet((8,), blocks=1), (4, 4, 1), marks=SLOW),
-        (UNet((8,), blocks=1, patch=2, pixels=4), (5, 4, 2)),
+        pytest.param(UNet((8,), blocks=1, patch=2, pixels=4), (5, 4, 2), marks=SLOW),
         (ResidualMLP(8, 1), (5, 3)),
         (ResidualMLP(8, 2), (4, 3, 2)),
     ],

@@ -120,6 +120,7 @@ def test_tuning_learns_what_no_line_tells_apart():
     assert probe.linear_error(x, labels, "test").value > 0.3
 
 
+@pytest.mark.slow
 def test_a_model_with_layers_is_tuned_from_them(monkeypatch):
     """With weights 0 the units learn alike, without dropout, and cannot tell the squares apart;
     others can."""
@@ -176,6 +177,7 @@ def test_codes_do_not_depend_on_the_block():
     np.testing.assert_array_equal(whole, parts)
 
 
+@pytest.mark.slow
 def test_evaluation_probes_each_seed_if_asked(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = ["--model.encoder", "16", "--model.decoder", "16", "--steps", "20", "--probe"]

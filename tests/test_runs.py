@@ -577,6 +577,7 @@ def evaluated(folder):
     return json.loads((folder / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(tmp_path, capsys):
     flags = ["--validate-every", "20", "--model.learning-rate", "2", "--seeds", "0", "1"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"
@@ -630,6 +631,7 @@ EARTHQUAKES = ["train", "hmm_earthquakes", "--steps", "4", "--report-every", "2"
 EARTHQUAKES += ["--model.start", "random", "--seeds", "0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_of_restarts_the_best_on_validation_stands_for_all(tmp_path, capsys):
     folders = tmp_path / "restarts", tmp_path / "seeds"
     flags = ["--validate-every", "2"]
@@ -723,6 +725,7 @@ def test_bench_times_every_sampler_and_counts_its_calls(monkeypatch):
     assert bench_diffusion.table({"name": found, "other": discrete}).row_count == 7
 
 
+@pytest.mark.slow
 def test_bench_prints_speeds(tmp_path, capsys):
     path = tmp_path / "bench.json"
     assert main(["bench", "ae_digits", "nade_digits", "--seconds", "0.2", "--json", str(path)]) == 0

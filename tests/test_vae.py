@@ -227,6 +227,7 @@ def test_training_on_the_bound_lowers_it():
     assert 1 < estimates["ess"].value <= 200
 
 
+@pytest.mark.slow
 def test_objective_is_what_a_step_lowers():
     x, key = linear_data(50), jax.random.key(3)
     for model in (linear_vae(), replace(linear_vae(), samples=5), replace(linear_vae(), beta=4.0)):
