@@ -63,7 +63,7 @@ DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERI
 """One registry entry for each structure of a model: the first that has it."""
 
 
-QUICKLY = {"ae_mnist", "vae_mnist", "hmm_jsb", "rbm_binarized_mnist"}
+QUICKLY = {"vae_mnist", "hmm_jsb", "rbm_binarized_mnist"}
 ENTRIES = [
     pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
     for name in reversed(DISTINCT.values())

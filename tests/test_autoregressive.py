@@ -69,7 +69,14 @@ def test_probabilities_sum_to_one(net, shape):
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("net", [NADE(4), MADE((6,), masks=2, raster=False), PixelCNN(2, 1)])
+@pytest.mark.parametrize(
+    "net",
+    [
+        NADE(4),
+        MADE((6,), masks=2, raster=False),
+        pytest.param(PixelCNN(2, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_probabilities_of_several_levels_sum_to_one(net):
     model = Autoregressive(net, shape=(2, 3, 1), levels=3)
     x = everything((2, 3, 1), 3)
@@ -304,6 +311,7 @@ def test_made_degrees_are_in_range_and_reproducible():
     assert not np.array_equal(first, other[1])
 
 
+@pytest.mark.slow
 def test_objective_is_minus_log_p_of_one_mask_and_a_bound_on_average_of_several():
     x = everything((2, 3, 1))
     one = Autoregressive(NADE(4), shape=(2, 3, 1))

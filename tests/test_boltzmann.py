@@ -223,7 +223,7 @@ def layered_log_joint(params, x):
     [
         ("rbm", {"training": "pcd"}),
         pytest.param("rbm", {"training": "cd", "sweeps": 100}, marks=SLOW),
-        ("rbm", {"training": "pt", "ladder": 4}),
+        pytest.param("rbm", {"training": "pt", "ladder": 4}, marks=SLOW),
         pytest.param("general", {}, marks=SLOW),
     ],
 )
@@ -475,6 +475,7 @@ def moved_leaves(old, new):
     ]
 
 
+@pytest.mark.slow
 def test_pretraining_moves_its_pair_alone_also_under_decay_and_momentum():
     model = DBM(
         shape=(D,), hidden=(3, 4, 2), pretraining=1, chains=10, weight_decay=0.1, momentum=0.5
@@ -542,7 +543,7 @@ def pushed(law, times, w, c, size):
     return out
 
 
-@pytest.mark.parametrize("units", ["binary", "gaussian"])
+@pytest.mark.parametrize("units", ["binary", pytest.param("gaussian", marks=SLOW)])
 def test_a_centred_step_is_the_plain_one_centred(units):
     plain = RBM(shape=(D,), hidden=4, units=units, centred=False, learning_rate=1.0, chains=30)
     state = plain.init(jax.random.key(0))

@@ -1073,8 +1073,8 @@ TINY: Any = ResidualMLP(width=8, layers=1)
     "model",
     [
         GaussianDiffusion(TINY, (2,), levels=0, ema_decay=0.7),
-        FlowMatching(TINY, (2,), levels=0, ema_decay=0.7),
-        DiscreteDiffusion(TINY, (2,), ema_decay=0.7),
+        slow(FlowMatching(TINY, (2,), levels=0, ema_decay=0.7)),
+        slow(DiscreteDiffusion(TINY, (2,), ema_decay=0.7)),
     ],
     ids=["gaussian", "flow", "discrete"],
 )

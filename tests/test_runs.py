@@ -212,6 +212,7 @@ def test_a_signal_before_training_ends_at_once_with_75(tmp_path):
     assert not (tmp_path / "early").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_can_be_repeated(tmp_path, capsys):
     folder = tmp_path / "killed"
     (folder / "checkpoints").mkdir(parents=True)
@@ -601,6 +602,7 @@ def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(tmp_path,
     assert "validate_every: 20 -> 10" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_before_the_first_validation_the_last_state_is_used(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = ["--validate-every", "50", "--steps", "30", "--model.learning-rate", "0.03"]
