@@ -321,7 +321,7 @@ def test_completions_have_the_exact_law(name):
     x = jnp.broadcast_to(jnp.array([1.0, 0, 0, 0, 0])[None], (20_000, D))
     drawn = np.asarray(jax.jit(model.complete)(state, x, jnp.asarray(shown), jax.random.key(6)))
     assert (drawn[:, :2] == [1, 0]).all()
-    numbers = drawn[:, 2:].astype(int) @ [4, 2, 1]
+    numbers = drawn[:, 2:].astype(int) @ np.array([4, 2, 1])
     found = np.bincount(numbers, minlength=8) / len(drawn)
     of_v = log_sum(joint, 1)[(V[:, 0] == 1) & (V[:, 1] == 0)]
     exact = np.exp(of_v - log_sum(of_v))

@@ -469,7 +469,7 @@ def test_sample_has_the_law_of_the_model():
     p = np.exp(np.asarray(model.log_prob(state, {"x": everything}), np.float64))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     x = np.asarray(model.sample(state, jax.random.key(4), 20_000)).reshape(-1, 3)
-    counts = np.bincount(x.astype(int) @ [4, 2, 1], minlength=8)
+    counts = np.bincount(x.astype(int) @ np.array([4, 2, 1]), minlength=8)
     assert scipy.stats.chisquare(counts, p / p.sum() * len(x)).pvalue > 1e-3
 
 
