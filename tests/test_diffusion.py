@@ -1606,6 +1606,7 @@ def test_draws_never_have_probability_zero(monkeypatch):
         assert discrete.draw(jax.random.key(0), p[None])[0, -1] == 0, levels
 
 
+@pytest.mark.slow
 def test_discrete_evaluate_gives_bounds_of_few_steps_too():
     model, state = small("absorbing", 3, draws=12, few=(2, 4))
     values = np.tile(level_values(model), (200, 1))

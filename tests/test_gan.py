@@ -105,6 +105,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
     assert equal(SMALL._judge(state.discriminator, x), SMALL._judge(state.discriminator, x))
 
 
+@pytest.mark.slow
 def test_replicas_under_pmap_draw_noise_of_their_own():
     """Equal rows and one key for all: only noise can tell the replicas' mean from a single one."""
     state = jax.jit(SMALL.init)(jax.random.key(0))

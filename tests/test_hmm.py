@@ -230,6 +230,7 @@ def test_parallel_equals_sequential_on_a_long_sequence(block):
     np.testing.assert_allclose(gradients[0], smoothed[0], atol=1e-5)  # Fisher's identity
 
 
+@pytest.mark.slow
 def test_a_million_steps_lose_no_precision():
     """Where the transitions forget, log p is a sum over steps."""
     steps, states = 10**6, 2
@@ -510,6 +511,7 @@ def test_a_mixture_completes_an_observation_by_what_is_shown_of_it():
     np.testing.assert_allclose(drawn[drawn > 0].mean(), 8, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_full_covariance_completes_an_observation_by_its_regression():
     model, state, _ = make("full")
     one = HMM(shape=(1, D), states=1, emission=model.emission)
@@ -549,7 +551,7 @@ def test_samples_are_likelier_under_their_own_model(name):
     np.testing.assert_allclose(hidden.mean((0, 1)), x.mean((0, 1)), atol=0.25 * x.std())
 
 
-@pytest.mark.parametrize("start", ["kmeans", "examples"])
+@pytest.mark.parametrize("start", [pytest.param("kmeans", marks=pytest.mark.slow), "examples"])
 def test_it_begins_from_the_data(start):
     """Three clusters far apart: k-means finds them, examples lie within them."""
     centres = jnp.array([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]])

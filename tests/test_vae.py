@@ -238,6 +238,7 @@ def test_objective_is_what_a_step_lowers():
         )
 
 
+@pytest.mark.slow
 def test_beta_weighs_the_kl():
     x = linear_data()
     kl = {}
