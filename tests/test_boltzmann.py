@@ -690,7 +690,7 @@ def test_training_reaches_the_data():
     x = np.tile(np.array([[1, 1, 0, 0, 1], [0, 0, 1, 1, 0]], np.float32), (10, 1))
     models = [
         RBM(shape=(D,), hidden=4, learning_rate=0.2, **QUICK),
-        DBM(shape=(D,), hidden=(4, 3), learning_rate=0.2, **QUICK),
+        DBM(shape=(D,), hidden=(4, 3), learning_rate=0.1, **QUICK),
         BoltzmannMachine(shape=(D,), hidden=1, learning_rate=0.2, **QUICK),
     ]
     for model in models:
