@@ -85,8 +85,11 @@ class Attention(nn.Module):
 
 class UNetModule(nn.Module):
     """Residual blocks at each resolution on the way down and, with what was there, on the way up;
-    self-attention at the lowest one; with `pixels` two layers of that many channels that see each
-    pixel's input again, which patches leave no room for."""
+    self-attention at the lowest one.
+
+    Deviations: it may work on patches; and with `pixels`, two last layers of that many channels see
+    each pixel's input again, which patches leave no room for.
+    """
 
     channels: tuple[int, ...]
     blocks: int
