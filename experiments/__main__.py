@@ -1,7 +1,7 @@
 """The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
 
-What is slow to import (orbax, matplotlib, tensorflow-datasets) is imported where it is used, so
-that help and a mistyped flag are answered at once.
+Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
+used, so that help and a mistyped flag are answered at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 
 
 def leave(number: int, _) -> None:
-    """Ends at once, as nothing is being trained that could be saved."""
+    """End the process at once: before training begins there is nothing to save."""
     print(f"{signal.Signals(number).name}: stopped", file=sys.stderr, flush=True)
     os._exit(75)
 
@@ -34,10 +34,10 @@ usage: python -m experiments COMMAND ...
 
   list             every experiment: its family, kind of density, data and capabilities
   train NAME       train an experiment; the same command again resumes it
-  evaluate RUN     estimates on the test split, into RUN/evaluation.json
-  sample RUN       samples: a PNG grid and an .npy
-  table            the likelihoods of all published runs, into experiments/results/RESULTS.md
-  bench [NAME...]  speed of training and sampling, next to that of a large matrix product
+  evaluate RUN     write estimates on the test split to RUN/evaluation.json
+  sample RUN       draw samples: a PNG grid and an .npy
+  table            write all published results to experiments/results/RESULTS.md
+  bench [NAME...]  measure the speed of training and sampling
 
 python -m experiments COMMAND --help lists the flags of a command.
 """
@@ -46,50 +46,51 @@ Arguments = TypeVar("Arguments")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Estimates on a split of the data, into RUN/evaluation.json."""
+    """Write estimates on a split of the data to RUN/evaluation.json."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
     split: Literal["test", "validation", "train"] = "test"
-    """which examples"""
+    """split of the data to evaluate on"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
-    """also write experiments/results/NAME.json"""
+    """also write experiments/results/NAME.json, the pictures and the weights"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Samples of the trained model, as RUN/samples/seedS_nN.png and .npy."""
+    """Draw samples from the trained model, as RUN/samples/seedS_nN.png and .npy."""
 
     run: tyro.conf.Positional[Path]
     """run folder"""
     n: int = 100
     """number of samples"""
     seed: int = 0
-    """determines the noise"""
+    """seed of the draws"""
+    label: tuple[int, ...] = ()
+    """classes to draw from, one or several in turn (default: the model's choice)"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The likelihoods of all published runs, into experiments/results/RESULTS.md."""
+    """Write all published results to experiments/results/RESULTS.md, and print likelihoods."""
 
     data: tuple[str, ...] = ()
-    """data sets to print (default: all); the file has all of them"""
+    """data sets whose likelihoods are printed (default: all)"""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Speed of training, of sampling, of the samplers of diffusion and, with an HMM among the
-    experiments, of EM beside other libraries (extra: compare); next to that of a large matrix
-    product."""
+    """Measure the speed of training and sampling beside a large matrix product, and beside other
+    libraries where they are installed (extra: compare)."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """experiments (default: all)"""
     seconds: float = 3.0
-    """how long each one trains, after compiling"""
+    """seconds for which each one trains, after compiling"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     json: Path | None = None
@@ -97,8 +98,12 @@ class Bench:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code: 0; 2 for an error of the user's; 75 if it was
-    interrupted, and the same command goes on; 1 if training failed."""
+    """Run one command.
+
+    Returns:
+      The exit code: 0; 1 if training failed; 2 for an error that the user can mend; 75 if training
+      was interrupted, and the same command resumes it.
+    """
     from gen.core import UserError
 
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
@@ -144,7 +149,7 @@ def list_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class List:
-    """Every experiment: its family, its place in the taxonomy, its data and its capabilities."""
+    """List every experiment: its family, kind of density, data and capabilities."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -168,10 +173,13 @@ def evaluate_command(arguments: list[str]) -> int:
     chosen = parse(Evaluate, arguments, "evaluate")
     from rich.console import Console
 
-    from experiments.evaluation import evaluate_run, publish, summary
+    from experiments.evaluation import check_publishable, evaluate_run, publish, summary
+    from experiments.folder import commit
     from experiments.run import load_run
 
     run = load_run(chosen.run, chosen.data_dir)
+    if chosen.publish:  # before the evaluation, which may take minutes
+        check_publishable(run, chosen.split, commit())
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         record = evaluate_run(run, chosen.split)
@@ -186,7 +194,8 @@ def sample_command(arguments: list[str]) -> int:
     from experiments.evaluation import sample_run
     from experiments.run import load_run
 
-    for path in sample_run(load_run(chosen.run, chosen.data_dir), chosen.n, chosen.seed):
+    run = load_run(chosen.run, chosen.data_dir)
+    for path in sample_run(run, chosen.n, chosen.seed, chosen.label):
         print(path)
     return 0
 
@@ -212,48 +221,24 @@ def bench_command(arguments: list[str]) -> int:
     chosen = parse(Bench, arguments, "bench")
     from rich.console import Console
 
-    from experiments import bench, bench_diffusion, bench_hmm, bench_rbm
-    from experiments.folder import device_name, write_json
+    from experiments import bench
+    from experiments.folder import write_json
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
-    from gen.models.boltzmann import RBM
-    from gen.models.hmm import HMM
 
     names = chosen.names or tuple(EXPERIMENTS)
     for name in names:
         check_name(name)
     if chosen.json and not chosen.json.absolute().parent.is_dir():
         raise UserError(f"{chosen.json} lies in no folder: make the folder first")
-    peak = bench.matmul_gflops()
-    rows = {name: bench.speed(EXPERIMENTS[name], chosen.data_dir, chosen.seconds) for name in names}
-    Console().print(bench.table(rows, peak, device_name()))
-    drawn = {name: bench.sampling(EXPERIMENTS[name], chosen.data_dir) for name in names}
-    samplers = {name: row for name, row in drawn.items() if row}
-    if samplers:
-        Console().print(bench.sampling_table(samplers))
-    others: dict[str, Any] = {}
-    if any(isinstance(EXPERIMENTS[name].model, HMM) for name in names):
-        others["em"] = bench_hmm.em_speeds(chosen.seconds)
-        Console().print(bench_hmm.em_table(others["em"]))
-    if any(isinstance(EXPERIMENTS[name].model, RBM) for name in names):
-        found = bench_rbm.speeds()
-        others["rbm"] = found._asdict()
-        Console().print(bench_rbm.table(found))
-    if denoisers := [name for name in names if name in bench_diffusion.NAMES]:
-        timed = {
-            name: bench_diffusion.speeds(EXPERIMENTS[name], chosen.data_dir, chosen.seconds)
-            for name in denoisers
-        }
-        others["diffusion"] = bench_diffusion.as_json(timed)
-        Console().print(bench_diffusion.table(timed))
+    record = bench.run(names, chosen.data_dir, chosen.seconds, Console().print)
     if chosen.json:
-        measured = bench.as_json(rows, samplers, peak, device_name())
-        write_json(chosen.json, {**measured, **others})
+        write_json(chosen.json, record)
     return 0
 
 
 def check_name(name: str) -> None:
-    """Raises `UserError`, with the nearest names, unless `name` is an experiment."""
+    """Raise `UserError`, with the nearest names, unless `name` is an experiment."""
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
 
@@ -266,7 +251,14 @@ def check_name(name: str) -> None:
 def parse(
     kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
 ) -> Arguments:
-    """The flags of a command. On help or an error tyro prints it and exits, with 0 or 2."""
+    """Return the flags of a command. On help or an error tyro prints it and exits, with 0 or 2.
+
+    Args:
+      kind: the class whose fields are the flags.
+      arguments: the command line after the name of the command.
+      command: the name of the command, for its help.
+      default: the values of flags that are not given; None for the defaults of the class.
+    """
     extra: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         kind,

@@ -1,10 +1,10 @@
-"""Estimates and samples from a finished run."""
+"""Evaluate, publish and sample a run."""
 
 from __future__ import annotations
 
 import math
-import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,50 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.folder import commit, write_json
-from experiments.probe import probe
+from experiments.folder import commit, is_clean, write_json
 from experiments.run import Run
-from gen import estimate, plots, train
-from gen.core import UserError, capabilities
+from gen import estimate, plots, train, weights
+from gen.core import UserError, capabilities, facts
+from gen.uses.features import probe
 
 RESULTS = Path(__file__).parent / "results"
+"""Folder of the published results."""
+WEIGHTS = "weights.safetensors"
+LARGEST_COMMITTED = 6_000_000
+"""Bytes of weights above which RESULTS/.gitignore lists their file."""
 
 
 def evaluate_run(run: Run, split: str) -> dict[str, Any]:
-    """The record of the model's estimates on a split and of what they cost: over the run's seeds,
-    or if they are restarts of the best on validation; with those of the probes, if the experiment
-    asks for them. It is written to evaluation.json (evaluation-SPLIT.json for another than the test
-    split)."""
+    """Estimate what the model of a run can be judged by, and write the record into its folder.
+
+    The estimates are means over the seeds of the run. Restarts are represented by the best of them
+    on validation. The file is evaluation.json, or evaluation-SPLIT.json for another split than the
+    test split.
+
+    Args:
+      run: the run.
+      split: train, validation or test.
+
+    Returns:
+      The record: the estimates, their values for each seed, and the cost and origin of the run.
+    """
     experiment, model = run.experiment, run.experiment.model
     by_seed = []
     seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
     for seed in seeds:
         state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
         rows, key = experiment.decoded(run.dataset, split, seed)
-        found = model.evaluate(state, rows, key)
+        levels = experiment.levels(run.dataset)
+        results = estimate.evaluate(model, state, rows, key, levels=levels)
         if experiment.probe:
             splits = {
                 name: experiment.decoded(run.dataset, name, seed)[0] for name in run.dataset.splits
             }
-            found |= probe(model, state, splits, split, seed)
-        by_seed.append(found)
-    estimates = {name: estimate.over_seeds([of[name] for of in by_seed]) for name in by_seed[0]}
+            results |= probe(model, state, splits, split, seed)
+        by_seed.append(results)
+    estimates = {
+        name: estimate.over_seeds([results[name] for results in by_seed]) for name in by_seed[0]
+    }
     learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, run.shown)))
     record = {
         "experiment": run.name,
@@ -52,20 +68,14 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         "seeds": list(seeds),
         **({"restarts": list(experiment.all_seeds)} if experiment.restarts else {}),
         "per_seed": [
-            {
-                "seed": seed,
-                **{
-                    name: {key: estimate.to_json(e)[key] for key in ("value", "stderr")}
-                    for name, e in of.items()
-                },
-            }
-            for seed, of in zip(seeds, by_seed, strict=True)
+            {"seed": seed, **{name: _value(each) for name, each in results.items()}}
+            for seed, results in zip(seeds, by_seed, strict=True)
         ],
         "parameters": sum(math.prod(array.shape) for array in learned),
         "train_seconds": round(run.seconds, 1),
-        "device": _all(run, "device"),
+        "device": _of_sessions(run, "device"),
         "command": run.sessions[-1]["command"],
-        "commit": _all(run, "commit"),
+        "commit": _of_sessions(run, "commit"),
         "evaluated_at_commit": commit(),
     }
     name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
@@ -73,58 +83,131 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     return record
 
 
-def publish(run: Run, record: dict[str, Any]) -> Path:
-    """Writes a finished run's record on the test split to experiments/results/NAME.json, and its
-    final pictures to experiments/results/NAME/."""
+def _value(each: estimate.Estimate) -> dict[str, Any]:
+    """Return the value and the standard error of an estimate, as JSON."""
+    fields = estimate.to_json(each)
+    return {"value": fields["value"], "stderr": fields["stderr"]}
+
+
+def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
+    """Check that a run may be published.
+
+    Args:
+      run: the run.
+      split: the split that it is evaluated on.
+      evaluated_at: the commit of the evaluation.
+
+    Raises:
+      UserError: the run is unfinished, the split is not the test split, or the run was not trained
+        and evaluated at a commit without later changes.
+    """
     if run.step < run.experiment.steps:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
         )
-    if record["split"] != "test":
-        raise UserError(f"only the test split is published, not {record['split']}")
-    if not re.fullmatch("[0-9a-f]{40}", str(record["commit"])):
-        raise UserError(f"{run.folder} was trained at {record['commit']}: train it at one commit")
-    pictured = RESULTS / run.name
-    pictured.mkdir(parents=True, exist_ok=True)
+    if split != "test":
+        raise UserError(f"only the test split is published, not {split}")
+    trained_at = _of_sessions(run, "commit")
+    if not is_clean(trained_at):
+        raise UserError(
+            f"{run.folder} was trained at {trained_at}: train it at one commit, without changes"
+        )
+    if not is_clean(evaluated_at):
+        raise UserError(f"this checkout is at {evaluated_at}: commit its changes, then publish")
+
+
+def publish(run: Run, record: dict[str, Any]) -> Path:
+    """Write the record, the final pictures and the weights of a run to experiments/results.
+
+    The record is NAME.json. The pictures and the weights of the seed that they show are in NAME/.
+
+    Args:
+      run: a finished run.
+      record: its record, from `evaluate_run`.
+
+    Returns:
+      The path of NAME.json.
+
+    Raises:
+      UserError: the run may not be published, see `check_publishable`.
+    """
+    check_publishable(run, record["split"], record["evaluated_at_commit"])
+    folder = RESULTS / run.name
+    folder.mkdir(parents=True, exist_ok=True)
     for name in pictures.FINAL:
+        (folder / name).unlink(missing_ok=True)  # an earlier run may have had other pictures
         if (run.folder / "samples" / name).exists():
-            shutil.copyfile(run.folder / "samples" / name, pictured / name)
+            shutil.copyfile(run.folder / "samples" / name, folder / name)
+    state = run.experiment.of_seed(run.state, run.shown)
+    step = int(np.ravel(run.chosen_step)[run.shown])
+    weights.save(folder / WEIGHTS, state, experiment=run.name, step=step)
+    _list_if_large(folder / WEIGHTS)
     path = RESULTS / f"{run.name}.json"
     write_json(path, record)
     return path
 
 
-def _all(run: Run, field: str) -> str:
-    """What the sessions of a run have in that field: one value, or several joined."""
+def _list_if_large(path: Path) -> None:
+    """Let RESULTS/.gitignore list a file of weights if it is too large to commit."""
+    listing = RESULTS / ".gitignore"
+    before = set(listing.read_text().splitlines()) if listing.exists() else set()
+    name = f"{path.parent.name}/{path.name}"
+    after = before - {name} | ({name} if path.stat().st_size > LARGEST_COMMITTED else set())
+    if after != before:
+        listing.write_text("".join(f"{line}\n" for line in sorted(after)))
+
+
+def _of_sessions(run: Run, field: str) -> str:
+    """Return a field of the sessions of a run: one value, or all different values, joined."""
     return " and ".join(dict.fromkeys(str(session[field]) for session in run.sessions))
 
 
-def sample_run(run: Run, n: int, seed: int) -> list[Path]:
-    """n samples of the shown seed's model: the floats [n, *shape] as .npy and, of images, a PNG
-    grid."""
+def sample_run(run: Run, n: int, seed: int, labels: Sequence[int] = ()) -> list[Path]:
+    """Draw samples from the model of the seed that a run shows.
+
+    Args:
+      run: the run.
+      n: the number of samples.
+      seed: the seed of the draws.
+      labels: classes to draw from, cycled over the samples; empty for the model's own choice.
+
+    Returns:
+      The paths of an .npy file with the floats [n, *shape], and before it, if these are images, of
+      a PNG grid.
+
+    Raises:
+      UserError: the model has no sampler, or does not have the labels; n is out of range.
+    """
     model = run.experiment.model
+    name, classes = type(model).__name__, facts(model).classes
     if "sample" not in capabilities(model):
         raise UserError(
-            f"{type(model).__name__} cannot sample: it has no sampler; "
+            f"{name} cannot sample: it has no sampler; "
             f"what it can do: {', '.join(capabilities(model))}"
         )
     if not 1 <= n <= 100_000:
         raise UserError(f"{n} samples: take 1 … 100000")
     train.check_seeds(seed)
-    images = pictures.draw_samples(
-        model, run.experiment.of_seed(run.state, run.shown), train.streams(seed).sample, n
-    )
-    stem = run.folder / "samples" / f"seed{seed}_n{n}"
+    if labels and not classes:
+        raise UserError(f"{name} of {run.folder} takes no labels: leave --label out")
+    if wrong := [label for label in labels if not 0 <= label < classes]:
+        raise UserError(f"label {wrong[0]} is out of range: take 0 … {classes - 1}")
+    given = {"label": np.resize(np.array(labels, np.int32), n)} if labels else {}
+    state = run.experiment.of_seed(run.state, run.shown)
+    draw = jax.jit(model.sample, static_argnums=2)
+    x = np.asarray(draw(state, train.streams(seed).sample, n, **given))
+    suffix = f"_label{'-'.join(map(str, labels))}" if labels else ""
+    stem = run.folder / "samples" / f"seed{seed}_n{n}{suffix}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
-    np.save(array, images)
+    np.save(array, x)
     if len(model.shape) != 3:
         return [array]
-    pictures.save(plots.grid(images, math.ceil(math.sqrt(n))), picture)
+    pictures.save(plots.grid(x, math.ceil(math.sqrt(n))), picture)
     return [picture, array]
 
 
 def summary(record: dict[str, Any]) -> Any:
-    """A table of a record's estimates for the terminal."""
+    """Return a table of a record's estimates for the terminal."""
     from rich.table import Table
 
     table = Table("estimate", "value ± standard error", "kind", "n", "settings")

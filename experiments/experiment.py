@@ -1,10 +1,10 @@
-"""What an experiment is (a model, its data, how long it trains) and where it runs."""
+"""Define an experiment (a model, its data, the length of its training) and where it runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from flax import linen as nn
 
-from gen import data, train
-from gen.core import Batch, UserError, capabilities
+from gen import data, optimize, train
+from gen.core import Batch, UserError, capabilities, check_fields, facts, require
 from gen.data import Binarize, Dataset
 from gen.train import Decode
 
@@ -26,7 +27,7 @@ MAY_CHANGE = {
     "keep_every",
     "steps_per_dispatch",
 }
-"""Fields that say how long a run is or how it reports: a resumed run may have others."""
+"""Fields that a resumed run may change: its length, and the intervals of its reports."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_]mnist, digits[_nudged], uci_{dna, mushrooms, nips}, news,
-    jsb, nottingham, letters, earthquakes or eight_gaussians"""
+    jsb, nottingham, letters, earthquakes, regimes or eight_gaussians"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100
     """examples in a step"""
     steps: int = 1000
-    """length of the training"""
+    """number of training steps"""
     seed: int = 0
-    """determines initial weights, row order and every draw"""
+    """seed of the initial weights, the row order and every draw"""
     seeds: tuple[int, ...] = ()
     """train one run for each of these at once, in place of --seed"""
     restarts: bool = False
@@ -55,8 +56,8 @@ class Experiment:
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
     validate_every: int = 0
-    """steps between two looks at the validation split; the best state is kept if the model has an
-    objective (0: the last one)"""
+    """steps between two validations; the best state is kept if the model has an objective (0: no
+    validation)"""
     sample_every: int = 0
     """steps between two pictures of samples from the same noise (0: none)"""
     checkpoint_every: int = 1000
@@ -67,113 +68,154 @@ class Experiment:
     """steps in one compiled call (0: 1 on a CPU, 100 elsewhere)"""
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "report_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: take at least 1")
-        for name in ("validate_every", "sample_every", "keep_every", "steps_per_dispatch"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: take at least 0")
-        if self.keep_every % self.checkpoint_every:
-            raise UserError(
-                f"keep_every is {self.keep_every}: take a multiple of checkpoint_every, "
-                f"{self.checkpoint_every}"
-            )
-        if self.validate_every % self.report_every:
-            raise UserError(
-                f"validate_every is {self.validate_every}: take a multiple of report_every, "
-                f"{self.report_every}"
-            )
-        decay = getattr(self.model, "decay_steps", 0)
-        if 0 < decay < self.steps:
-            raise UserError(
-                f"the step size is 0 from step {decay} on, before the {self.steps} steps are over: "
-                "give --model.decay-steps too"
+        check_fields(
+            self,
+            positive=("batch_size", "steps", "report_every", "checkpoint_every"),
+            non_negative=("validate_every", "sample_every", "keep_every", "steps_per_dispatch"),
+        )
+        for name, unit in (("keep_every", "checkpoint_every"), ("validate_every", "report_every")):
+            value, interval = getattr(self, name), getattr(self, unit)
+            require(
+                value % interval == 0,
+                f"{name} is {value}: take a multiple of {unit}, {interval}",
             )
         if self.validate_every:
             train.check_validated(self.model)
-        if self.restarts and not train.has_objective(self.model):
-            raise UserError(f"{type(self.model).__name__} has no objective to compare restarts by")
-        if self.restarts and not 0 < self.validate_every <= self.steps:
-            raise UserError(
+        if self.restarts:
+            require(
+                train.has_objective(self.model),
+                f"{type(self.model).__name__} has no objective to compare restarts by",
+            )
+            require(
+                0 < self.validate_every <= self.steps,
                 "restarts are compared on the validation split: give a --validate-every of at most "
-                f"the {self.steps} steps"
+                f"the {self.steps} steps",
             )
         train.check_seeds(self.all_seeds)
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
+        """Return the seeds of the run, one or several."""
         return self.seeds or (self.seed,)
 
     @property
     def fit_seed(self) -> int | tuple[int, ...]:
-        """As `fit` takes it: one seed alone runs without `vmap`."""
+        """Return the seeds as `fit` takes them: a single seed runs without `vmap`."""
         return self.seeds or self.seed
 
     def on(self, dataset: Dataset) -> Experiment:
-        """With the model's shape set to that of the data. Raises `UserError` if its variables have
-        other levels than the data, if these are padded sequences and it does not take any, or if
-        there is nothing to probe: no labels or no codes; or if it lacks labels or classes."""
-        if "length" in dataset.train and not getattr(self.model, "sequences", False):
-            raise UserError(
-                f"{dataset.name} has sequences of different lengths, which "
-                f"{type(self.model).__name__} does not take: an HMM does"
-            )
-        if dataset.counts and (self.binarize != "none" or getattr(self.model, "levels", None)):
-            raise UserError(
-                f"{dataset.name} has counts, not levels: --binarize none and Poisson emissions"
-            )
-        levels = 2 if self.binarize != "none" else dataset.peak + 1
-        if (getattr(self.model, "levels", None) or levels) != levels:
-            raise UserError(
-                f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
-                f"the model {self.model.levels}: change that, or the model's levels"
-            )
-        if self.probe and "label" not in dataset.train:
-            raise UserError(f"{dataset.name} has no labels, which --probe predicts: leave it out")
-        if self.probe and "encode" not in capabilities(self.model):
-            raise UserError(
-                f"{type(self.model).__name__} has no codes, which --probe tries: leave it out"
-            )
-        if classes := getattr(self.model, "classes", 0):
-            if "label" not in dataset.train:
-                raise UserError(
-                    f"{dataset.name} has no labels, which the model is given: --model.classes 0"
-                )
-            if classes <= (last := int(max(of["label"].max() for of in dataset.splits.values()))):
-                raise UserError(
-                    f"{dataset.name} has labels up to {last}, the model {classes} classes: "
-                    f"--model.classes {last + 1}"
-                )
+        """Return the experiment with the model's shape set to the shape of the data.
+
+        Raises:
+          UserError: the model is one of other values than the data have (levels, counts, a
+            density), takes no sequences, or needs labels that the data lack; the data cannot be
+            binarised; or there are no labels or no codes to probe.
+        """
+        self._check_values(dataset)
+        self._check_labels(dataset)
         return replace(self, model=replace(self.model, shape=dataset.shape))
 
+    def _check_values(self, dataset: Dataset) -> None:
+        """Raise `UserError` unless the model is one of values as the decoded data have them."""
+        name, known, levels = type(self.model).__name__, facts(self.model), self.levels(dataset)
+        values = "counts" if dataset.counts else "continuous values"
+        if "length" in dataset.train and not known.sequences:
+            raise UserError(
+                f"{dataset.name} has sequences of different lengths, which {name} does not take: "
+                "an HMM does"
+            )
+        if self.binarize != "none" and dataset.levels == 0:
+            raise UserError(f"{dataset.name} has {values}, not levels: give --binarize none")
+        if dataset.counts and known.levels is not None:
+            raise UserError(
+                f"{dataset.name} has counts, not levels: take a model of counts, such as an HMM "
+                "with Poisson emissions"
+            )
+        if known.counts and not dataset.counts and levels != 2:  # 0 and 1 are counts, too
+            raise UserError(
+                f"{name} models counts and {dataset.name} has "
+                f"{f'{levels} levels' if levels else values}: choose other data or other emissions"
+            )
+        if known.levels == 0 and levels:
+            raise UserError(
+                f"{dataset.name} has {levels} levels and {name} models a density of continuous "
+                f"data: take Dequantized({name}(...), levels={levels})"
+            )
+        if known.levels and levels == 0:
+            raise UserError(
+                f"{dataset.name} has continuous values and {name} models {known.levels} levels: "
+                "take a model of a density"
+            )
+        if known.levels and known.levels != levels:
+            raise UserError(
+                f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
+                f"the model {known.levels}: change that, or the model's levels"
+            )
+
+    def _check_labels(self, dataset: Dataset) -> None:
+        """Raise `UserError` unless the data have the labels that the model and the probe need."""
+        name, classes = type(self.model).__name__, facts(self.model).classes
+        if self.probe and not dataset.classes:
+            raise UserError(f"{dataset.name} has no labels, which --probe predicts: leave it out")
+        if self.probe and "encode" not in capabilities(self.model):
+            raise UserError(f"{name} has no codes, from which --probe predicts: leave it out")
+        if classes and not dataset.classes:
+            raise UserError(
+                f"{dataset.name} has no labels, which the model takes: --model.classes 0"
+            )
+        if classes and classes < dataset.classes:
+            raise UserError(
+                f"{dataset.name} has labels up to {dataset.classes - 1}, the model {classes} "
+                f"classes: --model.classes {dataset.classes}"
+            )
+
+    def for_run(self) -> Experiment:
+        """Return the experiment with a length for every falling schedule of the model.
+
+        It is the number of steps of the run where none is given.
+        """
+        return replace(self, model=optimize.for_run(self.model, self.steps))
+
+    def levels(self, dataset: Dataset) -> int:
+        """Return the number of levels of decoded x; 0 for counts and continuous data."""
+        return 2 if self.binarize != "none" else dataset.levels
+
     def decode(self, dataset: Dataset) -> Decode:
+        """Return the function from raw batches to batches as the model takes them."""
         return partial(data.decode, peak=dataset.peak, binarize=self.binarize)
 
     def decoded(self, dataset: Dataset, split: str, seed: int) -> tuple[Batch, jax.Array]:
-        """All of a split as the model takes it, and the key to evaluate it with; dynamic
-        binarisation draws it once, with another key of the seed."""
+        """Return all of a split as the model takes it, and the key to evaluate it with.
+
+        Dynamic binarisation draws the split once, with a key of its own.
+
+        Args:
+          dataset: the data set of the experiment.
+          split: train, validation or test.
+          seed: the seed of both keys.
+        """
         decode_key, key = jax.random.split(train.streams(seed).evaluate)
         return jax.jit(self.decode(dataset))(dict(dataset.splits[split]), decode_key), key
 
     @property
     def pauses(self) -> list[int]:
-        """Intervals at which training has to be seen, beside that of the reports."""
+        """Return the intervals at which training pauses, beside the interval of the reports."""
         return [every for every in (self.checkpoint_every, self.sample_every) if every]
 
     def shown(self, carry: train.Carry) -> int:
-        """The number of the seed whose model is looked at: the first, of restarts the best."""
+        """Return the index of the seed whose model is shown: the first, or the best restart."""
         if not (self.restarts and self.seeds and isinstance(carry.best, train.Best)):
             return 0
         return int(np.argmin(carry.best.validation))
 
     def of_seed(self, tree: Any, index: int) -> Any:
-        """What belongs to the seed number `index` in a tree that `fit` made."""
+        """Return the part of one seed, by its index, of a tree that `fit` made."""
         return jax.tree.map(lambda array: array[index], tree) if self.seeds else tree
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where and on what a run trains: nothing that its result depends on."""
+    """Where and on which devices a run trains. Its result does not depend on these."""
 
     out: Path | None = None
     """run folder (default: runs/NAME-seedN)"""
@@ -192,7 +234,7 @@ class Options:
 
     def __post_init__(self):
         if self.devices < 0:
-            raise UserError(f"devices is {self.devices}: take at least 1")
+            raise UserError(f"devices is {self.devices}: take at least 1, or 0 for the default")
         if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
             raise UserError(f"coordinator is {self.coordinator!r}: it has the form host:port")
         if not self.coordinator and (self.processes, self.process) != (1, 0):
@@ -208,12 +250,16 @@ class Training:
 
 
 def to_config(name: str, experiment: Experiment) -> dict[str, Any]:
-    """As JSON: the experiment's name and every field."""
-    return {"experiment": name, **_lists(asdict(experiment))}
+    """Return the experiment as JSON: its name and every field.
+
+    A field whose value JSON cannot hold, such as a function or an optax transformation in place of
+    an `Optimizer`, is left out: it stands in the registry.
+    """
+    return {"experiment": name, **_to_json(experiment)}
 
 
 def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
-    """The experiment that `to_config` described. Raises `UserError` if none fits."""
+    """Return the experiment that `to_config` described. Raise `UserError` if none fits."""
     values = dict(config)
     name = values.pop("experiment", None)
     if name not in registry:
@@ -222,7 +268,13 @@ def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`field: old -> new` for every field that differs and may not."""
+    """Return `field: old -> new` for every field that differs and may not.
+
+    Args:
+      old: the configuration of a run.
+      new: the configuration to continue it with.
+      prefix: the name of the part that both describe, with a dot.
+    """
     changed = []
     for field in sorted(old.keys() | new.keys()):
         before, after = old.get(field), new.get(field)
@@ -233,24 +285,52 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return changed
 
 
+def _to_json(value: Any) -> Any:
+    """Return a part as an object of its fields and a tuple as a list, as JSON gives them back."""
+    if is_dataclass(value):
+        return {name: _to_json(getattr(value, name)) for name in _stored(value)}
+    return [_to_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _stored(part: Any) -> list[str]:
+    """Return the names of the fields that config.json holds.
+
+    A Flax module has further fields, which Flax or the model sets.
+    """
+    internal = (*getattr(type(part), "set_by_model", ()), "parent", "name")
+    return [
+        field.name
+        for field in fields(part)
+        if not (isinstance(part, nn.Module) and field.name in internal)
+        and _holds(getattr(part, field.name))
+    ]
+
+
+def _holds(value: Any) -> bool:
+    """Return whether JSON can hold a value."""
+    if isinstance(value, tuple | list):
+        return all(map(_holds, value))
+    part = is_dataclass(value) and not isinstance(value, type)
+    return part or value is None or isinstance(value, bool | int | float | str)
+
+
 def _rebuild(default: Any, values: Mapping[str, Any]) -> Any:
-    unknown = values.keys() - {field.name for field in fields(default)}
-    if unknown:
+    """Return the part `default` with the values of its fields that `_to_json` described."""
+    if unknown := values.keys() - set(_stored(default)):
         raise UserError(
             f"config.json has fields that {type(default).__name__} lacks: "
             f"{', '.join(sorted(unknown))} (was the run made by another version?)"
         )
-    return replace(default, **{key: _value(getattr(default, key), values[key]) for key in values})
+    return replace(
+        default, **{name: _value(getattr(default, name), values[name]) for name in values}
+    )
 
 
 def _value(default: Any, value: Any) -> Any:
+    """Return a field's value from JSON, where `default` has its type."""
     if isinstance(value, dict) and is_dataclass(default):
         return _rebuild(default, value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _lists(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {key: _lists(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, list):
+        same = isinstance(default, tuple | list) and len(default) == len(value)
+        return tuple(map(_value, default if same else value, value))
+    return value

@@ -1,9 +1,9 @@
 """The files of a run folder.
 
-config.json      the experiment, every field
-manifest.json    the data's SHA-256; of each session: command, versions, commit, device, flags
-metrics.jsonl    a line per report; deterministic, so it holds no times
-checkpoints/     see `gen.checkpoint`; what was damaged lies in damaged/
+config.json      the experiment with every field
+manifest.json    the data's SHA-256; the command, versions, commit, device and flags of each session
+metrics.jsonl    a line for each report; deterministic, so it holds no times
+checkpoints/     see `gen.checkpoint`; damaged checkpoints are moved to damaged/
 samples/         pictures
 evaluation.json  estimates, from `evaluate`
 """
@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,19 @@ from gen.core import UserError
 from gen.data import Dataset
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
+"""function of (step, metrics) that appends a report to metrics.jsonl"""
+
+
+NOT_RESULTS = (":(top)", ":(top,exclude)experiments/results")
+"""All files of the checkout except for published results, as git takes paths."""
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keeps `folder` for this process; the system lets go when the process ends, however it ends.
+    """Lock `folder` for this process. The system releases the lock when the process ends.
 
-    Raises `UserError`, naming the process, if another one has it.
+    Raises:
+      UserError: the folder cannot be written, or another process, which is named, has the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,8 +71,15 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file. Raises `UserError` if it is damaged
-    or lacks a key that is needed."""
+    """Return the object in a JSON file, or None if there is no such file.
+
+    Args:
+      path: the file.
+      *needed: keys that the object must have.
+
+    Raises:
+      UserError: the file is damaged or lacks a key.
+    """
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -80,22 +95,33 @@ def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name first, so that no half of it is ever read."""
+    """Write JSON under a temporary name first, so that no half-written file is ever read."""
     _write(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """config.json; None if there is none."""
-    return read_json(folder / "config.json", "experiment", "model")
+    """Return config.json, or None if there is none."""
+    return read_json(folder / "config.json", "experiment", "model", "steps")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """manifest.json; None if there is none."""
+    """Return manifest.json, or None if there is none."""
     return read_json(folder / "manifest.json", "data", "sessions")
 
 
 def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
-    """Raises `UserError` unless `folder` is new or holds this very run; writes nothing."""
+    """Check that a folder is new or holds this run. Nothing is written.
+
+    Args:
+      folder: the run folder.
+      name: the name of the experiment.
+      experiment: the experiment on its data, before `Experiment.for_run`.
+      dataset: its data.
+
+    Raises:
+      UserError: the folder has other files, another run, or a run on other data, or its learning
+        rate falls over another number of steps.
+    """
     old = read_config(folder)
     if old is None:
         ours = {"lock", "manifest.json", "checkpoints"}  # as a kill at the start leaves them
@@ -103,7 +129,15 @@ def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> 
         if strange:
             raise UserError(f"{folder} is not empty and holds no run: choose another --out")
         return
-    if changed := differences(old, to_config(name, experiment)):
+    if changed := differences(old, to_config(name, experiment.for_run())):
+        as_long = replace(experiment, steps=old["steps"]).for_run()
+        if not differences(old, to_config(name, as_long)):  # the schedule is the only difference
+            schedule = changed[0].partition(":")[0].replace("decay_steps", "schedule")
+            raise UserError(
+                f"{folder} holds a run of {old['steps']} steps, over which its learning rate falls "
+                f"to 0, so that it cannot have {experiment.steps}: train anew with another --out; "
+                f"runs with --{schedule} constant can be made longer"
+            )
         raise UserError(
             f"{folder} holds another run ({'; '.join(changed)}): choose another --out, "
             "or repeat its own command to resume it"
@@ -115,7 +149,16 @@ def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> 
 
 
 def check_data(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> None:
-    """Raises `UserError` unless the run was trained on `dataset`."""
+    """Check that a run was trained on a data set.
+
+    Args:
+      folder: the run folder, for the message.
+      manifest: its manifest.json.
+      dataset: the data set.
+
+    Raises:
+      UserError: the SHA-256 of the data has changed.
+    """
     if manifest["data"] != {"name": dataset.name, "sha256": dataset.sha256}:
         raise UserError(
             f"{folder} was trained on other data: the SHA-256 of {dataset.name} has changed; "
@@ -124,7 +167,14 @@ def check_data(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> None
 
 
 def note_session(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
-    """Writes config.json, and this process's session into manifest.json."""
+    """Write config.json, and append this process's session to manifest.json.
+
+    Args:
+      folder: the run folder.
+      name: the name of the experiment.
+      experiment: the experiment that is run.
+      dataset: its data.
+    """
     sessions = (read_manifest(folder) or {"sessions": []})["sessions"]
     record = {"name": dataset.name, "sha256": dataset.sha256}
     write_json(folder / "manifest.json", {"data": record, "sessions": [*sessions, _session()]})
@@ -133,9 +183,10 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without a last one that a kill cut short.
+    """Return the lines of metrics.jsonl, except for a last one that a kill cut short.
 
-    Raises `UserError`, with its number, at a line that is damaged.
+    Raises:
+      UserError: a line, which is named by its number, is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
@@ -154,7 +205,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def open_log(folder: Path, lines: list[dict[str, Any]], tensorboard: bool) -> Iterator[Log]:
-    """Makes `lines` the content of metrics.jsonl; then every call appends a report."""
+    """Yield a function that appends reports to metrics.jsonl.
+
+    Args:
+      folder: the run folder.
+      lines: the reports that the file holds at first.
+      tensorboard: whether to write TensorBoard events, too.
+
+    Raises:
+      UserError: tensorboardX is not installed.
+    """
     events = None
     if tensorboard:
         try:
@@ -185,7 +245,7 @@ def open_log(folder: Path, lines: list[dict[str, Any]], tensorboard: bool) -> It
 
 
 def device_name() -> str:
-    """The accelerator's name, or the processor's with its number of cores."""
+    """Return the name of the accelerator, or of the processor with its number of cores."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind
@@ -193,13 +253,17 @@ def device_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    here = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count()
+    usable = hasattr(os, "sched_getaffinity")  # macOS does not have it
+    cores = len(os.sched_getaffinity(0)) if usable else os.cpu_count()
     return f"CPU: {model}, {cores} cores"
 
 
 def commit() -> str | None:
-    """The commit of this checkout, marked where files have changed since; None outside of one."""
+    """Return the commit of this checkout, or None outside of one.
+
+    It ends in `-dirty` if tracked files have changed since, results excepted: publishing one result
+    does not make the next one dirty.
+    """
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent
@@ -208,14 +272,19 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *NOT_RESULTS)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
+def is_clean(commit: str | None) -> bool:
+    """Return whether a result file's commit is one commit without later changes."""
+    return bool(re.fullmatch("[0-9a-f]{40}", str(commit)))
+
+
 def _session() -> dict[str, Any]:
-    """How, with what and on what this process runs."""
+    """Return the command, versions, commit, device and flags of this process."""
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy"]
     packages += ["tensorflow-datasets", "scikit-learn", "gen"]
     flags = {
@@ -239,6 +308,7 @@ def _session() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     part.replace(path)

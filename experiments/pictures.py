@@ -1,9 +1,9 @@
-"""The pictures of a run, drawn from what its model can do."""
+"""The pictures and texts of a run, chosen by the capabilities and facts of its model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen import plots
-from gen.core import Batch, capabilities
+from gen.core import Batch, capabilities, facts
 from gen.data import LogProb
+from gen.uses.features import encode_all
 
 FINAL = (
     "samples.png",
@@ -36,12 +37,19 @@ FINAL = (
     "sequences.txt",
     "curves.png",
 )
-SWEEPS = (0, 1, 10, 100, 1_000)  # after which chains are shown
-TEMPERATURES = (30, 100, 300, 1_000, 3_000)  # at which log Z is bracketed
-STRIP = 10  # samples that are followed through training
-STEPS = (1_000, 50, 20, 10)  # in which the same noise is denoised
-CLOUD = 2_000  # points of a cloud
-SHOWN = (
+"""Names of the files that a finished run can have."""
+
+SWEEPS = (0, 1, 10, 100, 1_000)
+"""Numbers of Gibbs sweeps after which chains are shown."""
+TEMPERATURES = (30, 100, 300, 1_000, 3_000)
+"""Numbers of temperatures at which AIS brackets log Z."""
+STEPS = (1_000, 50, 20, 10)
+"""Numbers of sampling steps that are compared."""
+ROW = 10
+"""Images in a row of the pictures that show the same examples again and again."""
+POINTS = 2_000
+"""Points in a scatter plot."""
+TRIPLES = (
     ("nasa", "space", "shuttle"),
     ("god", "jesus", "bible"),
     ("car", "engine", "dealer"),
@@ -52,21 +60,47 @@ SHOWN = (
 """Words that documents are completed from, where all three are variables of the data."""
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def _sample(model: Any, state: Any, key: jax.Array, n: int) -> jax.Array:
+    """Draw samples by a compiled function that later calls with an equal model reuse."""
+    return model.sample(state, key, n)
+
+
 def draw_samples(model: Any, state: Any, key: jax.Array, n: int = 100) -> np.ndarray:
-    """n samples as floats [n, *shape]."""
-    return np.asarray(jax.jit(model.sample, static_argnums=2)(state, key, n))
+    """Draw samples from a model.
+
+    Args:
+      model: a model with `sample`.
+      state: a state of it.
+      key: the source of the draws.
+      n: the number of samples.
+
+    Returns:
+      [n, *shape], floats.
+    """
+    return np.asarray(_sample(model, state, key, n))
 
 
 def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) -> None:
-    """Samples of the moment, where they are images or points of the plane: a picture of them, and
-    what the strip needs, of images the first few as bytes."""
+    """Draw samples during training: images and points of the plane, as a picture and as arrays.
+
+    `final_pictures` puts the arrays of all steps into one picture, `strip.png`. The arrays are the
+    first `ROW` images as bytes, or all points.
+
+    Args:
+      folder: the folder of the pictures.
+      step: the number of training steps done.
+      model: a model with `sample`.
+      state: its state.
+      key: the source of the draws, the same at each step.
+    """
     path = folder / f"step_{step:07d}.npy"
     if len(model.shape) == 3:
         images = draw_samples(model, state, key)
-        np.save(path, np.round(images[:STRIP] * 255).astype(np.uint8))
+        np.save(path, np.round(images[:ROW] * 255).astype(np.uint8))
         save(plots.grid(images, 10), path.with_suffix(".png"))
     if model.shape == (2,):
-        points = draw_samples(model, state, key, CLOUD)
+        points = draw_samples(model, state, key, POINTS)
         np.save(path, points)
         save(plots.clouds({f"step {step:,}": points}, 1), path.with_suffix(".png"))
 
@@ -81,17 +115,23 @@ def final_pictures(
     words: Sequence[str] = (),
     log_prob: LogProb | None = None,
 ) -> None:
-    """Draws every picture that the model's capabilities allow: of its tables, of images [H, W, C],
-    of points [2], whose density `log_prob` gives if it is known, of sequences, whose values
-    `symbols` name if they are letters, and of documents, whose variables `words` name.
+    """Draw every picture that the model's capabilities allow, under the names in `FINAL`.
 
-    `test` is decoded, and binarised as in training.
+    Args:
+      folder: the folder of the pictures.
+      model: any model. Examples of shape [H, W, C] are drawn as images, of shape [2] as points.
+      state: a trained state of it.
+      test: test examples, decoded and binarised as in training.
+      key: the source of the draws.
+      symbols: the letter of each level, if examples are texts.
+      words: the word of each variable, if examples are documents.
+      log_prob: the log-density of the distribution that the data were drawn from, if it is known.
     """
     able = capabilities(model)
     if "tables" in able:
         tables = jax.device_get(jax.jit(model.tables)(state))
         labels = {"emission": list(symbols.replace(" ", "␣"))} if symbols else None
-        rows = "unit" if "bracket" in able else "state"
+        rows = "state" if facts(model).sequences else "unit"
         save(plots.heatmaps(tables, labels, rows), folder / "tables.png")
     if "bracket" in able:
         bracket_picture(folder, model, state, key)
@@ -108,49 +148,67 @@ def final_pictures(
 def sequence_pictures(
     folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, symbols: str
 ) -> None:
-    """Of sequences [T, ...]: test examples beside samples, as text if they are letters; and a test
-    example with its code, [T, latent], below it."""
+    """Draw test sequences beside samples, and the codes of one test sequence below it.
+
+    Args:
+      folder: the folder of the pictures.
+      model: any model.
+      state: a state of it.
+      test: sequences [N, T, ...] with their lengths.
+      key: the source of the draws.
+      symbols: the letter of each level; with it, sequences are written as text.
+    """
     able = capabilities(model)
     rows = range(min(3, len(test["x"])))
     lengths = np.minimum(np.asarray(test["length"])[: len(rows)], 300)
     real = [panel(test["x"][i], lengths[i]) for i in rows]
     if "encode" in able:
         one = {name: values[:1] for name, values in test.items()}
-        code = np.asarray(jax.jit(model.encode)(state, one))[0]
+        code = np.asarray(jax.jit(model.encode)(state, one))[0]  # [T, latent]
         panels = {"test example": real[0], "p(z | x), a row for each state": code[: lengths[0]]}
         save(plots.stacked(panels), folder / "posterior.png")
     if "sample" in able:
-        drawn = draw_samples(model, state, key, len(rows))
-        drawn = [panel(drawn[i], lengths[i]) for i in rows]
+        samples = draw_samples(model, state, key, len(rows))
+        samples = [panel(samples[i], lengths[i]) for i in rows]
         if symbols:
-            lines = [("test   ", real), ("sampled", drawn)]
+            lines = [("test   ", real), ("sampled", samples)]
             text = "".join(
                 f"{name}  {spell(sequence, symbols)}\n" for name, part in lines for sequence in part
             )
             (folder / "sequences.txt").write_text(text)
         else:
             panels = {f"test example {i + 1}": real[i] for i in rows}
-            panels |= {f"sample {i + 1}": drawn[i] for i in rows}
+            panels |= {f"sample {i + 1}": samples[i] for i in rows}
             save(plots.stacked(panels), folder / "sequences.png")
 
 
 def panel(x: Any, length: int) -> np.ndarray:
-    """A sequence [T, ...] up to its length, as [T] if it has one variable, else [T, D]."""
+    """Return the first `length` steps of a sequence, as [T] for one variable and [T, D] for D."""
     x = np.asarray(x)[:length].reshape(length, -1)
     return x[:, 0] if x.shape[1] == 1 else x
 
 
 def spell(x: np.ndarray, symbols: str) -> str:
-    """Levels [T] in [0, 1] as the letters that they stand for."""
+    """Return levels [T] in [0, 1] as the letters that they stand for."""
     return "".join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
 
 
 def document_texts(
     folder: Path, model: Any, state: Any, key: jax.Array, words: Sequence[str]
 ) -> None:
-    """Of documents, which contain some of `words` [D]: for up to 50 hidden units, those of the
-    longest weight vectors first, the 8 words of the largest positive weights; and of each triple of
-    SHOWN the 10 words that 200 completions of it contain most often, with their frequencies."""
+    """Write the words of the hidden units, and completions of `TRIPLES`.
+
+    `words.txt` has up to 50 hidden units, in the order of the norm of their weights, and for each
+    unit the 8 words of its largest positive weights. `completions.txt` has for each triple the 10
+    words that 200 completions of it contain most often, with their frequencies.
+
+    Args:
+      folder: the folder of the texts.
+      model: any model of documents, each a binary vector [D] of the words that it contains.
+      state: a state of it.
+      key: the source of the draws.
+      words: the D words.
+    """
     able = capabilities(model)
     if "filters" in able:
         weights = np.asarray(jax.jit(model.filters)(state)).reshape(-1, len(words))
@@ -161,15 +219,15 @@ def document_texts(
             names = [words[d] for d in largest if weights[unit, d] > 0]
             lines.append(f"unit {unit:4d}  {' '.join(names)}".rstrip())
         (folder / "words.txt").write_text("\n".join(lines) + "\n")
-    # A model that fills in one variable after another misses what is shown after it.
-    triples = [triple for triple in SHOWN if set(triple) <= set(words)]
-    if "complete" in able and not hasattr(model, "raster") and triples:
+    # A model that completes variable by variable would ignore words that stand later in its order.
+    triples = [triple for triple in TRIPLES if set(triple) <= set(words)]
+    if "complete" in able and facts(model).completion == "any" and triples:
         complete, lines = jax.jit(model.complete), []
         for i, triple in enumerate(triples):
             shown = np.isin(words, triple).astype(np.float32).reshape(model.shape)
             x = jnp.asarray(np.tile(shown, (200, *[1] * shown.ndim)))
-            drawn = complete(state, x, jnp.asarray(shown), jax.random.fold_in(key, i))
-            frequency = np.asarray(drawn).reshape(len(x), -1).mean(axis=0)
+            completed = complete(state, x, jnp.asarray(shown), jax.random.fold_in(key, i))
+            frequency = np.asarray(completed).reshape(len(x), -1).mean(axis=0)
             hidden = np.where(shown.reshape(-1) == 1, -1, frequency)
             most = np.argsort(-hidden, kind="stable")[: min(10, len(words) - len(triple))]
             names = ", ".join(f"{words[d]} {frequency[d]:.0%}" for d in most)
@@ -178,147 +236,248 @@ def document_texts(
 
 
 def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> None:
-    """Both ends of AIS on log Z by 100 chains, against the number of temperatures."""
-    ends = [model.bracket(state, key, number, 100) for number in TEMPERATURES]
-    series = {
-        "forward": [(end.forward, end.forward_stderr) for end in ends],
-        "reverse": [(end.reverse, end.reverse_stderr) for end in ends],
+    """Draw both ends of the AIS bracket of log Z, by 100 chains, against the temperatures.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model with `bracket`. With `log_partition`, the exact value is drawn where it exists.
+      state: a state of it.
+      key: the source of the draws.
+    """
+    brackets = [model.bracket(state, key, number, 100) for number in TEMPERATURES]
+    ends = {
+        "forward": [(each.forward, each.forward_stderr) for each in brackets],
+        "reverse": [(each.reverse, each.reverse_stderr) for each in brackets],
     }
-    exact = model.log_partition(state)
-    save(plots.brackets(TEMPERATURES, series, exact), folder / "bracket.png")
+    exact = model.log_partition(state) if "log_partition" in capabilities(model) else None
+    save(plots.brackets(TEMPERATURES, ends, exact), folder / "bracket.png")
 
 
 def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
-    """Of images [H, W, C]: samples, their way from noise and through training, reconstructions,
-    completions of the upper halves, up to 100 filters, and codes."""
+    """Draw the pictures of a model of images: samples, and how they come about; reconstructions,
+    completions, filters and codes.
+
+    Args:
+      folder: the folder of the pictures, with the snapshots of training.
+      model: any model of images [H, W, C].
+      state: a state of it.
+      test: test examples.
+      key: the source of the draws.
+    """
     able = capabilities(model)
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
-    if "sample" in able and hasattr(model, "mixing"):
-        frames = [draw_samples(replace(model, mixing=n), state, key, STRIP) for n in SWEEPS]
-        labels = [f"{n:,} sweeps" for n in SWEEPS]
-        save(plots.grid(np.concatenate(frames), STRIP, labels), folder / "chains.png")
+    if "chains" in able:
+        chains = jax.jit(model.chains, static_argnums=(2, 3))
+        frames = {f"sweep {sweeps:,}": chains(state, key, ROW, sweeps) for sweeps in SWEEPS}
+        save(row_by_row(frames), folder / "chains.png")
     if "denoising" in able:
-        save(row_by_row(way_from_noise(model, state, key, STRIP, 10)), folder / "denoising.png")
-        save(row_by_row(in_fewer_steps(model, state, key, STRIP)), folder / "steps.png")
+        save(row_by_row(denoising_frames(model, state, key, ROW, 10)), folder / "denoising.png")
+    if "sample_in" in able:
+        save(row_by_row(samples_by_steps(model, state, key, ROW)), folder / "steps.png")
     if len(stored := snapshots(folder)) > 1:
-        images = {name: values / 255 for name, values in stored.items()}
-        save(row_by_row(images), folder / "strip.png")
-    if "reconstruct" in able:
-        x = {"x": test["x"][:30]}
-        both = np.stack([x["x"], jax.jit(model.reconstruct)(state, x)])  # [2, 30, *shape]
-        rows = both.reshape(2, 3, 10, *model.shape).swapaxes(0, 1)
-        images = rows.reshape(60, *model.shape)
         save(
-            plots.grid(images, 10, ["original", "reconstructed"] * 3),
-            folder / "reconstructions.png",
+            row_by_row({name: values / 255 for name, values in stored.items()}),
+            folder / "strip.png",
         )
-    if "complete" in able and getattr(model, "raster", True):  # else the upper half is not first
-        x = jnp.asarray(test["x"][:10])
-        upper = jnp.zeros(model.shape).at[: model.shape[0] // 2].set(1)
-        shown = jnp.where(upper[None] == 1, x, 0.5)
-        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
-        completed = [jax.jit(model.complete)(state, x, upper, each) for each in keys]
-        rows = ["original", "shown", *["completed"] * len(keys)]
-        images = np.concatenate([x, shown, *completed])
-        save(plots.grid(images, 10, rows), folder / "completions.png")
+    if "reconstruct" in able:
+        reconstruction_picture(folder, model, state, test)
+    if "complete" in able and facts(model).completion in ("any", "raster"):
+        completion_picture(folder, model, state, test, key)
     if "filters" in able:
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
-    if "encode" in able and "label" in test and "denoising" not in able:  # else codes are noise
+    if "encode" in able and "label" in test and facts(model).codes == "features":
         latent_picture(folder, model, state, test)
     if "encode" in able and "decode" in able:
-        codes = encoded(model, state, test, 16)
-        way = great_circles if "denoising" in able else straight  # the codes are normal draws
-        path = way(codes[:8], codes[8:], np.linspace(0, 1, 11))  # [8, 11, latent]
-        images = jax.jit(model.decode)(state, path.reshape(-1, codes.shape[1]))
-        save(plots.grid(images, 11), folder / "interpolations.png")
+        interpolation_picture(folder, model, state, test)
+
+
+def reconstruction_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
+    """Draw 30 test images, each row of 10 above the row of their reconstructions.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model with `reconstruct`.
+      state: a state of it.
+      test: test images, at least 30.
+    """
+    batch = {"x": test["x"][:30]}
+    both = np.stack([batch["x"], jax.jit(model.reconstruct)(state, batch)])  # [2, 30, *shape]
+    images = both.reshape(2, 3, 10, *model.shape).swapaxes(0, 1).reshape(60, *model.shape)
+    rows = ["original", "reconstructed"] * 3
+    save(plots.grid(images, 10, rows), folder / "reconstructions.png")
+
+
+def completion_picture(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
+    """Draw 10 test images and three completions of their upper halves.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model whose `complete` takes an upper half, which comes first in raster order.
+      state: a state of it.
+      test: test images, at least 10.
+      key: the source of the draws.
+    """
+    x = jnp.asarray(test["x"][:10])
+    upper = jnp.zeros(model.shape).at[: model.shape[0] // 2].set(1)
+    shown = jnp.where(upper[None] == 1, x, 0.5)
+    complete, keys = jax.jit(model.complete), jax.random.split(jax.random.fold_in(key, 1), 3)
+    completed = [complete(state, x, upper, each) for each in keys]
+    rows = ["original", "shown", *["completed"] * len(keys)]
+    images = np.concatenate([x, shown, *completed])
+    save(plots.grid(images, 10, rows), folder / "completions.png")
+
+
+def interpolation_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
+    """Draw the decoded paths between the codes of 8 pairs of test images.
+
+    Codes that are features are joined by straight lines, codes that are noise by great circles.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model with `encode` and `decode`.
+      state: a state of it.
+      test: test images, at least 16.
+    """
+    codes = encode_all(model, state, {name: values[:16] for name, values in test.items()})
+    interpolate = great_circles if facts(model).codes == "noise" else straight_lines
+    path = interpolate(codes[:8], codes[8:], np.linspace(0, 1, 11))  # [8, 11, latent]
+    images = jax.jit(model.decode)(state, path.reshape(-1, codes.shape[1]))
+    save(plots.grid(images, 11), folder / "interpolations.png")
 
 
 def point_pictures(
     folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, log_prob: LogProb | None
 ) -> None:
-    """Of points [2]: test examples, and samples or their way from noise, among the lines of the
-    true density; samples in fewer steps and through training; and codes."""
+    """Draw the pictures of a model of points in the plane: test examples, samples and codes.
+
+    Args:
+      folder: the folder of the pictures, with the snapshots of training.
+      model: any model of points [2].
+      state: a state of it.
+      test: test examples.
+      key: the source of the draws.
+      log_prob: the log-density that the test examples were drawn from, drawn as contour lines.
+    """
     able = capabilities(model)
     log_density = None
     if log_prob:
         middles = (jnp.arange(300) + 0.5) / 300
         log_density = np.asarray(log_prob(jnp.stack(jnp.meshgrid(middles, middles), axis=-1)))
-    panels = {"test examples": np.asarray(test["x"])[:CLOUD]}
+    panels = {"test examples": np.asarray(test["x"])[:POINTS]}
     if "denoising" in able:
-        panels |= way_from_noise(model, state, key, CLOUD, 6)
-        save(plots.clouds(in_fewer_steps(model, state, key, CLOUD), 4), folder / "steps.png")
+        panels |= denoising_frames(model, state, key, POINTS, 6)
     elif "sample" in able:
-        panels["samples"] = draw_samples(model, state, key, CLOUD)
+        panels["samples"] = draw_samples(model, state, key, POINTS)
     save(plots.clouds(panels, 4, log_density), folder / "points.png")
+    if "sample_in" in able:
+        save(plots.clouds(samples_by_steps(model, state, key, POINTS), 4), folder / "steps.png")
     if len(stored := snapshots(folder)) > 1:
         save(plots.clouds(stored, 4), folder / "strip.png")
     if "encode" in able and "label" in test:
         latent_picture(folder, model, state, test)
 
 
-def way_from_noise(
+def denoising_frames(
     model: Any, state: Any, key: jax.Array, n: int, frames: int
 ) -> dict[str, np.ndarray]:
-    """n samples [n, *shape] at `frames` + 1 moments of their making, by the steps behind them."""
-    found = jax.jit(model.denoising, static_argnums=(2, 3))(state, key, n, frames)
-    total = model.sample_steps
-    behind = [round(i * total / frames) for i in range(frames + 1)]
-    return {
-        f"step {step:,}/{total:,}": np.asarray(frame)
-        for step, frame in zip(behind, found, strict=True)
-    }
+    """Return samples on their way from noise to data, by the label of the frame.
+
+    Args:
+      model: a model with `denoising`.
+      state: a state of it.
+      key: the source of the draws.
+      n: the number of samples.
+      frames: the number of frames after the first, which is the noise.
+
+    Returns:
+      Arrays [n, *shape]. A label is the number of steps done, `step 5/50`, or the share of the way
+      done, `10%`, where the model's fact `sample_steps` is 0.
+    """
+    images = np.asarray(jax.jit(model.denoising, static_argnums=(2, 3))(state, key, n, frames))
+    total = facts(model).sample_steps
+    labels = [
+        f"step {round(i * total / frames):,}/{total:,}" if total else f"{i / frames:.0%}"
+        for i in range(frames + 1)
+    ]
+    return dict(zip(labels, images, strict=True))  # frames between the same steps are shown once
 
 
-def in_fewer_steps(model: Any, state: Any, key: jax.Array, n: int) -> dict[str, np.ndarray]:
-    """n samples [n, *shape] from the same noise in the numbers of STEPS: by DDIM, which adds none,
-    if the model takes samplers."""
-    fixed = {"sampler": "ddim"} if hasattr(model, "sampler") else {}
-    models = {f"{steps:,} steps": replace(model, sample_steps=steps, **fixed) for steps in STEPS}
-    return {name: draw_samples(each, state, key, n) for name, each in models.items()}
+def samples_by_steps(model: Any, state: Any, key: jax.Array, n: int) -> dict[str, np.ndarray]:
+    """Return samples from the same key in the numbers of steps `STEPS`, by the name of each.
+
+    Args:
+      model: a model with `sample_in`.
+      state: a state of it.
+      key: the source of the draws.
+      n: the number of samples.
+
+    Returns:
+      Arrays [n, *shape].
+    """
+    sample_in = jax.jit(model.sample_in, static_argnums=(2, 3))
+    return {f"{steps:,} steps": np.asarray(sample_in(state, key, n, steps)) for steps in STEPS}
 
 
 def snapshots(folder: Path) -> dict[str, np.ndarray]:
-    """What `snapshot` has stored, by step."""
+    """Return the arrays that `snapshot` stored, by the name of the step."""
     return {
         f"step {int(path.stem[5:]):,}": np.load(path) for path in sorted(folder.glob("step_*.npy"))
     }
 
 
-def row_by_row(images: Mapping[str, np.ndarray]) -> Any:
-    """A grid with one row for each name, of its images [STRIP, H, W, C]."""
-    return plots.grid(np.concatenate(list(images.values())), STRIP, list(images))
+def row_by_row(images: Mapping[str, Any]) -> Any:
+    """Return a grid with one row of `ROW` images [ROW, H, W, C] for each name."""
+    return plots.grid(np.concatenate(list(images.values())), ROW, list(images))
 
 
 def latent_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
-    """Codes of up to 2,000 labelled examples."""
-    codes = encoded(model, state, test, 2_000)
-    points, how = plane(codes.reshape(len(codes), -1))
-    labels = np.asarray(test["label"][: len(codes)])
-    title = f"{model.family}: codes of {len(labels)} test examples, {how}"
+    """Draw the codes of labelled test examples in the plane.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model with `encode`.
+      state: a state of it.
+      test: test examples with labels, of which the first `POINTS` are shown.
+    """
+    shown = {name: values[:POINTS] for name, values in test.items()}
+    points, projection = plane(encode_all(model, state, shown, block=500))
+    labels = np.asarray(shown["label"])
+    title = f"{model.family}: codes of {len(labels)} test examples, {projection}"
     save(plots.scatter(points, labels, title), folder / "latent.png")
 
 
-def encoded(model: Any, state: Any, test: Batch, n: int) -> np.ndarray:
-    """Codes of up to n examples, 500 at a time to spare memory."""
-    encode = jax.jit(model.encode)
-    parts = (
-        {name: values[i : min(i + 500, n)] for name, values in test.items()}
-        for i in range(0, min(n, len(test["x"])), 500)
-    )
-    return np.concatenate([encode(state, part) for part in parts])
+def straight_lines(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return (1 − w) a + w b, linear interpolation.
 
+    Args:
+      a: starts, [N, D].
+      b: ends, [N, D].
+      weights: w in [0, 1], [W].
 
-def straight(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(1 − w) a + w b for a and b [N, D] and each weight w: [N, W, D]."""
+    Returns:
+      [N, W, D].
+    """
     w = weights[None, :, None]
     return (1 - w) * a[:, None] + w * b[:, None]
 
 
 def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """As `straight`, at the angle wθ from a to b, where θ is that between them: as long as normal
-    draws, which straight lines cut short (Shoemake 1985; Song et al. 2021, section 5.3)."""
+    """Return (sin((1 − w) θ) a + sin(w θ) b) / sin θ, spherical linear interpolation (slerp).
+
+    θ is the angle between a and b. The path has the length of normal draws, whereas the middle of a
+    straight line is too short: Shoemake 1985, https://doi.org/10.1145/325165.325242; Song, Meng &
+    Ermon 2021, https://arxiv.org/abs/2010.02502, section 5.3.
+
+    Args:
+      a: starts, [N, D].
+      b: ends, [N, D].
+      weights: w in [0, 1], [W].
+
+    Returns:
+      [N, W, D].
+    """
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     angle = np.arccos(np.clip((a * b).sum(axis=1) / lengths, -1, 1))[:, None, None]
     w = weights[None, :, None]
@@ -326,7 +485,7 @@ def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
-    """The metrics of a run, as metrics.jsonl has them, against the step."""
+    """Draw the metrics of a run, the lines of its metrics.jsonl, against the step."""
     names = dict.fromkeys(name for line in lines for name in line if name != "step")
     series = {
         name: (
@@ -339,16 +498,25 @@ def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:
-    """Codes [N, latent] in two dimensions, and how: themselves, or by t-SNE."""
+    """Project codes to two dimensions by t-SNE, unless they have no more.
+
+    van der Maaten & Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
+
+    Args:
+      codes: [N, latent].
+
+    Returns:
+      Points [N, 2], and the name of the projection.
+    """
     if codes.shape[1] <= 2:
-        return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "as they are"
+        return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "not projected"
     from sklearn.manifold import TSNE
 
     return TSNE(init="pca", random_state=0).fit_transform(codes), "t-SNE"
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a PNG under a temporary name first, so that no half of one is ever seen."""
+    """Write a figure as a PNG, under a temporary name first, so that no partial file is seen."""
     part = path.with_suffix(".part")
     figure.savefig(part, format="png")
     part.replace(path)

@@ -1,4 +1,4 @@
-"""Training into a run folder, resuming from it, and reading it back."""
+"""Train into a run folder, resume from it, and read it back."""
 
 from __future__ import annotations
 
@@ -25,29 +25,40 @@ from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities
 from gen.data import Dataset
 
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run it again to go on
-LAST_PICTURE = "curves.png"  # drawn after the others: a finished run that has it has all of them
+INTERRUPTED = 75
+"""Exit code of an interrupted run, EX_TEMPFAIL of sysexits.h: the same command resumes it."""
+LAST_PICTURE = "curves.png"
+"""The picture that is drawn last: a finished run that has it has all pictures."""
 
 
 class Run(NamedTuple):
-    """A run read back from its folder."""
+    """A run that was read back from its folder."""
 
     folder: Path
     name: str
     experiment: Experiment
     dataset: Dataset
     step: int
-    chosen_step: Any  # that of `state`, [] or [S]: not `step` where validation chose it
-    state: Any  # the model's, [S, ...] for several seeds
-    shown: int  # the number of the seed whose model is looked at
-    seconds: float  # of training, as its last checkpoint counts them
-    sessions: list[dict[str, Any]]  # of the manifest
+    chosen_step: Any  # step of `state`, [] or [S]; below `step` where validation chose the state
+    state: Any  # state of the model, [S, ...] for several seeds
+    shown: int  # index of the seed whose model is shown
+    seconds: float  # training time up to the last checkpoint
+    sessions: list[dict[str, Any]]  # sessions in manifest.json
 
 
 def train_run(name: str, experiment: Experiment, options: Options) -> int:
-    """Trains `experiment`, or resumes it where its folder stops; returns the exit code.
+    """Train an experiment, or resume it where its folder stops.
 
-    Raises `UserError` before anything is trained.
+    Args:
+      name: its name in the registry.
+      experiment: the experiment as the flags have changed it.
+      options: where and on which devices it runs.
+
+    Returns:
+      The exit code: 0, INTERRUPTED, or 1 if a metric became NaN or infinite.
+
+    Raises:
+      UserError: flags, data and folder do not fit together. Nothing has been trained then.
     """
     if options.coordinator:
         parallel.join(options.coordinator, options.processes, options.process)
@@ -70,6 +81,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             files.check(folder, name, experiment, dataset)
 
         _by_lead(open_folder)
+        experiment = experiment.for_run()
         interrupted = stack.enter_context(_signals())
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
@@ -89,7 +101,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
 
         old = files.read_config(folder) or {}
         if start and old.get("report_every") != experiment.report_every:
-            start = done, train.without_sums(start[1])  # they belong to the old interval
+            # The sums of the metrics belong to a report of the old interval.
+            start = done, train.without_sums(start[1])
         _meet("configuration read")
         log, show = _no_log, _no_log
         if _lead():
@@ -110,6 +123,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 steps=experiment.steps,
                 batch_size=experiment.batch_size,
                 seed=experiment.fit_seed,
+                levels=experiment.levels(dataset),
                 decode=experiment.decode(dataset),
                 report_every=experiment.report_every,
                 pause_every=experiment.pauses,
@@ -131,7 +145,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                     saved = step
                 if _lead() and experiment.sample_every and step % experiment.sample_every == 0:
                     _snapshot(folder, experiment, step, carry)
-                    began = time.perf_counter() - seconds  # pictures are no training
+                    began = time.perf_counter() - seconds  # drawing does not count as training
                 if finished and _lead():
                     _final_pictures(folder, experiment, dataset, carry)
                 if stop:
@@ -151,7 +165,15 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
 
 
 def load_run(folder: Path, data_dir: Path | None = None) -> Run:
-    """The run in `folder` at its last sound checkpoint, with its data."""
+    """Return the run in `folder` at its last sound checkpoint, with its data.
+
+    Args:
+      folder: a run folder.
+      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+
+    Raises:
+      UserError: the folder holds no run, a file of it is damaged, or the data have changed.
+    """
     config, manifest = files.read_config(folder), files.read_manifest(folder)
     if config is None or manifest is None:
         raise UserError(
@@ -180,7 +202,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
 
 
 def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
-    """The step of `carry.chosen`, [] or [S]."""
+    """Return the step of `carry.chosen`, [] or [S]."""
     best = np.asarray(carry.best.step) if isinstance(carry.best, train.Best) else np.zeros((), int)
     return np.where(best == 0, step, best)
 
@@ -188,9 +210,9 @@ def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
 def _lines_until(
     done: int, folder: Path, experiment: Experiment, old: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The reports that a run which goes on from step `done` has behind it.
+    """Return the reports up to step `done`, from which a run is resumed.
 
-    A shorter run ended with a report off the interval, which a longer one never makes.
+    A shorter run ended with a report off the interval, which a longer one does not make.
     """
     every = experiment.report_every
     same = old.get("report_every") == every
@@ -202,7 +224,7 @@ def _lines_until(
 
 
 def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
-    """The shapes of the carry, placed on the mesh, for a restore."""
+    """Return the shapes of the carry, placed on the mesh, for a restore."""
     shapes = jax.eval_shape(
         lambda: train.begin(
             experiment.model,
@@ -229,7 +251,7 @@ def _name_damaged(damaged: dict[int, str]) -> None:
 
 
 def _lead() -> bool:
-    """Whether this is the one process that writes (checkpoints are written by all together)."""
+    """Return whether this process is the one that writes. Checkpoints are written by all."""
     return jax.process_index() == 0
 
 
@@ -239,13 +261,13 @@ def _say(text: str) -> None:
 
 
 def _meet(name: str) -> None:
-    """Waits until every process is here."""
+    """Wait until every process has come to this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def _by_lead(action: Callable[[], None]) -> None:
-    """Does it in the leading process; a `UserError` there is one everywhere."""
+    """Run `action` in the leading process. Raise its `UserError`, if any, in every process."""
     message = ""
     if _lead():
         try:
@@ -263,7 +285,7 @@ def _by_lead(action: Callable[[], None]) -> None:
 
 
 def _same_everywhere(config: dict[str, Any]) -> None:
-    """Raises `UserError` in every process if they were started with different configurations."""
+    """Raise `UserError` in every process if they were started with different configurations."""
     if jax.process_count() > 1:
         number = np.uint32(zlib.crc32(json.dumps(config).encode()))
         if len(np.unique(multihost_utils.process_allgather(number))) > 1:
@@ -271,7 +293,7 @@ def _same_everywhere(config: dict[str, Any]) -> None:
 
 
 def _agree(flag: bool, at_report: bool) -> bool:
-    """Whether to stop; several processes ask each other, at reports only."""
+    """Return whether any process has the flag set. Several processes exchange it at reports."""
     if jax.process_count() == 1:
         return flag
     return at_report and bool(np.any(multihost_utils.process_allgather(np.array(flag))))
@@ -279,7 +301,7 @@ def _agree(flag: bool, at_report: bool) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[list[str]]:
-    """A list that SIGTERM or Ctrl-C puts its name into; a second signal acts as it did before."""
+    """Yield a list that receives the name of SIGTERM or SIGINT; a second signal acts as before."""
     caught: list[str] = []
     before = {}
 
@@ -297,12 +319,12 @@ def _signals() -> Iterator[list[str]]:
 
 
 def _no_log(step: int, metrics: Any) -> None:
-    """For the processes that do not write, and where there is no terminal."""
+    """Do nothing, in processes that do not write and where there is no terminal."""
 
 
 @contextmanager
 def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
-    """A progress bar with the last report below it, on a terminal; nothing elsewhere."""
+    """Show a progress bar above the last report on a terminal, and nothing elsewhere."""
     if not sys.stdout.isatty():
         yield _no_log
         return
@@ -333,7 +355,7 @@ def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
 
 
 def _spread(values: np.ndarray) -> str:
-    """A value, or the mean ± standard error over seeds."""
+    """Return a value as text, or the mean ± standard error over seeds."""
     if values.size == 1:
         return f"{values.item():.4g}"
     return f"{values.mean():.4g} ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}"
@@ -357,7 +379,7 @@ def _final_pictures(
 ) -> None:
     from experiments import pictures
 
-    carry = parallel.local(carry)  # as it lies on this process's first device
+    carry = parallel.local(carry)  # the copy on this process's first device
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])

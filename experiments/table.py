@@ -1,13 +1,20 @@
-"""RESULTS.md: every published likelihood, by data set, made from the result files."""
+"""Make RESULTS.md from the result files: every estimate, and the likelihoods by data set."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.folder import read_json
+from experiments.folder import is_clean, read_json
 from experiments.published import PUBLISHED
-from gen.estimate import MARKS, from_json
+from gen.estimate import MARKS, Estimate, from_json
+
+Record = dict[str, Any]
+"""The content of a result file."""
+
+NEEDED = ("experiment", "data", "binarize", "estimates", "seeds", "parameters", "train_seconds")
+"""Keys that every result file has."""
 
 TITLES = {
     "binarized_mnist": "MNIST, binarised once (Larochelle; 50,000 / 10,000 / 10,000)",
@@ -23,62 +30,125 @@ TITLES = {
     "nottingham": "Nottingham, nats per time step",
     "letters": "letters of tiny Shakespeare, nats per symbol",
 }
-"""The data sets that have a table, in their order; some have one of their grey levels, too."""
+"""Titles of the likelihood tables, in their order: one for each data set, or two where the data
+have grey levels and are also binarised."""
 
-PER_STEP = ("jsb", "nottingham", "letters")  # sequences, whose nats are per time step
-DYNAMIC = ("mnist", "digits")  # grey images, whose table is of their dynamic binarisation
-GREY = "_grey"  # ends the names of those of grey levels
+PER_STEP = ("jsb", "nottingham", "letters")
+"""Data sets of sequences, whose table has nats per time step."""
+DYNAMIC = ("mnist", "digits")
+"""Data sets of grey images, whose table in nats is for dynamic binarisation."""
+GREY = "_grey"
+"""Suffix of the tables of grey levels, in bits per pixel."""
 
 HEADER = """\
 # Results
 
-Test negative log-likelihood in nats per example, of sequences per time step, lower is better, ± the
-standard error over test examples. Made by `python -m experiments table` from the files beside this
-one; each names its commit, command, device, cost and values per seed. Hyperparameters and, in a run
-that validates, its best step were chosen on the validation split, and so was the best of restarts.
+`python -m experiments table` makes this page from the result files in this folder, written by
+`python -m experiments evaluate RUN --publish`. Each file has the command of its run, the commit,
+the device, the cost and the values for each seed.
 
-Values of different kinds have no order among them: an exact value carries no mark, ≤ marks an upper
-bound (the true value lies at or below it), ≈ an estimate of the normaliser by annealed importance
-sampling (forward; *reverse end* is that of the reverse chains, and the truth is expected between
-them), ≲ a bound with such a normaliser. Of diffusion models the bound is that of the chain, and *by
-the flow* is that of the probability flow, of as many examples as the file says. Rows are sorted by
-what is printed. *Spread* is the standard error of the mean over seeds. *Seconds* are of training,
-all seeds together. *Distance* is to the published figure; below 0 is better than it.
+Every value is measured on the test split. ± is the standard error over its examples.
+Hyperparameters were chosen on the validation split; so were the step of the evaluated state in runs
+that validate, and the best of several restarts.
+
+*Seconds* are the training time of all seeds together, with compiling. *Commit* is the commit at
+which the run was trained. *Commit not recorded* means that files had been changed since the commit
+when the run was trained or evaluated.
+"""
+
+ESTIMATES = """\
+## All estimates
+
+*n* is the number of examples, or for log Z the number of AIS chains. *± over seeds* is the standard
+error of the mean over seeds. *Kind* is the relation of a value to the quantity: `exact`; an `upper
+bound`, below which the quantity lies; `AIS`, an estimate whose normaliser comes from annealed
+importance sampling; an `upper bound (AIS)`, a bound with such a normaliser; `Monte Carlo`, an
+unbiased estimate from draws; `no likelihood`, a training loss that looks like a likelihood and is
+none.
+"""
+
+EXPLANATIONS = """\
+- `nll` is the negative log-likelihood in nats per example, or a bound on it if its kind says so.
+  For the VAEs with one draw of z per image the bound is −ELBO; for `vae_binarized_mnist` and
+  `iwae_binarized_mnist` it is the importance-weighted bound of 5,000 draws. For music, letters and
+  earthquakes it is per time step; `bits` is the same in bits, and `total_nll` is for whole
+  sequences. For continuous data (`diffusion_toy`, `hmm_regimes*`) it is of a density.
+- `nll` of a Boltzmann machine takes the forward estimate of annealed importance sampling for log Z
+  where log Z is too large to be summed. `nll_reverse` takes the reverse estimate. The truth is
+  expected between the two. `log_z`, `log_z_forward` and `log_z_reverse` are the exact value and the
+  two estimates of log Z itself.
+- `bits_per_dim` is `nll` in bits per pixel.
+- `nll` of a diffusion model is a bound in infinitely many steps, or in the steps that the model
+  has. `nll_100` is the bound of the same network in 100 steps.
+- A name that ends in `_ode` is for the probability flow, and so are all values of flow matching.
+  They are means over the first *n* images of the test split.
+- Grey levels reach a density by dequantization: by the model's own noise at t = 0 for Gaussian
+  diffusion, by uniform noise for flow matching and Gaussian RBMs.
+- `nll` of `diffusion_toy` can be compared with the entropy of its data, −2.907 nats. Their true
+  density gives the test points −2.921 ± 0.014. `nll` of `hmm_regimes*` can be compared with 147.8 ±
+  3.0, which the true density gives the test sequences.
+- `negative_elbo` is −ELBO, where `nll` is a tighter bound. `reconstruction`, `kl`, `prior` and
+  `diffusion` are terms of a bound, in nats. `ess` is the effective sample size of the importance
+  weights. For a Boltzmann machine `reconstruction` is the squared error per variable of one
+  reconstruction.
+- `mse` is the squared error per pixel in [0, 1].
+- `d_accuracy` is the share of test images and samples that the final discriminator tells apart,
+  `d_real` and `d_fake` are its mean outputs. They measure the game; a GAN has no likelihood.
+- `probe_error` is the error rate of a linear classifier on the hidden units, `probe_error_raw` on
+  the raw variables. `tuned_error` is the error rate after the hidden layers have been trained
+  together with the classifier, with dropout if validation prefers it. `retrieval_precision` is the
+  share of the ten nearest training examples that have the same label, `retrieval_precision_raw` is
+  for the raw variables.
+"""
+
+LIKELIHOODS = """\
+## Likelihoods by data set
+
+Negative log-likelihoods of the test split in nats per example; of sequences in nats per time step.
+Lower is better, and rows are sorted by the value that is printed.
+
+Values of different kinds have no order among them. An exact value carries no mark. ≤ marks an upper
+bound: the true value lies at or below it. ≈ marks an estimate whose normaliser comes from annealed
+importance sampling; *reverse end* is the value by the reverse chains, and the truth is expected
+between both. ≲ marks an upper bound with such a normaliser. The bound of a diffusion model is the
+bound of the chain; *by the flow* is the value by the probability flow, on the number of examples
+that the file states. *Spread* is the standard error of the mean over seeds. *Distance* is the
+difference to the published figure; a negative distance is better.
 """
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The result files that hold a probability of discrete data. Raises `UserError` if a file is
-    damaged."""
-    found = []
-    for path in sorted(folder.glob("*_*.json")):
-        record = read_json(path, "experiment", "data", "binarize", "estimates")
-        assert record
-        nll = record["estimates"].get("nll")
-        if nll and not nll["settings"].get("density"):
-            found.append(record)
-    return found
+def records(folder: Path) -> list[Record]:
+    """Return the result files of a folder, by name. Raise `UserError` if a file is damaged."""
+    read = (read_json(path, *NEEDED) for path in sorted(folder.glob("*_*.json")))
+    return [record for record in read if record]
 
 
 def markdown(folder: Path) -> str:
-    """RESULTS.md: the tables of all data sets that have results."""
-    found, parts = records(folder), [HEADER]
+    """Return RESULTS.md: all estimates, then the likelihoods of each data set that has results."""
+    results = records(folder)
+    parts = [HEADER, ESTIMATES, rows_as_markdown(estimate_rows(results)), EXPLANATIONS, LIKELIHOODS]
     for data, title in TITLES.items():
-        rows, sources = lines(found, data)
+        rows, sources = likelihood_rows(results, data)
         if rows:
-            columns = list(rows[0])
-            text = [f"## {title}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-            text += [f"| {' | '.join(row.values())} |" for row in rows]
-            text += ["", *(f"[{i}] {source}  " for i, source in enumerate(sources, 1))]
-            parts.append("\n".join(text).rstrip() + "\n")
+            parts += [f"### {title}\n", rows_as_markdown(rows)]
+            if sources:
+                parts.append("".join(f"[{i}] {each}  \n" for i, each in enumerate(sources, 1)))
     return "\n".join(parts)
 
 
+def rows_as_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows of cells by column as a Markdown table."""
+    if not rows:
+        return ""
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def terminal(folder: Path, data: str) -> Any:
-    """The same for one data set, without what a terminal has no room for."""
+    """Return the likelihood table of one data set with the columns that a terminal has room for."""
     from rich.table import Table
 
-    rows, _ = lines(records(folder), data)
+    rows, _ = likelihood_rows(records(folder), data)
     columns = ("experiment", "test", "kind", "spread", "published", "distance")
     out = Table(*columns, title=TITLES[data])
     for row in rows:
@@ -86,21 +156,50 @@ def terminal(folder: Path, data: str) -> Any:
     return out
 
 
-def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]], list[str]]:
-    """One data set's rows by rising value, cells by column; and the sources of its published
-    figures, which the cells number from 1."""
-    binarize = "dynamic" if data in DYNAMIC else "none"
+def estimate_rows(results: Sequence[Record]) -> list[dict[str, str]]:
+    """Return a row of cells by column for every estimate of every result file."""
+    rows = []
+    for record in results:
+        for name, fields in record["estimates"].items():
+            estimate = from_json(fields)
+            rows.append(
+                {
+                    "experiment": f"`{record['experiment']}`",
+                    "estimate": f"`{name}`",
+                    "value ± over examples": number(estimate),
+                    "kind": estimate.kind,
+                    "n": f"{estimate.n:,}",
+                    "seeds": seeds(record),
+                    "± over seeds": spread(estimate),
+                    "parameters": f"{record['parameters']:,}",
+                    "seconds": f"{record['train_seconds']:,.0f}",
+                    "commit": commit(record),
+                }
+            )
+    return rows
+
+
+def likelihood_rows(results: Sequence[Record], data: str) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the likelihoods of one data set by rising value, and the sources of published figures.
+
+    Only probabilities of discrete data have a place, no densities.
+
+    Args:
+      results: all result files.
+      data: a key of TITLES.
+
+    Returns:
+      Rows of cells by column, and the sources that the cells number from 1.
+    """
     measure = "bits_per_dim" if data.endswith(GREY) else "nll"
     chosen = [
-        (from_json(row["estimates"][measure]), row)
-        for row in found
-        if (row["data"], row["binarize"]) == (data.removesuffix(GREY), binarize)
-        and measure in row["estimates"]
-        and (row["estimates"]["nll"]["settings"].get("per") == "step") == (data in PER_STEP)
+        (from_json(record["estimates"][measure]), record)
+        for record in results
+        if measure in record["estimates"] and belongs(record, data)
     ]
     rows, sources = [], []
-    for estimate, row in sorted(chosen, key=lambda pair: pair[0].value):
-        name, mark = row["experiment"], MARKS[estimate.kind]
+    for estimate, record in sorted(chosen, key=lambda pair: pair[0].value):
+        name, mark = record["experiment"], MARKS[estimate.kind]
         published = PUBLISHED.get(name)
         reference, distance = "–", "–"
         if published:
@@ -109,31 +208,77 @@ def lines(found: list[dict[str, Any]], data: str) -> tuple[list[dict[str, str]],
             reference = f"{value} [{len(sources)}]"
             if published.kind == estimate.kind:
                 distance = f"{estimate.value - published.value:+.2f}"
-        spread = estimate.settings.get("seeds_stderr")
-        draws = estimate.settings.get("z_per_example", 1)
-        restarts = row.get("restarts")
-        kind = f"{estimate.kind}, {draws:,} samples" if draws > 1 else estimate.kind
-        if "nll_reverse" in row["estimates"]:
-            kind += f", reverse end {row['estimates']['nll_reverse']['value']:.2f}"
-        if f"{measure}_ode" in row["estimates"]:
-            kind += f", by the flow {row['estimates'][f'{measure}_ode']['value']:.3f}"
-        if estimate.settings.get("conditional"):
-            kind += ", given labels"
-        if how := estimate.settings.get("dequantized"):
-            kind += f", dequantized ({how})"
         rows.append(
             {
                 "experiment": f"`{name}`",
-                "test": f"{mark} {estimate}".split(" (")[0].strip(),
-                "kind": kind,
-                "seeds": f"best of {len(restarts)}" if restarts else str(len(row["seeds"])),
-                "spread": "–" if spread is None else f"± {spread:.2g}",
-                "parameters": f"{row['parameters']:,}",
-                "seconds": f"{row['train_seconds']:,.0f}",
-                "device": row["device"],
+                "test": f"{mark} {number(estimate)}".strip(),
+                "kind": detailed_kind(estimate, record, measure),
+                "seeds": seeds(record),
+                "spread": spread(estimate),
+                "parameters": f"{record['parameters']:,}",
+                "seconds": f"{record['train_seconds']:,.0f}",
+                "device": record["device"],
                 "published": reference,
                 "distance": distance,
-                "command": f"`{row['command']}`",
+                "command": f"`{record['command']}`",
+                "commit": commit(record),
             }
         )
     return rows, sources
+
+
+def belongs(record: Record, data: str) -> bool:
+    """Return whether a result is a probability of discrete data that the table of `data` shows."""
+    nll = record["estimates"].get("nll")
+    if not nll or nll["settings"].get("density"):
+        return False
+    binarize = "dynamic" if data in DYNAMIC else "none"
+    per_step = nll["settings"].get("per") == "step"
+    shown = (record["data"], record["binarize"]) == (data.removesuffix(GREY), binarize)
+    return shown and per_step == (data in PER_STEP)
+
+
+def detailed_kind(estimate: Estimate, record: Record, measure: str) -> str:
+    """Return the kind of a likelihood, with the settings and the other values that explain it.
+
+    Args:
+      estimate: the likelihood.
+      record: its result file.
+      measure: the name of the estimate, `nll` or `bits_per_dim`.
+    """
+    kind, estimates = str(estimate.kind), record["estimates"]
+    draws = estimate.settings.get("z_per_example", 1)
+    if draws > 1:
+        kind += f", {draws:,} samples"
+    if "nll_reverse" in estimates:
+        kind += f", reverse end {estimates['nll_reverse']['value']:.2f}"
+    if f"{measure}_ode" in estimates:
+        kind += f", by the flow {estimates[f'{measure}_ode']['value']:.3f}"
+    if estimate.settings.get("conditional"):
+        kind += ", given labels"
+    if how := estimate.settings.get("dequantized"):
+        kind += f", dequantized ({how})"
+    return kind
+
+
+def number(estimate: Estimate) -> str:
+    """Return `value ± stderr` with two digits of the error."""
+    return str(estimate).split(" (")[0]
+
+
+def seeds(record: Record) -> str:
+    """Return the number of seeds of a result, or of the restarts whose best it is."""
+    restarts = record.get("restarts")
+    return f"best of {len(restarts)}" if restarts else str(len(record["seeds"]))
+
+
+def spread(estimate: Estimate) -> str:
+    """Return the standard error over seeds, or a dash for one seed."""
+    stderr = estimate.settings.get("seeds_stderr")
+    return "–" if stderr is None else f"± {stderr:.2g}"
+
+
+def commit(record: Record) -> str:
+    """Return the commit of a result in short, if it was trained and evaluated at clean commits."""
+    clean = is_clean(record.get("commit")) and is_clean(record.get("evaluated_at_commit"))
+    return record["commit"][:7] if clean else "commit not recorded"

@@ -1,1 +1,1 @@
-"""Generative models in pure JAX: one file per family, one contract (`gen.core`), one loop."""
+"""Generative models in JAX: one file or one folder a family, one contract and one training loop."""

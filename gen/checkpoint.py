@@ -1,8 +1,9 @@
-"""Checkpoints that are checked: Orbax stores them, SHA-256 sums of the arrays go inside.
+"""Checkpoints with checksums: Orbax stores the arrays, and their SHA-256 sums beside them.
 
-Orbax writes a checkpoint into a temporary folder and renames it when it is whole, so a kill during
-a save leaves the ones before it. It does not notice flipped bits, emptied folders or another dtype:
-the sums, taken of the arrays before the save and compared after the restore, do.
+Orbax writes a checkpoint into a temporary folder and renames it when it is complete, so a process
+that is killed during a save leaves all earlier checkpoints intact. Orbax does not detect flipped
+bits, emptied folders or arrays of another dtype. The sums do: they are taken before a save and
+compared after a restore.
 """
 
 from __future__ import annotations
@@ -26,23 +27,28 @@ from gen.core import UserError
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was found sound."""
+    """A checkpoint whose arrays agree with their checksums."""
 
-    step: int
-    tree: Any
-    info: dict[str, Any]  # what was given to `save` beside the arrays
-    damaged: dict[int, str]  # later steps that had to be skipped, with the reason
+    step: int  # steps done
+    tree: Any  # the arrays
+    info: dict[str, Any]  # the JSON that `save` stored beside the arrays
+    damaged: dict[int, str]  # damaged checkpoints of later steps, each with the reason
 
 
 class _SumsDifferError(Exception):
-    """The arrays are not those that were saved."""
+    """The checksum of a restored array differs from the stored one."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`, one folder a step.
+    """The checkpoints of one run, one folder for each step. `open_checkpoints` opens and closes it.
 
-    Saves run in the background; the newest two are kept, and every step that is a multiple of
-    `keep_every` (if not 0). Use it under `open_checkpoints`.
+    Saves run in the background. The newest two checkpoints are kept, and those at multiples of
+    `keep_every`.
+
+    Args:
+      folder: the folder that holds them; it is made if it does not exist.
+      keep_every: steps between checkpoints that are kept for good (0: none).
+      read_only: whether the folder stays as it is, for example because a run still writes to it.
     """
 
     def __init__(self, folder: Path, keep_every: int = 0, read_only: bool = False):
@@ -64,8 +70,13 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, step: int, tree: Any, info: dict[str, Any]) -> None:
-        """Starts to store `tree` (arrays) and `info` (JSON) for `step`; the tree may be donated at
-        once. Does nothing if `step` is stored already."""
+        """Start to store a checkpoint in the background, unless one of this step exists already.
+
+        Args:
+          step: steps done.
+          tree: a tree of arrays, which may be donated as soon as this returns.
+          info: what to store beside them, as JSON.
+        """
         if step in self._manager.all_steps():
             return
         ocp = self._ocp
@@ -76,11 +87,15 @@ class Checkpoints:
         self._manager.save(step, args=arguments)
 
     def restore(self, target: Any) -> Restored | None:
-        """The latest sound checkpoint, or None if there is no checkpoint at all.
+        """Return the latest undamaged checkpoint, or None if there is no checkpoint at all.
 
-        Damaged ones are moved to `damaged/` beside the folder, unless this is read-only. `target`
-        is a tree of `jax.ShapeDtypeStruct`, with shardings if the arrays are to lie on a
-        mesh. Raises `UserError` if there are checkpoints and none is sound.
+        Damaged checkpoints are moved to `damaged/` beside the folder, unless it is read-only.
+
+        Args:
+          target: the tree's `jax.ShapeDtypeStruct`s, with shardings for arrays on a mesh.
+
+        Raises:
+          UserError: there are checkpoints and all of them are damaged.
         """
         damaged: dict[int, str] = {}
         restored = None
@@ -94,7 +109,7 @@ class Checkpoints:
                     damaged[step] = str(error)
                 except Exception as error:  # Orbax raises many kinds, some of many lines
                     damaged[step] = f"it cannot be read ({type(error).__name__})"
-        if damaged and self._read_only:  # or did a run that goes on delete it meanwhile?
+        if damaged and self._read_only:  # a run that still writes may have deleted it meanwhile
             self._manager.reload()
             if sorted(self._manager.all_steps(), reverse=True) != steps:
                 return self.restore(target)
@@ -102,13 +117,13 @@ class Checkpoints:
             self._set_aside(damaged)
         elif damaged:
             raise UserError(
-                f"no checkpoint in {self._manager.directory} is sound (steps "
-                f"{', '.join(map(str, damaged))} are damaged): train anew with another --out"
+                f"every checkpoint in {self._manager.directory} is damaged (steps "
+                f"{', '.join(map(str, damaged))}): train anew with another --out"
             )
         return restored
 
     def _set_aside(self, steps: Collection[int]) -> None:
-        """Moves damaged checkpoints to `damaged/` beside the folder: their steps come again."""
+        """Move damaged checkpoints to `damaged/` beside the folder, to free their step numbers."""
         if self._read_only or not steps:
             return
         if jax.process_index() == 0:
@@ -122,11 +137,12 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the saves that are under way."""
+        """Wait until every save has reached the disk, then close the manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _restore(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the arrays and the JSON of one checkpoint, after comparing the checksums."""
         ocp = self._ocp
         arguments = ocp.args.Composite(
             tree=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
@@ -143,7 +159,13 @@ class Checkpoints:
 def open_checkpoints(
     folder: Path, keep_every: int = 0, read_only: bool = False
 ) -> Iterator[Checkpoints]:
-    """`Checkpoints(...)`, closed at the end, when every save has reached the disk."""
+    """Open the checkpoints of a folder, and close them when every save has reached the disk.
+
+    Args:
+      folder: the folder that holds them; it is made if it does not exist.
+      keep_every: steps between checkpoints that are kept for good (0: none).
+      read_only: whether the folder stays as it is.
+    """
     checkpoints = Checkpoints(folder, keep_every, read_only)
     try:
         yield checkpoints
@@ -153,8 +175,11 @@ def open_checkpoints(
 
 @contextmanager
 def _no_complaints() -> Iterator[None]:
-    """Keeps quiet the tasks that a failed restore of Orbax leaves unawaited: Python would print
-    their tracebacks when it collects them, which is made to happen here."""
+    """Suppress the tracebacks of a failed restore.
+
+    Orbax leaves tasks behind that nobody awaits. Python prints their tracebacks when it collects
+    them as garbage, so the collection runs here, with printing turned off.
+    """
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
@@ -164,7 +189,7 @@ def _no_complaints() -> Iterator[None]:
 
 
 def _sums(tree: Any) -> dict[str, str]:
-    """SHA-256 of each array with its dtype and shape, by its path in the tree."""
+    """Return the SHA-256 of each array with its dtype and shape, by its path in the tree."""
     sums = {}
     for path, array in jax.tree_util.tree_leaves_with_path(parallel.local(tree)):
         local = np.asarray(array)

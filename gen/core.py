@@ -1,190 +1,240 @@
-"""The contract that every model follows, and the few helpers that every step needs.
+"""The contract that every model follows, and the facts that callers may ask a model for.
 
-A model is a frozen dataclass whose fields are hyperparameters and whose methods are pure functions.
-Nothing is inherited: a class that has the members of `Model` is a model. What else it can do
-(`sample`, `encode`, ...) it declares by having the method; `capabilities` reads that off.
+A model is a frozen dataclass. Its fields are hyperparameters, its methods are pure functions, and
+it inherits from nothing: a class that has the members of `Model` is a model. A model declares an
+optional ability (`sample`, `encode`, ...) by having the method. `capabilities` lists these methods,
+and `facts` returns the properties that change how a caller treats the model.
 
-Shapes: `[B, *shape]` is a batch of B examples. Images hold values in [0, 1].
-Units: nats per example, unless a name says otherwise.
+Shapes: `[B, *shape]` is a batch of B examples. Units: nats per example, unless a name says
+otherwise.
+
+>>> from gen.models.mixture import Mixture
+>>> model = Mixture(shape=(4,), components=3)
+>>> "log_prob" in capabilities(model), facts(model).levels
+(True, 2)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+)
 
 import jax
-import numpy as np
-import optax
 import tyro
 from jax.typing import ArrayLike
 
-from gen.estimate import Estimate
+if TYPE_CHECKING:
+    from gen.estimate import Estimate
 
 Batch = Mapping[str, jax.Array]
-"""`"x"`: [B, *shape]; where the data has them `"label"`: [B] and `"length"`: [B], of sequences."""
+"""`"x"`: [B, *shape]. Labelled data add `"label"`: [B], padded sequences add `"length"`: [B]."""
 
 Data = Mapping[str, ArrayLike]
-"""All examples of a split: a batch's arrays, [N, ...], on the host or on a device."""
+"""All examples of a split: the arrays of a batch, [N, ...], on the host or on a device."""
 
 Metrics = dict[str, jax.Array]
 """Scalars of one step, by name. `"loss"` is the training objective where there is only one."""
 
 Shape = Annotated[tuple[int, ...], tyro.conf.Suppress]
-"""The shape of one example: a field that is set from the data, so it is no command-line flag."""
+"""The shape of one example. The data set determines it, so it is not a command-line flag."""
 
 Density = Literal["tractable", "approximate", "implicit", "none"]
-"""A model's place in the taxonomy: p(x) explicit and tractable, explicit and approximated
-(by a bound or by sampling), implicit (only samples), or not modelled at all."""
-
-BIASES = ("b", "c", "bias", "visible", "hidden", "logvar", "biases")
-"""Names of the parameters that weight decay leaves alone."""
+"""A model's place in the taxonomy: p(x) is explicit and tractable, explicit and approximated by a
+bound or by sampling, implicit (the model only samples), or not modelled."""
 
 State = TypeVar("State")
 Tree = TypeVar("Tree")
 
 
 class UserError(Exception):
-    """An error that the user can mend: its text is one line, what is wrong, where, what to do."""
+    """An error that the user can mend. Its text is one line: what is wrong, where, what to do."""
 
 
 class Model(Protocol[State]):
-    """What every model has. `State` is a NamedTuple of arrays, no array standing in it twice."""
+    """The members that every model has.
+
+    `State` is a NamedTuple of arrays. No array stands in it twice, and no key stands in it at all.
+    """
 
     family: ClassVar[str]
+    """Name of the model's family, such as `"VAE"`."""
+
     density: ClassVar[Density]
+    """The model's place in the taxonomy."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        ...
 
     def init(self, key: jax.Array) -> State:
-        """The state before the first step."""
+        """Return the state before the first step."""
         ...
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """One training step. Under `pmap`, `axis_name` names the axis to average over."""
+        """Take one training step.
+
+        Args:
+          state: what `init` or an earlier step returned.
+          batch: `"x"` [B, *shape], and `"label"` or `"length"` where the data have them.
+          key: the source of every draw of this step.
+          axis_name: the mapped axis to average gradients and statistics over, under `pmap`.
+
+        Returns:
+          The next state and scalar metrics. A loss is taken before the parameters move.
+        """
         ...
 
     def parameters(self, state: State) -> Any:
-        """The arrays that training learns: what a count of parameters counts."""
+        """Return the arrays that training learns; a parameter count counts these."""
         ...
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Estimates over all examples of `data`; a likelihood's headline is called `nll`."""
+        """Estimate what the model can be judged by.
+
+        Args:
+          state: a trained state.
+          data: all examples of a split, decoded.
+          key: the source of every draw; the result does not depend on training keys.
+
+        Returns:
+          Estimates by name. A likelihood in nats per example, or a bound on it, is called `nll`.
+
+        Raises:
+          UserError: the values of x are not of the kind that the likelihood is for.
+        """
         ...
 
 
 CAPABILITIES = {
-    "begin": "begin(state, batch, key) -> the first state, from init's and training examples",
-    "sample": "sample(state, key, n) -> [n, *shape], drawn from the model",
-    "denoising": "denoising(state, key, n, frames) -> [frames + 1, n, *shape], samples from noise",
-    "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never goes by this name)",
-    "encode": "encode(state, batch) -> [B, latent]; of sequences, [B, T, latent]",
+    "begin": "begin(state, batch, key) -> the first state, from init's state and training examples",
+    "sample": "sample(state, key, n) -> [n, *shape]; a model with classes also takes label=None",
+    "sample_in": "sample_in(state, key, n, steps) -> [n, *shape], in another number of steps",
+    "denoising": "denoising(state, key, n, frames) -> [frames + 1, n, *shape], from noise to data",
+    "chains": "chains(state, key, n, sweeps) -> [n, *shape], chains after that many Gibbs sweeps",
+    "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never has this name)",
+    "encode": "encode(state, batch) -> [B, latent]; for sequences [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",
     "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
-    "complete": "complete(state, x, mask, key) -> x with what the mask hides filled in",
-    "objective": "objective(state, batch, key) -> [B], what a step lowers: to validate by",
-    "score": "score(state, batch) -> [B], higher is stranger",
+    "complete": "complete(state, x, mask, key) -> x, its hidden variables (mask 0) drawn",
+    "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
+    "score": "score(state, batch, key) -> [B], higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
-    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode: to start a classifier",
-    "bracket": "bracket(state, key) -> log Z by annealed importance sampling, from both sides",
-    "tables": "tables(state) -> what was learned, as matrices by name",
+    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode, to start a classifier",
+    "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
+    "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
+    "tables": "tables(state) -> learned matrices, by name",
 }
-"""The optional methods of a model, by name, with what each returns."""
+"""The optional methods of a model, with their signatures and results."""
+
+
+class Facts(NamedTuple):
+    """Properties of a model that callers depend on.
+
+    A model states one by an attribute or a property of that name. The default holds otherwise.
+    """
+
+    levels: int | None = None  # K: x has K equally spaced values in [0, 1]; 0: x is continuous and
+    # likelihoods are densities; None: the likelihood makes no such assumption, or there is none
+    counts: bool = False  # x are counts 0, 1, 2, ...
+    sequences: bool = False  # examples are sequences [T, ...] that may be padded
+    classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
+    codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
+    # the noise that a deterministic sampler maps to x
+    completion: Literal["any", "raster", "order"] = "any"  # the masks for which `complete` draws
+    # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
+    # model's own order
+    sample_steps: int = 0  # steps that `sample` takes from noise to data; 0: it takes no such steps
+    lacks: tuple[str, ...] = ()  # optional methods that this configuration does not support
+
+
+def facts(model: Any) -> Facts:
+    """Return the facts of a model, with the default for each that the model does not state."""
+    defaults = Facts._field_defaults
+    return Facts(**{name: getattr(model, name, default) for name, default in defaults.items()})
 
 
 def capabilities(model: Any) -> tuple[str, ...]:
-    """The names of the optional methods that `model` has, in the order of `CAPABILITIES`."""
-    return tuple(name for name in CAPABILITIES if callable(getattr(model, name, None)))
+    """Return the names of the optional methods of `model`, in the order of `CAPABILITIES`."""
+    lacks = facts(model).lacks
+    return tuple(
+        name for name in CAPABILITIES if name not in lacks and callable(getattr(model, name, None))
+    )
+
+
+def negative_log_prob(model: Any, state: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    """Return −log p(x), [B] nats.
+
+    A model with an exact `log_prob` writes `score = objective = negative_log_prob` in its class
+    body: likelihood is what it trains on, and unlikely examples are strange.
+
+    Args:
+      model: a model with `log_prob`.
+      state: a state of the model.
+      batch: examples.
+      key: not used; other models need one for their objective or score.
+    """
+    return -model.log_prob(state, batch)
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `UserError(message)` unless the condition holds: for a model's `__post_init__`."""
+    """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
 
 
-def adam(
-    learning_rate: float, decay_steps: int = 0, weight_decay: float = 0.0
-) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) as the models take it.
+def check_fields(
+    config: Any,
+    *,
+    positive: Sequence[str] = (),
+    non_negative: Sequence[str] = (),
+    fraction: Sequence[str] = (),
+) -> None:
+    """Check the ranges of a configuration's fields. A tuple is checked element by element.
 
-    With `decay_steps` the step size falls to 0 over so many steps along half a cosine (Loshchilov &
-    Hutter 2017, eq. 5, without restarts); with `weight_decay` the weights, not the biases,
-    shrink, too, by that times the step size (decoupled; Loshchilov & Hutter 2019). Raises
-    `UserError` if one is negative, or the learning rate 0.
+    Args:
+      config: a model, or a part of one.
+      positive: names of fields that must be above 0.
+      non_negative: names of fields that must be at least 0.
+      fraction: names of fields that must be at least 0 and below 1.
+
+    Raises:
+      UserError: the first field that is out of its range, with its value.
     """
-    rate = _rate(learning_rate, decay_steps, weight_decay)
-    if not weight_decay:
-        return optax.adam(rate)
-    return optax.adamw(rate, weight_decay=weight_decay, mask=_weights)
-
-
-def sgd(
-    learning_rate: float, decay_steps: int = 0, momentum: float = 0.0, weight_decay: float = 0.0
-) -> optax.GradientTransformation:
-    """Gradient steps, by default plain; `decay_steps` and `weight_decay` as in `adam`, whose errors
-    it has. With `momentum` m the step is along u ← m u + gradient."""
-    require(0 <= momentum < 1, f"momentum is {momentum}, must be at least 0 and below 1")
-    rate = _rate(learning_rate, decay_steps, weight_decay)
-    shrink = [optax.add_decayed_weights(weight_decay, _weights)] if weight_decay else []
-    trace = [optax.trace(momentum)] if momentum else []
-    return optax.chain(*trace, *shrink, optax.scale_by_learning_rate(rate))
-
-
-def _rate(learning_rate: float, decay_steps: int, weight_decay: float) -> optax.ScalarOrSchedule:
-    require(learning_rate > 0, f"learning_rate is {learning_rate}, must be positive")
-    require(decay_steps >= 0, f"decay_steps is {decay_steps}, must not be negative")
-    require(weight_decay >= 0, f"weight_decay is {weight_decay}, must not be negative")
-    return optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
-
-
-def _weights(params: Any) -> Any:
-    """Which leaves are weights: all but those that stand under one of the names BIASES."""
-
-    def is_weight(path, _):
-        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
-        return not {name for name in names if isinstance(name, str)}.intersection(BIASES)
-
-    return jax.tree_util.tree_map_with_path(is_weight, params)
-
-
-def check_levels(data: Data, levels: int) -> None:
-    """Raises `UserError` unless every x of `data` is one of `levels` equally spaced in [0, 1]."""
-    level = np.asarray(data["x"], np.float64) * (levels - 1)
-    nearest = np.clip(np.round(level), 0, levels - 1)
-    if level.size and not np.abs(level - nearest).max() < 1e-3:
-        raise UserError(
-            f"the model has variables of {levels} levels in [0, 1], the data have other values: "
-            "decode them, binarise them (--binarize) or take a model of other levels"
-        )
+    ranges = (
+        (positive, lambda number: number > 0, "positive"),
+        (non_negative, lambda number: number >= 0, "at least 0"),
+        (fraction, lambda number: 0 <= number < 1, "at least 0 and below 1"),
+    )
+    for names, holds, needed in ranges:
+        for name in names:
+            value = getattr(config, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(holds(number) for number in numbers):
+                raise UserError(f"{type(config).__name__}: {name} is {value}, must be {needed}")
 
 
 def pmean(tree: Tree, axis_name: str | None) -> Tree:
-    """The mean of every array over the replicas of `pmap`; without an axis, the tree itself."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    """Return the mean of every array over the replicas of `pmap`, or the tree without an axis.
+
+    Every array keeps its type, integers too, such as a counter among a network's statistics.
+    """
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name).astype(x.dtype), tree)
 
 
 def replica_key(key: jax.Array, axis_name: str | None) -> jax.Array:
-    """A key of this replica's own: a replicated key would give all of them the same noise."""
+    """Return a key of this replica's own: a replicated key would give all replicas equal noise."""
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-
-
-def descend(
-    loss: Callable[[Any], tuple[jax.Array, Metrics]],
-    optimizer: optax.GradientTransformation,
-    params: Any,
-    opt_state: optax.OptState,
-    axis_name: str | None = None,
-) -> tuple[Any, optax.OptState, Metrics]:
-    """One step of `optimizer` down the gradient of `loss(params) -> (scalar, metrics)`.
-
-    Gradients and metrics are averaged over the replicas. Returns the new parameters, the new
-    optimiser state and the metrics (taken before the step).
-    """
-    gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    gradient, metrics = pmean((gradient, metrics), axis_name)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, metrics

@@ -1,4 +1,4 @@
-"""One step on many devices: a mesh under `jit`, `pmap`, and several processes."""
+"""A step on many devices: a mesh under `jit`, `pmap`, and several processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gen.core import Model, UserError
 
 AXIS = "devices"
+"""The name of the only axis of a mesh, and of the mapped axis of `pmap`."""
+
 Tree = TypeVar("Tree")
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Joins `processes` processes into one program through the one at `coordinator` (host:port).
+    """Join the processes of one program, before any of them uses JAX for something else.
 
-    Call it in every process, with its own number `process`, before JAX is used for anything else.
+    Args:
+      coordinator: host:port at which process 0 listens, the same in every process.
+      processes: the number of processes.
+      process: the number of this process, 0 ... processes − 1.
+
+    Raises:
+      UserError: `process` is out of range, or the others could not be reached.
     """
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: number them 0 … {processes - 1}")
@@ -31,7 +39,11 @@ def join(coordinator: str, processes: int, process: int) -> None:
 
 
 def make_mesh(devices: int) -> Mesh:
-    """A mesh of one axis over the first `devices` devices of all processes."""
+    """Return a mesh of one axis over the first `devices` devices of all processes.
+
+    Raises:
+      UserError: there are fewer devices, or a process would be left without one.
+    """
     present = jax.device_count()
     if not 1 <= devices <= present:
         raise UserError(
@@ -48,7 +60,7 @@ def make_mesh(devices: int) -> Mesh:
 
 
 def check_batch(batch_size: int, devices: int) -> None:
-    """Raises `UserError`, with the nearest sizes that work, unless `devices` divides the batch."""
+    """Raise `UserError`, with the nearest sizes that work, unless `devices` divides the batch."""
     if batch_size % devices:
         below = batch_size // devices * devices
         sizes = f"{below} or {below + devices}" if below else f"{devices}"
@@ -59,29 +71,30 @@ def check_batch(batch_size: int, devices: int) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding under which every device of the mesh holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_rows(batch: Tree, mesh: Mesh) -> Tree:
-    """Inside a compiled function: the rows of every array are spread over the mesh."""
+    """Spread the rows of every array over the mesh; for use inside a compiled function."""
     rows = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, rows), batch)
 
 
 def local(tree: Tree) -> Tree:
-    """Of replicated arrays, the copy on this process's first device of the mesh."""
+    """Return replicated arrays as this process's first device of the mesh holds them."""
     return jax.tree.map(
         lambda array: array.addressable_data(0) if isinstance(array, jax.Array) else array, tree
     )
 
 
 def pmap_step(model: Model[Any], devices: int) -> Any:
-    """`model.step` under `jax.pmap` over the first `devices` local devices, state donated.
+    """Return `model.step` under `jax.pmap` over the first `devices` local devices.
 
-    It takes (state, batch, key): the state replicated by `replicate`, the batch shaped
-    [devices, B / devices, ...] by `shard`, and one key, the same for all. A mesh is the
-    recommended way; `pmap` is for code that has it already.
+    The returned function maps (state, batch, key) to (state, metrics) with a leading axis of
+    devices, and donates the state. The state comes from `replicate` and the batch, [devices,
+    B / devices, ...], from `shard`. The key is a single one: each replica derives its own from it
+    (`core.replica_key`). `pmap` is for code that uses it already; a mesh is the recommended way.
     """
 
     def step(state, batch, key):
@@ -93,10 +106,10 @@ def pmap_step(model: Model[Any], devices: int) -> Any:
 
 
 def replicate(tree: Tree, devices: int) -> Tree:
-    """Every array with a new leading axis of `devices` equal copies."""
+    """Return every array with a new leading axis of `devices` equal copies."""
     return jax.tree.map(lambda array: np.broadcast_to(array, (devices, *np.shape(array))), tree)
 
 
 def shard(batch: Tree, devices: int) -> Tree:
-    """[B, ...] -> [devices, B / devices, ...]."""
+    """Return every array [B, ...] as [devices, B / devices, ...]."""
     return jax.tree.map(lambda rows: np.reshape(rows, (devices, -1, *np.shape(rows)[1:])), batch)

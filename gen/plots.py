@@ -1,4 +1,4 @@
-"""Pictures: arrays in, a matplotlib figure out. No global state, no window."""
+"""Figures of matplotlib from arrays, without global state and without a window."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from matplotlib.figure import Figure
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [N, H, W, C] in [0, 1], row by row, as one array [rows·(H+1)+1, columns·(W+1)+1, C];
-    the lines between them and missing images are mid-grey."""
+    """Return images side by side in one array, row by row.
+
+    Args:
+      images: [N, H, W, C], in [0, 1].
+      columns: images in a row.
+
+    Returns:
+      [rows·(H + 1) + 1, columns·(W + 1) + 1, C]. Lines between the images and places without an
+      image are mid-grey.
+    """
     images = np.clip(np.asarray(images, np.float32), 0.0, 1.0)
     n, height, width, channels = images.shape
     rows = -(-n // columns)
@@ -22,7 +30,13 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure:
-    """Images [N, H, W, C] in [0, 1] as a grid; `labels` stand to the left of the rows."""
+    """Draw a grid of images.
+
+    Args:
+      images: [N, H, W, C], in [0, 1].
+      columns: images in a row.
+      labels: texts to the left of the rows, at most one for each row.
+    """
     canvas = tile(images, columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
@@ -43,15 +57,18 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
 
 
 def signed(weights: np.ndarray) -> np.ndarray:
-    """Weights [N, ...] as levels in [0, 1], ½ + ½ w / max |w| for each of the N: 0 is mid-grey."""
+    """Return ½ + ½ w / max |w|, the maximum over each row of weights [N, ...]: 0 is mid-grey."""
     weights = np.asarray(weights, np.float32)
     largest = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True)
     return 0.5 + 0.5 * weights / np.where(largest == 0, 1, largest)
 
 
 def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
-    """One panel for each metric: its steps, and its values [reports] or [reports, seeds] there;
-    seeds as thin lines."""
+    """Draw one panel for each metric, with one line for each seed.
+
+    Args:
+      metrics: steps, and values [reports] or [reports, seeds], by the name of the metric.
+    """
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows), dpi=100, layout="constrained")
@@ -68,8 +85,13 @@ def heatmaps(
     labels: Mapping[str, Sequence[str]] | None = None,
     rows: str = "state",
 ) -> Figure:
-    """One panel for each matrix [I, J], side by side; `labels` name a matrix's columns, `rows` says
-    what a row is."""
+    """Draw matrices side by side.
+
+    Args:
+      tables: matrices [I, J] by name.
+      labels: the labels of a matrix's columns, by its name.
+      rows: the label of the vertical axis, which names what a row stands for.
+    """
     figure = Figure(figsize=(5 * len(tables), 4.2), dpi=100, layout="constrained")
     for i, (name, values) in enumerate(tables.items()):
         axes = figure.add_subplot(1, len(tables), i + 1)
@@ -83,8 +105,12 @@ def heatmaps(
 
 
 def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
-    """Sequences one below another: [T] as a line, [T, D] as a picture with time to the right and
-    the first variable at the bottom."""
+    """Draw sequences one below another, with time to the right.
+
+    Args:
+      panels: sequences by name: [T], drawn as a line, or [T, D], drawn as a picture with the first
+        variable at the bottom.
+    """
     figure = Figure(figsize=(9, 1.9 * len(panels)), dpi=100, layout="constrained")
     for i, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(len(panels), 1, i + 1)
@@ -103,9 +129,15 @@ def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
 def clouds(
     panels: Mapping[str, np.ndarray], columns: int, log_density: np.ndarray | None = None
 ) -> Figure:
-    """One panel for each set of points [N, 2] in the unit square, row by row; `log_density` [M, M],
-    at the middles of M × M cells, the first variable along the second axis, is drawn as lines where
-    it lies ½ and 4½ below its largest value: of a normal density, 1 and 3 deviations away."""
+    """Draw one panel for each set of points, row by row.
+
+    Args:
+      panels: points [N, 2] in the unit square, by name.
+      columns: panels in a row.
+      log_density: [M, M], at the middles of M × M cells, the first variable along the second axis.
+        It is drawn as contour lines at ½ and 4½ below its largest value, which lie 1 and 3 standard
+        deviations from the mean of a normal density.
+    """
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows), dpi=100, layout="constrained")
     for i, (name, points) in enumerate(panels.items()):
@@ -125,8 +157,13 @@ def brackets(
     ends: Mapping[str, Sequence[tuple[float, float]]],
     exact: float | None = None,
 ) -> Figure:
-    """Estimates of log Z, (value, standard error) at each number of temperatures, by name; a line
-    where it is known exactly."""
+    """Draw estimates of log Z against the number of temperatures of AIS.
+
+    Args:
+      temperatures: their numbers, [R].
+      ends: R pairs (value, standard error) in nats, by the name of the estimate.
+      exact: the exact value in nats, drawn as a line if it is known.
+    """
     figure = Figure(figsize=(5, 3.6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for name, values in ends.items():
@@ -140,7 +177,13 @@ def brackets(
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """Points [N, 2] coloured by their class, both axes of one scale."""
+    """Draw points coloured by their class, with both axes of one scale.
+
+    Args:
+      points: [N, 2].
+      labels: classes, [N].
+      title: the title.
+    """
     figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for label in np.unique(labels):

@@ -6,9 +6,8 @@
     state = progress.carry.state
 
 Training is a pure function of (model, data, seed): keys and row order come from (seed, step) alone,
-so a run continues from (step, carry) as if it had never stopped. The grouping of steps into
-dispatches, the number of devices and the training of several seeds at once change results by
-rounding only.
+so a run continues from (step, carry) as if it had never stopped. Grouping steps into dispatches,
+using several devices and training several seeds at once change results by rounding only.
 """
 
 from __future__ import annotations
@@ -22,23 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gen import parallel
-from gen.core import Batch, Metrics, Model, UserError
+from gen import levels as level_checks
+from gen import optimize, parallel
+from gen.core import Batch, Metrics, Model, UserError, capabilities
 
 Decode = Callable[[Batch, jax.Array], Batch]
 """(raw batch, key) -> the batch that the model's step takes; it runs inside the compiled step."""
 
+BEGIN_ROWS = 5_000
+"""Training examples, at most, that a model begins from."""
+
 
 class Best(NamedTuple):
-    """The state of the step that did best on the validation split."""
+    """The state with the lowest validation objective so far (early stopping)."""
 
     state: Any  # the model's
-    validation: jax.Array  # its mean objective there, []
+    validation: jax.Array  # its mean objective on the validation split, []
     step: jax.Array  # steps done then, []
 
 
 class Carry(NamedTuple):
-    """All that training carries from one step to the next; with several seeds, [S, ...] each."""
+    """Everything that training carries from one step to the next; [S, ...] for several seeds."""
 
     state: Any  # the model's
     sums: Metrics  # each metric, summed over the steps since the last report
@@ -47,7 +50,7 @@ class Carry(NamedTuple):
 
     @property
     def chosen(self) -> Any:
-        """The state to use: the best on validation, or the last while there is none."""
+        """The state to use: the best on validation, or the last one while there is none."""
         if not isinstance(self.best, Best):
             return self.state
         none_yet = self.best.step == 0  # [] or [S]
@@ -61,7 +64,7 @@ class Carry(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where training stands after a dispatch."""
+    """The state of training after a dispatch."""
 
     step: int  # steps done
     carry: Carry  # donated to the next dispatch: copy what must outlive it
@@ -70,7 +73,7 @@ class Progress(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """A seed's independent keys, one for each use."""
+    """The independent keys of a seed, one for each use."""
 
     init: jax.Array
     order: jax.Array
@@ -85,12 +88,12 @@ class NonFiniteError(RuntimeError):
 
 
 def streams(seed: int | jax.Array) -> Streams:
-    """The keys of a run. Seeds are 32-bit: `jax.random.key(2**32)` is `jax.random.key(0)`."""
+    """Return the keys of a run. Seeds have 32 bits: `jax.random.key(2**32)` equals key(0)."""
     return Streams(*jax.random.split(jax.random.key(seed), len(Streams._fields)))
 
 
 def no_decode(batch: Batch, key: jax.Array) -> Batch:
-    """For data that is floating point and scaled already."""
+    """Return the batch as it is: for data that are floating point and scaled already."""
     return batch
 
 
@@ -104,13 +107,21 @@ def begin(
     mesh: Mesh | None = None,
     validated: bool = False,
 ) -> Carry:
-    """The carry before the first step: `model.init`, for a model that has it `model.begin` on
-    training examples (up to 5,000, drawn), and empty sums (their shapes, under `jax.eval_shape`);
-    if the run is `validated`, the first state stands as the best so far.
+    """Return the carry before the first step.
 
-    With a sequence of seeds every array has a leading axis, one row for each.
+    `model.init` gives the first state. A model that has `begin` then starts from training examples,
+    up to BEGIN_ROWS of them, drawn. Under `jax.eval_shape` this gives the shapes of a carry.
+
+    Args:
+      model: the model, its schedules of a known length (`optimize.for_run`).
+      data: raw arrays [N, ...] by name.
+      batch_size: examples in a step.
+      seed: one seed, or several; then every array has a leading axis, one row for each.
+      decode: maps raw rows to a batch.
+      mesh: devices that hold the carry.
+      validated: whether the run keeps its best state; the first state stands in its place.
     """
-    from_data = getattr(model, "begin", None)
+    from_data = model.begin if "begin" in capabilities(model) else None  # type: ignore
 
     def begin_one(seed, given):
         def first_step(state, rows, key):
@@ -120,7 +131,7 @@ def begin(
         state = model.init(keys.init)
         if from_data:
             rows_key, decode_key, key = jax.random.split(jax.random.fold_in(keys.init, 1), 3)
-            rows = jax.random.permutation(rows_key, len(given["x"]))[:5_000]
+            rows = jax.random.permutation(rows_key, len(given["x"]))[:BEGIN_ROWS]
             examples = {name: values[rows] for name, values in given.items()}
             state = from_data(state, decode(examples, decode_key), key)
         batch = {
@@ -130,7 +141,7 @@ def begin(
         _, metrics = jax.eval_shape(first_step, state, batch, keys.steps)
         sums = {name: jnp.zeros(value.shape, value.dtype) for name, value in metrics.items()}
         best = ()
-        if validated:  # as bad as can be: the first validation replaces it
+        if validated:  # the largest objective there is, so that the first validation replaces it
             worst = jnp.full((), jnp.finfo(jnp.float32).max)
             best = Best(jax.tree.map(jnp.copy, state), worst, jnp.zeros((), jnp.int32))
         return Carry(state, sums, jnp.zeros((), jnp.int32), best)
@@ -155,10 +166,22 @@ def train_step(
     decode: Decode = no_decode,
     mesh: Mesh | None = None,
 ) -> Carry:
-    """Step number `step` of a run, from raw data to the next carry.
+    """Take step number `step` of a run, from raw data to the next carry.
 
-    `data` is the whole training set, `order` [N] the epoch's row order. An epoch is N // batch_size
-    steps; the rows that are left over take their turn in another epoch's order.
+    An epoch has N // batch_size steps. The rows that are left over take their turn in the order of
+    another epoch.
+
+    Args:
+      model: the model.
+      carry: what the step before returned.
+      data: the whole training set, raw arrays [N, ...] by name.
+      order: the epoch's row order, [N].
+      seed: the seed of the run, [].
+      step: the number of steps done, [].
+      batch_size: examples in a step.
+      report_every: steps between reports, at which the sums of the metrics start anew.
+      decode: maps raw rows to a batch.
+      mesh: devices over which the batch is split.
     """
     position = step % (order.shape[0] // batch_size) * batch_size
     rows = jax.lax.dynamic_slice_in_dim(order, position, batch_size)
@@ -182,8 +205,20 @@ def validate(
     decode: Decode = no_decode,
     block: int = 100,
 ) -> tuple[Carry, jax.Array]:
-    """The mean of `model.objective` over `data`, at the same draws each time, and the carry, its
-    best replaced where that is lower."""
+    """Take the mean objective on the validation split, at the same draws each time.
+
+    Args:
+      model: a model with `objective`.
+      carry: the carry of a validated run.
+      data: raw arrays of the validation split, [N, ...] by name.
+      seed: the seed of the run, [].
+      step: steps done, [].
+      decode: maps raw rows to a batch.
+      block: examples at a time.
+
+    Returns:
+      The carry, its best state replaced if the mean is lower than before, and the mean.
+    """
     value = _mean(partial(model.objective, carry.state), data, seed, decode, block)
     assert isinstance(carry.best, Best)
     better = value < carry.best.validation
@@ -205,15 +240,23 @@ def score_gap(
     decode: Decode = no_decode,
     block: int = 100,
 ) -> jax.Array:
-    """The mean of `model.score` over the validation data minus that over as many training examples:
-    where scores lack a common normaliser, as free energies do, it still shows overfitting."""
+    """Return the mean score of the validation data, minus the mean of as many training examples.
+
+    A growing gap shows overfitting where scores share an unknown normaliser, as free energies do.
+
+    Args:
+      model: a model with `score`.
+      carry: the carry of a run.
+      training: raw arrays of the training split, [N, ...] by name.
+      validation: raw arrays of the validation split.
+      seed: the seed of the run, [].
+      decode: maps raw rows to a batch.
+      block: examples at a time.
+    """
     count = min(len(training["x"]), len(validation["x"]))
     rows = np.linspace(0, len(training["x"]) - 1, count).astype(np.int32)  # may be in label order
     training = {name: values[rows] for name, values in training.items()}
-
-    def score(batch, key):
-        return model.score(carry.state, batch)
-
+    score = partial(model.score, carry.state)
     of_validation, of_training = (
         _mean(score, data, seed, decode, block) for data in (validation, training)
     )
@@ -227,7 +270,7 @@ def _mean(
     decode: Decode,
     block: int,
 ) -> jax.Array:
-    """The mean of f(batch, key) [B] over decoded `data`, block by block, at a seed's own draws."""
+    """Return the mean of f(batch, key) [B] over decoded `data`, block by block."""
     decode_key, key = jax.random.split(streams(seed).validate)
     rows = len(data["x"])
 
@@ -252,6 +295,7 @@ def fit(
     steps: int,
     batch_size: int,
     seed: int | Sequence[int] = 0,
+    levels: int | None = None,
     decode: Decode = no_decode,
     report_every: int = 100,
     pause_every: Sequence[int] = (),
@@ -261,29 +305,45 @@ def fit(
     validation: Mapping[str, Any] | None = None,
     validate_every: int = 0,
 ) -> Iterator[Progress]:
-    """Trains `model` on `data`, yielding after every dispatch; the last one is at step `steps`.
+    """Train a model, yielding after every dispatch; the last one is at step `steps`.
+
+    >>> import numpy as np
+    >>> from gen.models.mixture import Mixture
+    >>> x = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 0]], np.float32)
+    >>> model = Mixture(shape=(3,), components=2)
+    >>> [progress.step for progress in fit(model, {"x": x}, steps=3, batch_size=4)]
+    [1, 2, 3]
 
     Args:
+      model: any model of the contract. A falling schedule without a length falls over `steps`.
       data: arrays [N, ...] by name; they are put on the device once.
-      seed: one, or several that train independently at once (`vmap`); 32-bit, not negative.
-      decode: what turns raw rows into a batch, for example `partial(data.decode, peak=255, ...)`.
-      report_every: steps between two reports; metrics are brought down there and only there.
+      steps: the number of the last step.
+      batch_size: examples in a step.
+      seed: one seed, or several that train independently at once (`vmap`); 32-bit, not negative.
+      levels: the number of equally spaced values of x, 0 for continuous data. None infers it:
+        integers have levels, and so have floats of at most 256 equally spaced values.
+      decode: maps raw rows to a batch, for example `partial(data.decode, peak=255, ...)`.
+      report_every: steps between two reports; metrics are fetched from the device only there.
       pause_every: a dispatch also ends at every multiple of each of these.
       steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops make
         convolutions slow, and 100 elsewhere.
       mesh: devices over which the batch is split.
       start: (steps done, carry) to continue from, on the mesh if there is one.
-      validation, validate_every: arrays on which the model's `objective` is taken at the multiples
-        of so many steps; the state that did best there is kept as `carry.best`. Of a model without
-        one the `score_gap` is taken, and no best is kept.
+      validation: raw arrays of the validation split.
+      validate_every: steps between two validations (0: none). The state with the lowest mean
+        `objective` is kept as `carry.best`. A model without an objective logs its `score_gap`, and
+        no best state is kept.
 
     Raises:
-      UserError: a batch larger than the data, or that the mesh cannot split; a seed out of range.
+      UserError: a batch larger than the data, or one that the mesh cannot split; a seed out of
+        range; a model of a density on data with levels.
       NonFiniteError: a metric was NaN or infinite at a report.
     """
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
     check_seeds(seed)
+    level_checks.check_density(model, data["x"], levels)
+    model = optimize.for_run(model, steps)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
         parallel.check_batch(batch_size, mesh.size)
@@ -311,7 +371,7 @@ def fit(
     )
 
     def advance(carry, data, order, seed, step, end):
-        """Steps `step` to `end`, the last not included."""
+        """Take the steps from `step` up to `end`, the last not included."""
         if group == 1:
             return step_once(carry, data, order, seed, step)
         return jax.lax.fori_loop(
@@ -372,26 +432,26 @@ def fit(
 
 
 def check_batch_size(batch_size: int, rows: int) -> None:
-    """Raises `UserError` unless a batch of that size can be drawn from so many rows."""
+    """Raise `UserError` unless a batch of that size can be drawn from that many rows."""
     if not 0 < batch_size <= rows:
         raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
 
 
 def has_objective(model: Any) -> bool:
-    """Whether validation can choose among the model's states."""
-    return callable(getattr(model, "objective", None))
+    """Return whether validation can choose among the model's states."""
+    return "objective" in capabilities(model)
 
 
 def check_validated(model: Any) -> None:
-    """Raises `UserError` unless the model has an objective or a score that validation takes."""
-    if not has_objective(model) and not callable(getattr(model, "score", None)):
+    """Raise `UserError` unless the model has an objective or a score to validate by."""
+    if not {"objective", "score"}.intersection(capabilities(model)):
         raise UserError(
             f"{type(model).__name__} has no objective and no score to validate: validate_every 0"
         )
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:
-    """Raises `UserError` unless every seed is a different number of 32 bits."""
+    """Raise `UserError` unless every seed is a different number of 32 bits."""
     seeds = np.atleast_1d(np.asarray(seed, object)).tolist()
     for number in seeds:
         if not 0 <= number < 2**32:
@@ -401,13 +461,13 @@ def check_seeds(seed: int | Sequence[int]) -> None:
 
 
 def without_sums(carry: Carry) -> Carry:
-    """The carry as after a report: with empty sums."""
+    """Return the carry with empty sums, as it is after a report."""
     sums, count = jax.tree.map(jnp.zeros_like, (carry.sums, carry.count))
     return carry._replace(sums=sums, count=count)
 
 
 def check_finite(step: int, carry: Carry) -> None:
-    """Raises `NonFiniteError`, naming the array, if NaN or +∞ stands in the carry (−∞ is log 0)."""
+    """Raise `NonFiniteError`, naming the array, if the carry holds NaN or +∞ (−∞ is log 0)."""
     for path, found in jax.tree_util.tree_leaves_with_path(jax.device_get(_any_bad(carry))):
         if found:
             raise NonFiniteError(f"step {step}: {jax.tree_util.keystr(path)} holds NaN or infinity")
@@ -419,12 +479,13 @@ def _any_bad(tree: Any) -> Any:
 
 
 def _means(carry: Carry) -> dict[str, np.ndarray]:
-    """The mean of each metric since the last report, in one transfer."""
+    """Return the mean of each metric since the last report, in one transfer."""
     sums, count = jax.device_get((carry.sums, carry.count))
     return {name: np.asarray(total / count) for name, total in sums.items()}
 
 
 def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
+    """Raise `NonFiniteError`, naming the metric and the seeds, if a metric is not finite."""
     for name, value in metrics.items():
         if not np.all(good := np.isfinite(value)):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))

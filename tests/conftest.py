@@ -1,13 +1,13 @@
-"""What every test runs under: 8 simulated CPU devices, strict JAX, caches of the session's own.
+"""The environment of every test: 8 simulated CPU devices, strict JAX, caches of the session.
 
-Each has to stand in the environment before JAX is imported.
+Each variable has to stand in the environment before JAX is imported.
 """
 
 import os
 import tempfile
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # The default 4-thread pool of jax 0.10 deadlocks when programs over many devices queue up.
 os.environ["NPROC"] = "16"
@@ -25,11 +25,19 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XDG_CACHE_HOME"] = CACHE.name  # no earlier run's data hides a fault
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
-from gen import data
+from gen import data, optimize
+from gen.core import facts
+from gen.models.gan import GAN
+from gen.models.vae import VAE
+from gen.nets import MLP
+from gen.train import Decode, no_decode
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,81 +57,142 @@ def prepared() -> Path:
     return Path(MNIST_FOLDER).absolute()
 
 
-def structure(value):
-    """What a model is apart from its sizes, rates and switches: the types of it and of its parts,
-    and whether there is one or many of what MANY names."""
+class UserEncoder(nn.Module):
+    """An encoder of the user's own, with batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Dense(16, use_bias=False)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dropout(0.1, deterministic=not train)(x)
+
+
+FASTER = optimize.Optimizer(learning_rate=1e-3)
+NETWORKS = {
+    "vae_batch_norm": VAE(
+        encoder=MLP((16,), batch_norm=True),
+        decoder=MLP((16,), batch_norm=True),
+        latent=3,
+        optimizer=FASTER,
+    ),
+    "vae_user_encoder": VAE(encoder=UserEncoder(), decoder=MLP((16,)), latent=3, optimizer=FASTER),
+    "gan_batch_norm": GAN(
+        latent=4,
+        generator=MLP((16,), batch_norm=True),
+        discriminator=MLP((16,), "leaky_relu", batch_norm=True),
+    ),
+}
+"""Models whose networks have batch statistics, which no registered experiment has."""
+
+
+def structure(value) -> tuple[Any, ...]:
+    """Return what a model is apart from its sizes and rates: the types of it and of its parts,
+    its choices and switches, and which of its counts are 0, 1 or more."""
+    if isinstance(value, optimize.Optimizer):
+        return (value.kind,)
     if not is_dataclass(value):
         return ()
-    many = [name for name in MANY if getattr(value, name, 1) > 1]
-    return type(value), *many, *(structure(getattr(value, f.name)) for f in fields(value))
+    found: list[Any] = [type(value)]
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if isinstance(part, str | bool) and field.name not in ALIKE:
+            found.append((field.name, part))
+        if field.name in COUNTS:
+            found.append((field.name, min(part, 2)))
+        found.append(structure(part))
+    return tuple(found)
 
 
-MANY = ("samples", "masks", "components")
+ALIKE = ("activation", "output", "name", "start", "per", "centred", "raster", "direct")
+"""Choices that change a formula's details and not the structure of a model."""
+COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixels", "fourier")
+"""Counts whose being 0, 1 or more changes the structure of a model."""
+
+
 DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
-"""One registry entry for each structure of a model: the first that has it."""
+"""One registered experiment for each structure of a model: the first that has it."""
+NAMES = [*reversed(DISTINCT.values()), *NETWORKS]
 
 
-QUICKLY = {"vae_mnist", "hmm_jsb", "rbm_binarized_mnist"}
-ENTRIES = [
-    pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow)
-    for name in reversed(DISTINCT.values())
-]
+class Entry(NamedTuple):
+    """A model, small and on the shape of the digits, with data that it takes."""
+
+    model: Any
+    data: data.Arrays  # raw rows of the training split
+    levels: int  # of the data
+    decode: Decode
 
 
-@pytest.fixture(scope="session", params=ENTRIES)
-def entry(request, digits):
-    """Every kind of registry entry as (model, decode), its model small and on the shape of the
-    digits, which are thresholded where its own data are binary."""
-    experiment = EXPERIMENTS[request.param]
-    experiment = replace(experiment, model=narrow(experiment.model), steps=1)
+def entry_of(name: str, digits: data.Dataset) -> Entry:
+    """Return a registered model narrowed to a small one, and the digits as its data: thresholded
+    where its own data are binary, with uniform noise where they are continuous."""
+    experiment = EXPERIMENTS[name] if name in EXPERIMENTS else Experiment(NETWORKS[name])
+    model = optimize.for_run(narrow(experiment.model), steps=500)
+    if facts(model).levels == 0:
+        noise = np.random.default_rng(0).random(digits.train["x"].shape, np.float32)
+        rows = {**digits.train, "x": (digits.train["x"] + noise) / 17}
+        return Entry(replace(model, shape=digits.shape), rows, 0, no_decode)
     binary = experiment.data in ("earthquakes", "binarized_mnist")
-    if getattr(experiment.model, "levels", 0) == 2 or binary:
+    if facts(model).levels == 2 or binary:
         experiment = replace(experiment, binarize="threshold")
-    experiment = experiment.on(digits)
-    return experiment.model, experiment.decode(digits)
+    experiment = replace(experiment, model=model, steps=1).on(digits)
+    levels = 2 if experiment.binarize != "none" else digits.levels
+    return Entry(experiment.model, digits.train, levels, experiment.decode(digits))
 
 
 def narrow(model):
-    """The model with an eighth of the units in every list of layers, and small counts."""
+    """Return the model with small layers and counts."""
     small: dict[str, Any] = {}
     for field in fields(model):
-        value = getattr(model, field.name)
-        if is_dataclass(value):
+        value: Any = getattr(model, field.name)
+        if is_dataclass(value) and not isinstance(value, optimize.Optimizer):
             small[field.name] = narrow(value)
-        elif isinstance(value, tuple) and field.name != "shape":
-            small[field.name] = tuple(max(1, min(width // 8, 64)) for width in value)
-        elif field.name in SMALL:
-            small[field.name] = min(value, SMALL[field.name])
+        elif isinstance(value, tuple) and field.name in WIDTHS:
+            small[field.name] = tuple(max(1, min(width // 8, 32)) for width in value[:2])
+        elif field.name in SMALL and value is not None:
+            small[field.name] = min(value, SMALL[field.name])  # type: ignore
         elif field.name == "per":
             small[field.name] = "sequence"
-    return replace(model, **small)
+    return model.clone(**small) if isinstance(model, nn.Module) else replace(model, **small)
 
 
-SMALL = {"hidden": 20, "components": 5, "masks": 3, "features": 3, "blocks": 2, "layers": 2}
-SMALL |= {
+WIDTHS = ("hidden", "channels", "report_timesteps")
+SMALL = {
+    "hidden": 20,
+    "latent": 6,
+    "components": 3,
+    "masks": 3,
+    "features": 3,
+    "blocks": 1,
+    "layers": 2,
     "states": 4,
     "levels": 2,
     "rate": 0.1,
     "samples": 4,
     "bound_samples": 60,
-    "decay_steps": 500,
     "pretraining": 5,
-    "chains": 20,
+    "persistent_chains": 20,
     "temperatures": 50,
-    "annealed": 20,
-    "mixing": 20,
+    "chains": 20,
+    "burn_in": 20,
     "width": 32,
     "timesteps": 20,
-    "draws": 5,
-    "sample_steps": 5,
+    "time_draws": 5,
+    "sample_steps": 3,
     "resamplings": 2,
-    "ode_steps": 4,
+    "ode_steps": 2,
     "ode_examples": 16,
     "ema_decay": 0.5,
 }
 
 
 def equal(a, b) -> bool:
-    """Whether two trees hold the same bits."""
+    """Return whether two trees hold the same bits."""
     same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
     return all(jax.tree.leaves(same))
+
+
+def batch_of(entry: Entry, rows: int) -> Any:
+    """Return the first rows of an entry's data, decoded."""
+    raw = {name: jnp.asarray(values[:rows]) for name, values in entry.data.items()}
+    return entry.decode(raw, jax.random.key(1))

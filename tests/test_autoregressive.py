@@ -1,7 +1,7 @@
 """Fully visible belief nets against enumeration: at 9 pixels everything can be summed."""
 
 import itertools
-from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.bench import naive_samples
+from experiments.bench.sampling import naive_samples
+from gen import nets
 from gen.core import UserError
+from gen.distributions import categorical_from_uniform, categorical_log_prob
 from gen.models.autoregressive import (
     FVSBN,
     MADE,
@@ -19,8 +21,8 @@ from gen.models.autoregressive import (
     GatedPixelCNN,
     PixelCNN,
 )
-from gen.models.autoregressive.model import invert, log_mass
 from gen.models.autoregressive.pixels import taps
+from gen.optimize import Optimizer
 
 NETS = {
     "fvsbn": FVSBN(raster=False, order_seed=3),
@@ -41,7 +43,7 @@ SHAPES = [(3, 3, 1), pytest.param((2, 4, 1), marks=pytest.mark.slow)]
 
 
 def random_state(model, key=0, scale=0.7):
-    """Weights far from their start, so that every connection matters."""
+    """Return weights far from their start, so that every connection matters."""
     state = model.init(jax.random.key(key))
     leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(key + 1), len(leaves))
@@ -49,8 +51,14 @@ def random_state(model, key=0, scale=0.7):
     return state._replace(params=jax.tree.unflatten(tree, moved))
 
 
+def logits_of(net, params, x, mask_index) -> Any:
+    """Return the logits of a binary network, [B, D, 1]."""
+    logits: Any = net.apply({"params": params}, x, mask_index)
+    return logits
+
+
 def everything(shape, levels=2):
-    """All inputs, [levels^D, *shape]."""
+    """Return all inputs, [levels^D, *shape]."""
     values = np.linspace(0, 1, levels, dtype=np.float32)
     grid = np.array(list(itertools.product(values, repeat=int(np.prod(shape)))), np.float32)
     return jnp.asarray(grid.reshape(-1, *shape))
@@ -89,15 +97,15 @@ def test_probabilities_of_several_levels_sum_to_one(net):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
-    """Exactly zero for what comes later, and for itself; of what comes before, none is left out by
-    all masks, but for the PixelCNN's blind spot."""
+    """A logit depends on no later variable and not on its own. It depends on all earlier ones,
+    except where masks hide some or the PixelCNN has its blind spot."""
     size = int(np.prod(shape))
     model = Autoregressive(net, shape=shape)
     params = random_state(model).params
     x = jax.random.uniform(jax.random.key(4), (1, *shape))
-    for which in range(net.masks):
-        jacobian = jax.jacobian(lambda x, w=which: net.logits(params, x, w)[0, :, 0])(x)
-        order = np.asarray(net.order(which, size))
+    for mask_index in range(net.masks):
+        jacobian = jax.jacobian(lambda x, m=mask_index: logits_of(net, params, x, m)[0, :, 0])(x)
+        order = np.asarray(net.order(mask_index, size))
         assert sorted(order) == list(range(size))
         ordered = np.asarray(jacobian).reshape(size, size)[order][:, order]
         assert not np.any(np.triu(ordered))
@@ -110,13 +118,13 @@ def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
 
 @pytest.mark.slow
 def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
-    """On 9 × 9 pixels: what the first pixel of the last row depends on."""
+    """The first pixel of the last row of 9 × 9 depends on these pixels."""
     shape, pixel = (9, 9, 1), 8 * 9
     x = jax.random.uniform(jax.random.key(0), (1, *shape))
 
     def unseen(net):
         params = random_state(Autoregressive(net, shape=shape)).params
-        gradient = jax.grad(lambda x: net.logits(params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
+        gradient = jax.grad(lambda x: logits_of(net, params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
         return [(int(i), int(j)) for i, j in np.argwhere(gradient == 0) if i < 8]
 
     assert unseen(GatedPixelCNN(8, 6)) == []
@@ -125,29 +133,29 @@ def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
 
 
 def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
-    """At the same uniforms: variable by variable through the whole net, or through its cache."""
+    """Both draw the same from the same uniforms, through the whole network or through its cache."""
     shape, n = (3, 4, 1), 40
     size = 12
     model = Autoregressive(net, shape=shape)
     state = random_state(model)
     u = jax.random.uniform(jax.random.key(5), (n, size))
     log_p = []
-    for which in range(net.masks):
+    for mask_index in range(net.masks):
         fast, log_shown = jax.jit(model.ancestral)(
-            state.params, u, which, jnp.zeros((n, *shape)), jnp.zeros(shape, bool)
+            state.params, u, mask_index, jnp.zeros((n, *shape)), jnp.zeros(shape, bool)
         )
         x, product = jnp.zeros((n, size)), jnp.zeros(n)
-        for d in net.order(which, size):
-            logits = net.logits(state.params, x.reshape(n, *shape), which)[:, d]
-            level = invert(logits, u[:, d])
-            product += log_mass(logits, level)
+        for d in net.order(mask_index, size):
+            logits = logits_of(net, state.params, x.reshape(n, *shape), mask_index)[:, d]
+            level = categorical_from_uniform(logits, u[:, d])
+            product += categorical_log_prob(logits, level)
             x = x.at[:, d].set(level)
         np.testing.assert_array_equal(fast.reshape(n, size), x)
         np.testing.assert_array_equal(log_shown, 0)
         log_p.append(product)
         # Clamped everywhere, the same scan gives log p of what is clamped.
         shown = jnp.ones(shape, bool)
-        again, log_all = jax.jit(model.ancestral)(state.params, u, which, fast, shown)
+        again, log_all = jax.jit(model.ancestral)(state.params, u, mask_index, fast, shown)
         np.testing.assert_array_equal(again, fast)
         np.testing.assert_allclose(log_all, product, rtol=1e-4, atol=1e-4)
         if net.masks == 1:
@@ -156,12 +164,12 @@ def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
             )
 
 
-def test_log_prob_of_several_masks_is_that_of_their_mixture():
+def test_log_prob_of_several_masks_is_the_log_prob_of_their_mixture():
     model = Autoregressive(MADE((9,), masks=3, raster=False), shape=(3, 3, 1))
     state, x = random_state(model), everything((3, 3, 1))
     each = []
-    for which in range(3):
-        logits = model.net.logits(state.params, x, which)[..., 0]
+    for mask_index in range(3):
+        logits = logits_of(model.net, state.params, x, mask_index)[..., 0]
         bits = x.reshape(len(x), -1)
         each.append(
             np.prod(np.where(bits == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), 1)
@@ -171,8 +179,10 @@ def test_log_prob_of_several_masks_is_that_of_their_mixture():
 
 
 def chi_square(x, log_p, shape):
-    """p-value of the counts of samples [n, *shape] under exp(log_p) of all inputs, in the order of
-    `everything`; cells that expect fewer than 5 are taken together."""
+    """Return the p-value of the counts of samples [n, *shape] under exp(log_p) of all inputs.
+
+    The inputs are in the order of `everything`. Cells that expect fewer than 5 are taken together.
+    """
     bits = np.asarray(x).reshape(len(x), -1).astype(int)
     index = bits @ (2 ** np.arange(bits.shape[1])[::-1])
     counts = np.bincount(index, minlength=len(log_p)).astype(float)
@@ -210,8 +220,8 @@ def test_samples_of_few_images_from_many_masks():
 
 
 def test_complete_draws_from_the_exact_conditional(net):
-    """With the first row shown: p(hidden | shown) by enumeration. Orders other than raster, and
-    several of them, need particles."""
+    """With the first row shown, against p(hidden | shown) by enumeration. An order other than
+    raster, and several masks, need particles."""
     shape = (2, 3, 1)
     model = Autoregressive(net, shape=shape)
     state = random_state(model)
@@ -222,7 +232,7 @@ def test_complete_draws_from_the_exact_conditional(net):
         (np.asarray(all_x) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
     )
     log_p = np.where(consistent, model.log_prob(state, {"x": all_x}), -np.inf)
-    raster = net.masks == 1 and getattr(net, "raster", True)
+    raster = model.completion == "raster"
     x = jnp.broadcast_to(shown, (4000, *shape)).at[:, 1].set(0.7)  # what is hidden is not looked at
     complete = jax.jit(model.complete, static_argnames="particles")
     drawn = complete(state, x, mask, jax.random.key(9), particles=1 if raster else 200)
@@ -261,8 +271,8 @@ def test_particles_correct_for_what_is_shown_later():
 
 
 @pytest.mark.slow
-def test_gradient_of_nade_equals_that_of_its_definition():
-    """Blocks and rematerialisation change nothing: against the sum over k < d as written."""
+def test_gradient_of_nade_equals_the_gradient_of_its_definition():
+    """Blocks and rematerialisation change nothing against the sum over k < d."""
     net, shape = NADE(6), (3, 5, 1)
     model = Autoregressive(net, shape=shape)
     params = random_state(model).params
@@ -276,7 +286,7 @@ def test_gradient_of_nade_equals_that_of_its_definition():
         return jnp.sum(jnp.sin(out)), out
 
     def fast(params):
-        out = net.logits(params, x, 0)[..., 0]
+        out = logits_of(net, params, x, 0)[..., 0]
         return jnp.sum(jnp.sin(out)), out
 
     expected, out = jax.grad(plain, has_aux=True)(params)
@@ -286,7 +296,7 @@ def test_gradient_of_nade_equals_that_of_its_definition():
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
-def test_taps_are_those_of_the_papers():
+def test_taps_equal_the_masks_of_the_papers():
     a = [[1, 1, 1], [1, 0, 0]]
     b = [[1, 1, 1], [1, 1, 0]]
     np.testing.assert_array_equal(taps("A", 3), a)
@@ -297,17 +307,24 @@ def test_taps_are_those_of_the_papers():
     np.testing.assert_array_equal(taps("left and self", 5), [[1, 1, 1, 0, 0]])
 
 
+def degrees_of(made, mask_index, size=10):
+    """Return the places of the variables and the degrees of the hidden units, from the cache."""
+    x = jnp.zeros((1, size))
+    params, _ = nets.init(made, jax.random.key(0), x, 0)
+    return made.begin(params, x, mask_index)["degrees"]
+
+
 def test_made_degrees_are_in_range_and_reproducible():
     made = MADE((50, 40), masks=4, raster=False)
-    place, first, second = made.degrees(2, 10)
+    place, first, second = degrees_of(made, 2)
     assert sorted(np.asarray(place)) == list(range(1, 11))
     assert first.min() >= 1
     assert first.max() == 9
     assert second.min() >= first.min()
-    again = replace(made, activation="tanh").degrees(2, 10)
+    again = degrees_of(made.clone(activation="tanh"), 2)
     np.testing.assert_array_equal(place, again[0])
-    assert not np.array_equal(place, made.degrees(1, 10)[0])
-    other = replace(made, mask_seed=1).degrees(2, 10)
+    assert not np.array_equal(place, degrees_of(made, 1)[0])
+    other = degrees_of(made.clone(mask_seed=1), 2)
     assert not np.array_equal(first, other[1])
 
 
@@ -317,14 +334,16 @@ def test_objective_is_minus_log_p_of_one_mask_and_a_bound_on_average_of_several(
     one = Autoregressive(NADE(4), shape=(2, 3, 1))
     state = random_state(one)
     np.testing.assert_allclose(
-        one.objective(state, {"x": x}, jax.random.key(0)), one.score(state, {"x": x}), rtol=1e-5
+        one.objective(state, {"x": x}, jax.random.key(0)),
+        one.score(state, {"x": x}, jax.random.key(0)),
+        rtol=1e-5,
     )
     many = Autoregressive(MADE((9,), masks=3, raster=False), shape=(2, 3, 1))
     state = random_state(many)
     keys = jax.random.split(jax.random.key(1), 60)
     drawn = np.unique(jax.vmap(lambda key: many.objective(state, {"x": x}, key))(keys), axis=0)
     assert len(drawn) == 3  # one of the masks, for all examples alike
-    assert np.all(drawn.mean(0) >= many.score(state, {"x": x}) - 1e-4)
+    assert np.all(drawn.mean(0) >= many.score(state, {"x": x}, jax.random.key(0)) - 1e-4)
 
 
 def test_bench_compares_samplers_that_draw_the_same():
@@ -340,9 +359,9 @@ def test_bench_compares_samplers_that_draw_the_same():
 def test_inversion_draws_by_the_law_of_the_logits(levels):
     logits = jax.random.normal(jax.random.key(0), (1 if levels == 2 else levels,))
     u = (jnp.arange(10_000) + 0.5) / 10_000
-    level = invert(jnp.broadcast_to(logits, (len(u), *logits.shape)), u)
+    level = categorical_from_uniform(jnp.broadcast_to(logits, (len(u), *logits.shape)), u)
     frequency = np.bincount(np.asarray(level), minlength=levels) / len(u)
-    expected = [np.exp(log_mass(logits, jnp.array(value))) for value in range(levels)]
+    expected = [np.exp(categorical_log_prob(logits, jnp.array(value))) for value in range(levels)]
     np.testing.assert_allclose(frequency, expected, atol=2e-4)
 
 
@@ -358,9 +377,9 @@ def test_values_between_levels_are_refused_in_evaluation():
     ("make", "message"),
     [
         (lambda: NADE(0), "hidden is 0"),
-        (lambda: MADE(()), "take one or more"),
+        (lambda: MADE((0, 5)), "hidden is .0, 5., must be positive"),
         (lambda: MADE(masks=0), "masks is 0"),
-        (lambda: PixelCNN(size=4), "odd width"),
+        (lambda: PixelCNN(size=4), "size is 4, must be odd"),
         (lambda: GatedPixelCNN(layers=0), "positive"),
         (lambda: Autoregressive(FVSBN(), levels=1), "levels is 1"),
         (
@@ -368,7 +387,7 @@ def test_values_between_levels_are_refused_in_evaluation():
             "images .H, W, 1., not examples of shape .5.",
         ),
         (
-            lambda: Autoregressive(FVSBN(), weight_decay=-1.0).init(jax.random.key(0)),
+            lambda: Autoregressive(FVSBN(), optimizer=Optimizer(weight_decay=-1.0)),
             "weight_decay is -1",
         ),
     ],

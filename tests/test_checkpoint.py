@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, emptied or half-written are named and skipped."""
+"""Checkpoints that are damaged, emptied or incomplete are named and skipped."""
 
 import gc
 import shutil
@@ -15,8 +15,19 @@ from gen.core import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-TREE = {"a": jnp.arange(5000, dtype=jnp.float32), "b": (jnp.ones((3, 3)), jnp.int32(7))}
+# Random bytes cannot be compressed, so they stand in a file as they are in memory.
+RANDOM = np.frombuffer(np.random.RandomState(0).bytes(20_000), np.uint32)
+TREE = {"a": jnp.asarray(RANDOM), "b": (jnp.ones((3, 3)), jnp.int32(7))}
 TARGET = jax.eval_shape(lambda: TREE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """Leave everything that exists out of garbage collections, which every restore runs."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -26,7 +37,7 @@ def folder(tmp_path):
         checkpoints.save(10, TREE, {"note": "first"})
         checkpoints.save(20, jax.tree.map(lambda leaf: leaf + 1, TREE), {"note": "second"})
     yield tmp_path / "checkpoints"
-    gc.collect()  # coroutines that Orbax drops at a damaged file complain here, not in another test
+    gc.collect()  # lets coroutines that Orbax drops at a damaged file complain in this test
 
 
 def restore(folder, target=TARGET, read_only=True) -> Any:
@@ -34,13 +45,7 @@ def restore(folder, target=TARGET, read_only=True) -> Any:
         return checkpoints.restore(target)
 
 
-def array_files(folder):
-    """The files that hold the arrays' bytes, largest first."""
-    files = [path for path in (folder / "tree").rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
-
-
-def test_the_latest_is_restored(folder):
+def test_the_latest_checkpoint_is_restored(folder):
     restored = restore(folder)
     assert (restored.step, restored.info, restored.damaged) == (20, {"note": "second"}, {})
     assert equal(restored.tree, jax.tree.map(lambda leaf: leaf + 1, TREE))
@@ -51,16 +56,25 @@ def test_no_checkpoint_is_none(tmp_path):
     assert restore(tmp_path / "none", read_only=False) is None
 
 
+def array_bytes(step):
+    """Return the file that holds the array `a` of step 20 or of step 10, and where it begins."""
+    array = RANDOM + np.uint32(step.name == "20")
+    for path in (step / "tree").rglob("*"):
+        if path.is_file() and (begin := path.read_bytes().find(array.tobytes())) >= 0:
+            return path, begin
+    raise AssertionError(f"the array's bytes stand in no file of {step}")
+
+
 def flip_a_bit(step):
-    path = array_files(step)[0]
+    path, begin = array_bytes(step)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
+    content[begin + RANDOM.nbytes // 2] ^= 16
     path.write_bytes(content)
 
 
 def truncate(step):
-    path = array_files(step)[0]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path, begin = array_bytes(step)
+    path.write_bytes(path.read_bytes()[: begin + RANDOM.nbytes // 2])
 
 
 def empty(step):
@@ -84,17 +98,24 @@ def garble_the_sums(step):
 DAMAGE = [flip_a_bit, truncate, empty, lose_the_arrays, lose_the_sums, garble_the_sums]
 
 
+REASONS = {
+    flip_a_bit: "the SHA-256 of ['a'] differs",
+    garble_the_sums: "it cannot be read (KeyError)",
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_one_is_named_and_skipped(folder, damage):
+def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage):
     damage(folder / "20")
     restored = restore(folder)
     assert restored.step == 10
     assert equal(restored.tree, TREE)
     assert list(restored.damaged) == [20]
-    assert restored.damaged[20]
+    reason = restored.damaged[20]
+    assert reason == REASONS.get(damage, reason) != ""
 
 
-def test_a_damaged_one_is_moved_aside_so_that_its_step_can_be_saved_again(folder):
+def test_a_damaged_checkpoint_is_moved_aside_so_that_its_step_can_be_saved_again(folder):
     flip_a_bit(folder / "20")
     with open_checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(TARGET)
@@ -106,10 +127,10 @@ def test_a_damaged_one_is_moved_aside_so_that_its_step_can_be_saved_again(folder
     assert (restored.step, restored.damaged) == (20, {})
 
 
-def test_all_damaged_is_an_error(folder):
+def test_only_damaged_checkpoints_are_an_error(folder):
     for step in (10, 20):
         flip_a_bit(folder / str(step))
-    with pytest.raises(UserError, match="steps 20, 10 are damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(steps 20, 10\)"):
         restore(folder)
 
 
@@ -125,7 +146,7 @@ def test_a_temporary_folder_of_a_killed_save_is_ignored(folder):
     assert restore(folder, read_only=False).step == 20
 
 
-def test_a_reader_finds_the_newest_also_where_a_writer_deleted_what_it_had_listed(folder):
+def test_a_reader_finds_the_newest_checkpoint_although_a_writer_deleted_the_listed_ones(folder):
     with open_checkpoints(folder, read_only=True) as reader:
         with open_checkpoints(folder) as writer:
             for step in (30, 40):
@@ -135,7 +156,7 @@ def test_a_reader_finds_the_newest_also_where_a_writer_deleted_what_it_had_liste
     assert (restored.step, restored.damaged) == (40, {})
 
 
-def test_the_newest_two_and_every_nth_are_kept(tmp_path):
+def test_the_newest_two_checkpoints_and_every_nth_are_kept(tmp_path):
     with open_checkpoints(tmp_path, keep_every=20) as checkpoints:
         for step in range(10, 80, 10):
             checkpoints.save(step, TREE, {})

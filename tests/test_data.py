@@ -1,10 +1,12 @@
-"""Data: splits, binarisation, preparing from a download, the cache, and what is damaged."""
+"""Test the data sets: values, splits, decoding, densities, downloads, the cache, damaged files."""
 
 import gzip
 import hashlib
 import http.server
+import itertools
 import math
 import os
+import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -16,34 +18,56 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from scipy.stats import multivariate_normal
 
 from gen import data
 from gen.core import UserError
-
-SIZES = {
-    "mnist": (55_000, 5_000, 10_000),
-    "fashion_mnist": (55_000, 5_000, 10_000),
-    "binarized_mnist": (50_000, 10_000, 10_000),
-}
+from gen.data import generated, images
 
 
-def fingerprints(dataset):
+def distinct_rows(dataset):
+    """Return the set of distinct examples of each split, as bytes."""
     return {name: {row.tobytes() for row in split["x"]} for name, split in dataset.splits.items()}
 
 
-def test_digits_are_three_disjoint_stratified_splits(digits):
+def split_sizes(dataset):
+    return [len(split["x"]) for split in dataset.splits.values()]
+
+
+def skip_without(file):
+    """Skip the test unless `GEN_DATA_DIR` names a folder that has the file."""
+    folder = os.environ.get("GEN_DATA_DIR")
+    if not folder or not Path(folder, file).is_file():
+        pytest.skip(f"GEN_DATA_DIR names no folder with {file}")
+
+
+def publish(monkeypatch, name, path):
+    """Let `path` be the published file of the data set `name`, in the folder `GEN_DATA_DIR`."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(data.FILES, name, data.File(path.name, "http://127.0.0.1:9/", digest))
+    monkeypatch.setenv("GEN_DATA_DIR", str(path.parent))
+
+
+def no_call(*args):
+    raise AssertionError("the cache was not used")
+
+
+# Dataset and decode
+
+
+def test_digits_have_three_disjoint_splits_stratified_by_class(digits):
     assert digits.shape == (8, 8, 1)
-    assert [len(split["x"]) for split in digits.splits.values()] == [1297, 250, 250]
+    assert split_sizes(digits) == [1297, 250, 250]
     assert digits.train["x"].max() == digits.peak == 16
-    assert len(set.union(*fingerprints(digits).values())) == 1797
+    assert (digits.levels, digits.classes) == (17, 10)
+    assert len(set.union(*distinct_rows(digits).values())) == 1797
     for split in digits.splits.values():
         counts = np.bincount(split["label"], minlength=10)
         assert counts.min() > 0.08 * len(split["label"])
     assert data.load("digits").sha256 == digits.sha256
 
 
-def test_nudged_digits_are_those_of_the_example(digits):
-    """Each digit five times, against its own convolution with the example's kernels."""
+def test_nudged_digits_equal_the_convolutions_of_scikit_learns_example():
     from scipy.ndimage import convolve
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -60,33 +84,53 @@ def test_nudged_digits_are_those_of_the_example(digits):
     dataset = data.load("digits_nudged")
     np.testing.assert_array_equal(dataset.test["x"][..., 0], x)
     np.testing.assert_array_equal(dataset.test["label"], label)
-    assert [len(split["x"]) for split in dataset.splits.values()] == [6469, 719, 1797]
+    assert split_sizes(dataset) == [6469, 719, 1797]
     everything = np.concatenate([split["x"][..., 0] for split in dataset.splits.values()])
     assert sorted(map(bytes, everything)) == sorted(map(bytes, moved.astype(np.uint8)))
     assert dataset.train["x"].max() == dataset.peak == 16
+    assert (dataset.levels, dataset.classes) == (17, 10)
+
+
+def test_classes_count_the_largest_label_of_all_splits():
+    x = np.zeros((2, 3), np.uint8)
+    train, test = ({"x": x, "label": np.array([0, last], np.int32)} for last in (2, 6))
+    assert data.Dataset("a", train, train, test, peak=1).classes == 7
+    assert data.Dataset("a", {"x": x}, {"x": x}, {"x": x}, peak=1).classes == 0
+
+
+def test_levels_follow_from_the_peak_unless_x_are_counts_or_they_are_given():
+    splits = [{"x": np.zeros((2, 3), np.uint8)}] * 3
+    assert data.Dataset("a", *splits, peak=255).levels == 256
+    assert data.Dataset("a", *splits, peak=1, counts=True).levels == 0
+    assert data.Dataset("a", *splits, peak=65_535, levels=0).levels == 0
 
 
 def test_decode_scales_and_binarises():
     batch = {"x": jnp.array([[0, 4, 8, 16]], jnp.uint8), "label": jnp.array([3])}
 
-    def decode(binarize, key=0):
-        return data.decode(batch, jax.random.key(key), peak=16, binarize=binarize)
+    def decode(binarize, key):
+        return data.decode(batch, key, peak=16, binarize=binarize)
 
-    np.testing.assert_array_equal(decode("none")["x"], [[0, 0.25, 0.5, 1]])
-    np.testing.assert_array_equal(decode("threshold")["x"], [[0, 0, 0, 1]])
-    np.testing.assert_array_equal(decode("none")["label"], [3])
-    draws = np.stack([decode("dynamic", key)["x"][0] for key in range(2000)])
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(decode("none", key)["x"], [[0, 0.25, 0.5, 1]])
+    np.testing.assert_array_equal(decode("threshold", key)["x"], [[0, 0, 0, 1]])
+    np.testing.assert_array_equal(decode("none", key)["label"], [3])
+    keys = jax.random.split(key, 2000)
+    draws = np.asarray(jax.vmap(partial(decode, "dynamic"))(keys)["x"])[:, 0]
     assert set(np.unique(draws)) == {0, 1}
     np.testing.assert_allclose(draws.mean(axis=0), [0, 0.25, 0.5, 1], atol=0.045)  # 4 σ
     assert draws[:, 1].std() > 0
 
 
-def test_unknown_name_is_refused_with_the_known_ones():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown data set 'mnits'.*binarized_mnist"):
         data.load("mnits")
 
 
-def test_absent_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+# Image sets of tensorflow-datasets
+
+
+def test_an_absent_set_without_a_network_says_how_to_get_it(tmp_path, monkeypatch):
     import requests
 
     def no_network(*args, **kwargs):
@@ -99,55 +143,68 @@ def test_absent_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def small_downloads(folder: Path, n: int) -> None:
-    """Files in MNIST's own format, with n random images a split."""
+def write_downloads(folder: Path, n: int) -> None:
+    """Write files in MNIST's own format, with n random images in each split."""
     folder.mkdir(parents=True)
     rng = np.random.RandomState(0)
     for split in ("train", "t10k"):
-        images = rng.randint(0, 256, (n, 28, 28)).astype(np.uint8)
+        pixels = rng.randint(0, 256, (n, 28, 28)).astype(np.uint8)
         labels = rng.randint(0, 10, n).astype(np.uint8)
         header = np.array([2051, n, 28, 28], ">i4").tobytes()
         path = folder / f"{split}-images-idx3-ubyte.gz"
-        path.write_bytes(gzip.compress(header + images.tobytes()))
+        path.write_bytes(gzip.compress(header + pixels.tobytes(), compresslevel=1))
         header = np.array([2049, n], ">i4").tobytes()
         path = folder / f"{split}-labels-idx1-ubyte.gz"
-        path.write_bytes(gzip.compress(header + labels.tobytes()))
+        path.write_bytes(gzip.compress(header + labels.tobytes(), compresslevel=1))
 
 
 def test_a_download_with_another_checksum_is_refused(tmp_path, monkeypatch):
-    small_downloads(tmp_path / "downloads" / "mnist", 20)
+    write_downloads(tmp_path / "downloads" / "mnist", 20)
     monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path / "downloads"))
     with pytest.raises(UserError, match="wrong checksum"):
         data.load("mnist", tmp_path / "tfds")
     assert not (tmp_path / "tfds" / "mnist" / "3.0.1").exists()
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A prepared `mnist` of 6,000 and 6,000 images whose downloads pass the check; its folder."""
+@pytest.fixture(scope="module")
+def prepared_once(tmp_path_factory):
+    """Prepare an `mnist` of 6,000 and 6,000 images, whose downloads pass the check of their
+    checksums, and fill the cache with it."""
     from tensorflow_datasets.core.download import download_manager
 
-    small_downloads(tmp_path / "downloads" / "mnist", 6_000)
-    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path / "downloads"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        download_manager.DownloadManager,
-        "_register_or_validate_checksums",
-        lambda *args, **kwargs: None,
-    )
-    data.load("mnist", tmp_path / "tfds")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("tiny")
+    write_downloads(folder / "downloads" / "mnist", 6_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEN_DATA_DIR", str(folder / "downloads"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(
+            download_manager.DownloadManager,
+            "_register_or_validate_checksums",
+            lambda *args, **kwargs: None,
+        )
+        data.load("mnist", folder / "tfds")
+    return folder
 
 
-def test_prepared_set_holds_what_the_download_holds(tiny):
+@pytest.fixture
+def tiny(prepared_once, tmp_path, monkeypatch):
+    """Return the test's own copy of the folder with the tiny `mnist` and its cache."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(prepared_once, folder)
+    monkeypatch.setenv("GEN_DATA_DIR", str(folder / "downloads"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    return folder
+
+
+def test_a_prepared_set_holds_the_images_and_labels_of_its_download(tiny):
     dataset = data.load("mnist", tiny / "tfds")
-    assert [len(split["x"]) for split in dataset.splits.values()] == [1000, 5000, 6000]
+    assert split_sizes(dataset) == [1000, 5000, 6000]
     raw = gzip.decompress((tiny / "downloads/mnist/t10k-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((tiny / "downloads/mnist/t10k-labels-idx1-ubyte.gz").read_bytes())
-    images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784)
+    pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 784)
     expected = {
         image.tobytes(): label
-        for image, label in zip(images, np.frombuffer(labels, np.uint8, offset=8), strict=True)
+        for image, label in zip(pixels, np.frombuffer(labels, np.uint8, offset=8), strict=True)
     }
     assert {
         image.tobytes(): label
@@ -155,15 +212,12 @@ def test_prepared_set_holds_what_the_download_holds(tiny):
     } == expected
 
 
-def test_second_load_reads_the_cache_alone(tiny, monkeypatch):
-    def fail(*args):
-        raise AssertionError("the cache was not used")
-
-    monkeypatch.setattr(data, "_read_prepared", fail)
+def test_a_second_load_reads_the_cache_alone(tiny, monkeypatch):
+    monkeypatch.setattr(images, "read_prepared", no_call)
     data.load("mnist", tiny / "tfds")
 
 
-def test_damaged_cache_is_made_anew(tiny):
+def test_a_damaged_cache_is_written_again(tiny):
     before = data.load("mnist", tiny / "tfds").sha256
     (cached,) = (tiny / "cache" / "gen").glob("*/test-x.npy")
     content = bytearray(cached.read_bytes())
@@ -173,9 +227,7 @@ def test_damaged_cache_is_made_anew(tiny):
     assert cached.read_bytes() != bytes(content)
 
 
-def test_damaged_prepared_file_is_named(tiny):
-    import shutil
-
+def test_a_damaged_prepared_file_is_named(tiny):
     shutil.rmtree(tiny / "cache")
     (shard,) = (tiny / "tfds/mnist/3.0.1").glob("mnist-test.array_record*")
     content = bytearray(shard.read_bytes())
@@ -188,23 +240,30 @@ def test_damaged_prepared_file_is_named(tiny):
 
 
 def test_binarized_text_files_are_read(tmp_path):
+    from PIL import Image
+
     x = np.random.RandomState(0).randint(0, 2, (3, 784))
     path = tmp_path / "a.amat"
     np.savetxt(path, x, fmt="%d")
-    from PIL import Image
-
-    for row, example in data._amat_examples(path):
+    for row, example in images.amat_examples(path):
         image = np.asarray(Image.open(example["image"]))
         np.testing.assert_array_equal(image.reshape(-1), x[row])
 
 
+IMAGE_SETS = {  # split sizes, levels, classes
+    "mnist": ([55_000, 5_000, 10_000], 256, 10),
+    "fashion_mnist": ([55_000, 5_000, 10_000], 256, 10),
+    "binarized_mnist": ([50_000, 10_000, 10_000], 2, 0),
+}
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name != "mnist" else ()) for name in SIZES],
+    [pytest.param(name, marks=pytest.mark.slow if name != "mnist" else ()) for name in IMAGE_SETS],
 )
-def test_real_sets_have_their_published_sizes(name, prepared):
+def test_real_image_sets_have_their_published_sizes(name, prepared):
     dataset = data.load(name, prepared)
-    assert tuple(len(split["x"]) for split in dataset.splits.values()) == SIZES[name]
+    assert (split_sizes(dataset), dataset.levels, dataset.classes) == IMAGE_SETS[name]
     assert dataset.shape == (28, 28, 1)
     assert dataset.train["x"].max() == dataset.peak
     assert ("label" in dataset.train) == (name != "binarized_mnist")
@@ -221,6 +280,9 @@ def test_real_mnist_prepared_from_its_download_is_the_same(prepared, tmp_path, m
     assert made.sha256 == data.load("mnist", prepared).sha256
 
 
+# Sets that are single files
+
+
 UCI_SIZES = {
     "uci_dna": (180, 1400, 600, 1186),
     "uci_mushrooms": (112, 2000, 500, 5624),
@@ -230,42 +292,36 @@ UCI_SIZES = {
 
 @pytest.mark.parametrize("name", UCI_SIZES)
 def test_uci_sets_have_the_published_splits(name):
-    folder = os.environ.get("GEN_DATA_DIR")
-    if not folder or not Path(folder, f"{name}.npz").is_file():
-        pytest.skip(f"GEN_DATA_DIR names no folder with {name}.npz")
+    skip_without(f"{name}.npz")
     dataset = data.load(name)
-    rows = [len(split["x"]) for split in (dataset.train, dataset.validation, dataset.test)]
-    assert (*dataset.shape, *rows) == UCI_SIZES[name]
+    assert (*dataset.shape, *split_sizes(dataset)) == UCI_SIZES[name]
     assert set(np.unique(dataset.train["x"])) == {0, 1}
-    assert dataset.peak == 1
+    assert (dataset.peak, dataset.levels, dataset.classes) == (1, 2, 0)
 
 
-SEQUENCES = {
-    "jsb": ("JSB_Chorales.mat", (160, 88), (229, 76, 77), (13807, 4602, 4725)),
-    "nottingham": ("Nottingham.mat", (1793, 88), (694, 173, 170), (176561, 45513, 44463)),
-    "letters": ("tinyshakespeare.txt", (1000,), (954, 53, 53), (953622, 52979, 52980)),
+SEQUENCES = {  # file, shape, sequences of each split, steps of each split, levels
+    "jsb": ("JSB_Chorales.mat", (160, 88), [229, 76, 77], [13807, 4602, 4725], 2),
+    "nottingham": ("Nottingham.mat", (1793, 88), [694, 173, 170], [176561, 45513, 44463], 2),
+    "letters": ("tinyshakespeare.txt", (1000,), [954, 53, 53], [953622, 52979, 52980], 27),
 }
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_sequences_are_padded_and_have_their_lengths(name):
-    file, shape, rows, steps = SEQUENCES[name]
-    folder = os.environ.get("GEN_DATA_DIR")
-    if not folder or not Path(folder, file).is_file():
-        pytest.skip(f"GEN_DATA_DIR names no folder with {file}")
+def test_sequences_have_their_lengths_and_are_zero_from_there_on(name):
+    file, shape, sizes, steps, levels = SEQUENCES[name]
+    skip_without(file)
     dataset = data.load(name)
-    splits = dataset.train, dataset.validation, dataset.test
     assert dataset.shape == shape
-    assert tuple(len(split["x"]) for split in splits) == rows
-    assert tuple(split["length"].sum() for split in splits) == steps
-    for split in splits:
+    assert split_sizes(dataset) == sizes
+    assert [split["length"].sum() for split in dataset.splits.values()] == steps
+    assert dataset.levels == levels
+    for split in dataset.splits.values():
         behind = np.arange(shape[0])[None] >= split["length"][:, None]
         assert not split["x"][behind].any()
         assert split["x"].max() == dataset.peak
 
 
-def test_piano_rolls_are_read_from_their_cells(tmp_path, monkeypatch):
-    """A file of the test's own, in the form of the published ones."""
+def test_piano_rolls_are_read_from_the_cells_of_a_matlab_file(tmp_path, monkeypatch):
     rolls = [np.eye(88, dtype=np.uint8)[:length] for length in (3, 5, 2)]
     cells = {}
     for split, roll in zip(("train", "valid", "test"), rolls, strict=True):
@@ -273,9 +329,7 @@ def test_piano_rolls_are_read_from_their_cells(tmp_path, monkeypatch):
         cells[f"{split}data"][0, 0] = roll
     path = tmp_path / "JSB_Chorales.mat"
     scipy.io.savemat(path, cells)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(data.MUSIC, "jsb", data.File(path.name, "http://127.0.0.1:9/", digest))
-    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    publish(monkeypatch, "jsb", path)
     dataset = data.load("jsb")
     assert dataset.shape == (5, 88)
     np.testing.assert_array_equal(dataset.train["x"][0, :3], rolls[0])
@@ -284,24 +338,23 @@ def test_piano_rolls_are_read_from_their_cells(tmp_path, monkeypatch):
 
 
 def test_news_are_documents_of_100_words():
-    folder = os.environ.get("GEN_DATA_DIR")
-    if not folder or not Path(folder, "20news_w100.mat").is_file():
-        pytest.skip("GEN_DATA_DIR names no folder with 20news_w100.mat")
+    skip_without("20news_w100.mat")
     dataset = data.load("news")
-    assert [len(split["x"]) for split in dataset.splits.values()] == [13138, 1578, 1526]
-    assert [len(rows) for rows in fingerprints(dataset).values()] == [8213, 1027, 1027]
-    assert len(set.union(*fingerprints(dataset).values())) == 10267
+    assert split_sizes(dataset) == [13138, 1578, 1526]
+    assert [len(rows) for rows in distinct_rows(dataset).values()] == [8213, 1027, 1027]
+    assert len(set.union(*distinct_rows(dataset).values())) == 10267
     assert (dataset.shape, dataset.peak, len(dataset.words)) == ((100,), 1, 100)
+    assert (dataset.levels, dataset.classes) == (2, 4)
     counts = sum(np.bincount(split["label"]) for split in dataset.splits.values())
     np.testing.assert_array_equal(counts, [4605, 3519, 2657, 5461])
     assert sum(split["x"].sum() for split in dataset.splits.values()) == 65451
-    for label, word in enumerate(("windows", "hockey", "nasa", "god")):  # of comp, rec, sci, talk
+    for label, word in enumerate(("windows", "hockey", "nasa", "god")):  # comp, rec, sci, talk
         labels = dataset.train["label"][dataset.train["x"][:, dataset.words.index(word)] == 1]
         assert np.bincount(labels).argmax() == label
 
 
-def test_no_document_stands_in_two_splits(tmp_path, monkeypatch):
-    """In a file of the test's own, in the form of the published one, in which most rows repeat."""
+def test_no_document_of_news_is_in_two_splits(tmp_path, monkeypatch):
+    """Check a file in the published format in which most rows repeat."""
     rng = np.random.RandomState(0)
     x = rng.randint(0, 2, (100, 9)).astype(np.uint8)[rng.randint(0, 100, 400)]
     label = rng.randint(1, 5, 400)
@@ -309,32 +362,35 @@ def test_no_document_stands_in_two_splits(tmp_path, monkeypatch):
     path = tmp_path / "20news_w100.mat"
     documents = scipy.sparse.csc_matrix(x.T)
     scipy.io.savemat(path, {"documents": documents, "newsgroups": label, "wordlist": words})
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(data, "NEWS", data.File(path.name, "http://127.0.0.1:9/", digest))
-    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    publish(monkeypatch, "news", path)
     dataset = data.load("news")
-    distinct = fingerprints(dataset)
-    different = len({row.tobytes() for row in x})
-    assert sum(map(len, distinct.values())) == len(set.union(*distinct.values())) == different
-    assert len(distinct["test"]) == len(distinct["validation"]) == round(different / 10)
-    rows = [
-        (row.tobytes(), of)
+    rows = distinct_rows(dataset)
+    distinct = len({row.tobytes() for row in x})
+    assert sum(map(len, rows.values())) == len(set.union(*rows.values())) == distinct
+    assert len(rows["test"]) == len(rows["validation"]) == round(distinct / 10)
+    labelled_rows = [
+        (row.tobytes(), row_label)
         for split in dataset.splits.values()
-        for row, of in zip(split["x"], split["label"], strict=True)
+        for row, row_label in zip(split["x"], split["label"], strict=True)
     ]
-    assert sorted(rows) == sorted(zip([row.tobytes() for row in x], label - 1, strict=True))
+    expected = zip([row.tobytes() for row in x], label - 1, strict=True)
+    assert sorted(labelled_rows) == sorted(expected)
     assert dataset.words == tuple(f"word{d}" for d in range(9))
 
 
-def test_the_earthquakes_are_those_of_the_textbook():
+def test_earthquakes_are_the_series_of_the_textbook():
     dataset = data.load("earthquakes")
     assert dataset.shape == (107, 1)
+    assert (dataset.counts, dataset.levels, dataset.peak) == (True, 0, 1)
     counts = dataset.train["x"][0, :, 0]
     assert (counts[0], counts[-1], counts.max(), counts.sum()) == (13, 11, 41, 2072)
 
 
-def test_the_density_of_the_eight_gaussians_integrates_to_one_and_has_its_entropy():
-    middle = (jnp.arange(1000) + 0.5) / 1000
+# Sets with a known density
+
+
+def test_the_density_of_eight_gaussians_integrates_to_one_and_has_its_entropy():
+    middle = (jnp.arange(400) + 0.5) / 400
     x = jnp.stack(jnp.meshgrid(middle, middle), axis=-1)
     log_p = np.asarray(data.eight_gaussians_log_prob(x), np.float64)
     p = np.exp(log_p) / log_p.size
@@ -345,37 +401,114 @@ def test_the_density_of_the_eight_gaussians_integrates_to_one_and_has_its_entrop
     np.testing.assert_allclose(centre, -math.log(8 * 2 * math.pi * 0.02**2), rtol=1e-5)
 
 
-def test_the_eight_gaussians_are_drawn_from_their_density():
-    """Moments within 4 σ; and the same points at every load, on every machine."""
+def test_eight_gaussians_are_drawn_from_their_density():
+    """Check the moments within 4 σ, and that every load on every machine has the same points."""
     dataset = data.load("eight_gaussians")
     expected = "d7c904f9851a28996839b1dbc5c14a2c8d2939d18e96bdaff18a019821e08320"
     assert dataset.sha256 == data.load("eight_gaussians").sha256 == expected
-    assert [len(split["x"]) for split in dataset.splits.values()] == [20_000, 2_000, 5_000]
+    assert split_sizes(dataset) == [20_000, 2_000, 5_000]
     assert (dataset.shape, dataset.train["x"].dtype, dataset.peak) == ((2,), np.uint16, 65_535)
+    assert (dataset.levels, dataset.classes) == (0, 8)
     assert dataset.log_prob is data.eight_gaussians_log_prob
-    for split in dataset.splits.values():
-        n = len(split["x"])
-        batch = {name: jnp.asarray(values) for name, values in split.items()}
-        x = data.decode(batch, jax.random.key(0), peak=dataset.peak, binarize="none")["x"]
-        np.testing.assert_array_equal(np.round(x * 65_535.0), split["x"])
+
+    stored = np.concatenate([split["x"] for split in dataset.splits.values()])
+    batch = {"x": jnp.asarray(stored)}
+    decoded = data.decode(batch, jax.random.key(0), peak=dataset.peak, binarize="none")["x"]
+    np.testing.assert_array_equal(np.round(decoded * 65_535.0), stored)
+    log_density = np.asarray(jax.jit(data.eight_gaussians_log_prob)(decoded))
+
+    entropy = math.log(8) + math.log(2 * math.pi * math.e * 0.02**2)
+    bounds = [20_000, 22_000]
+    for split, x, log_p in zip(
+        dataset.splits.values(),
+        np.split(np.asarray(decoded), bounds),
+        np.split(log_density, bounds),
+        strict=True,
+    ):
+        n = len(x)
         counts = np.bincount(split["label"])
         np.testing.assert_allclose(counts / n, 1 / 8, atol=4 * math.sqrt(7 / 64 / n))
-        z = (np.asarray(x) - data.CENTRES[split["label"]]) / data.DEVIATION
+        z = (x - data.CENTRES[split["label"]]) / data.DEVIATION
         np.testing.assert_allclose(z.mean(axis=0), 0, atol=4 / math.sqrt(n))
         np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * math.sqrt(2 / n))
-        log_p = data.eight_gaussians_log_prob(x)
-        entropy = math.log(8) + math.log(2 * math.pi * math.e * 0.02**2)
         assert abs(log_p.mean() + entropy) < 4 * log_p.std() / math.sqrt(n)
 
 
-def test_a_local_file_is_checked(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_density_of_regimes_equals_the_sum_over_all_state_paths(steps):
+    """Check p(x) = Σ_z p(z_1) N(x_1; z_1) Π_t p(z_t | z_t−1) N(x_t; z_t), over 3^T paths."""
+    x = np.random.default_rng(0).uniform(-3, 3, (2, 4, steps, 2))
+    emission = np.stack(
+        [
+            multivariate_normal(mean, covariance).pdf(x).reshape(x.shape[:-1])
+            for mean, covariance in zip(
+                generated.REGIME_MEANS, generated.REGIME_COVARIANCES, strict=True
+            )
+        ]
+    )
+    p = np.zeros((2, 4))
+    for path in itertools.product(range(3), repeat=steps):
+        term = np.full((2, 4), 1 / 3)
+        for previous, state in itertools.pairwise(path):
+            term *= 0.95 if state == previous else 0.025
+        for t, state in enumerate(path):
+            term *= emission[state, :, :, t]
+        p += term
+    log_p = data.regimes_log_prob(x)
+    assert log_p.dtype == np.float64
+    np.testing.assert_allclose(log_p, np.log(p), rtol=1e-12)
+
+
+def test_regimes_are_drawn_from_their_law():
+    """Check E x_t, E x_t x_tᵀ and E x_t x_t+1ᵀ within 4 σ over the 300 independent sequences."""
+    dataset = data.load("regimes")
+    expected = "786c1913b85864ad4f57481d12d55859ab08bb449a4c1e7d6448a28a289bdc01"
+    assert dataset.sha256 == data.load("regimes").sha256 == expected
+    assert split_sizes(dataset) == [200, 50, 50]
+    assert (dataset.shape, dataset.train["x"].dtype, dataset.peak) == ((100, 2), np.float32, 1)
+    assert (dataset.levels, dataset.counts, dataset.classes) == (0, False, 0)
+    assert dataset.log_prob is data.regimes_log_prob
+    for split in dataset.splits.values():
+        assert split["length"].dtype == np.int32
+        assert (split["length"] == 100).all()
+
+    log_p = data.regimes_log_prob(dataset.test["x"])
+    np.testing.assert_allclose(
+        [-log_p.mean(), log_p.std() / math.sqrt(50)], [147.8, 3.0], atol=0.05
+    )
+
+    x = np.concatenate([split["x"] for split in dataset.splits.values()]).astype(np.float64)
+    means, covariances = generated.REGIME_MEANS, generated.REGIME_COVARIANCES
+    second = covariances + means[:, :, None] * means[:, None, :]
+    transition = np.full((3, 3), 0.025) + 0.925 * np.eye(3)
+    successive = np.einsum("ij,ia,jb->ab", transition / 3, means, means)
+    for of_sequence, moment in (
+        (x.mean(axis=1), means.mean(axis=0)),
+        (np.einsum("nta,ntb->nab", x, x) / 100, second.mean(axis=0)),
+        (np.einsum("nta,ntb->nab", x[:, :-1], x[:, 1:]) / 99, successive),
+    ):
+        stderr = of_sequence.std(axis=0) / math.sqrt(len(x))
+        assert (np.abs(of_sequence.mean(axis=0) - moment) < 4 * stderr).all()
+
+
+def test_decode_leaves_the_floats_of_regimes_unchanged():
+    x = data.load("regimes").test["x"]
+    batch = {"x": jnp.asarray(x)}
+    decoded = data.decode(batch, jax.random.key(0), peak=1, binarize="none")
+    np.testing.assert_array_equal(decoded["x"], x)
+
+
+# Downloads
+
+
+def test_a_damaged_local_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
     (tmp_path / "uci_dna.npz").write_bytes(b"something else")
     with pytest.raises(UserError, match="is damaged"):
         data.load("uci_dna")
 
 
-def test_a_file_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_downloaded_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("GEN_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="could not be downloaded") as error:
@@ -383,8 +516,8 @@ def test_a_file_that_cannot_be_downloaded_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_download_is_cached_and_checked(tmp_path, monkeypatch):
-    """From a server of the test's own; the second time there is none."""
+def test_a_download_is_checked_and_cached(tmp_path, monkeypatch):
+    """Download from a local server, then load the file again after the server has stopped."""
     content = b"some bytes"
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "file.bin").write_bytes(content)
@@ -392,7 +525,7 @@ def test_a_download_is_cached_and_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     handler = partial(QuietHandler, directory=str(tmp_path / "served"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/file.bin"
     with pytest.raises(UserError, match="could not be downloaded"):
         data.fetch("other.bin", url, "0" * 64)
@@ -404,5 +537,7 @@ def test_a_download_is_cached_and_checked(tmp_path, monkeypatch):
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serve files without writing a log."""
+
     def log_message(self, *_):
         pass

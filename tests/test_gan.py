@@ -1,4 +1,4 @@
-"""The GAN's losses at their known values, and who moves when."""
+"""The GAN's losses at their known values, and which player moves in which step."""
 
 import chex
 import jax
@@ -7,20 +7,34 @@ import numpy as np
 import pytest
 from conftest import equal
 
-from gen import parallel
+from gen import parallel, train
+from gen.core import UserError
 from gen.models.gan import GAN, discriminator_loss, minimax_loss, non_saturating_loss
+from gen.nets import MLP
+from gen.optimize import Optimizer
 
-SMALL = GAN(shape=(4,), latent=3, generator=(8,), discriminator=(8,))
+
+def small(size=4, width=8, dropout=0.3, **fields) -> GAN:
+    networks = {"generator": MLP((width,)), "discriminator": MLP((width,), dropout=dropout)}
+    return GAN(shape=(size,), latent=3, **networks, **fields)
 
 
-def test_default_is_the_chapters_network():
-    state = jax.eval_shape(GAN().init, jax.random.key(0))
+SMALL = small()
+INIT, STEP, DISCRIMINATOR_STEP, GENERATOR_STEP = map(
+    jax.jit, (SMALL.init, SMALL.step, SMALL.discriminator_step, SMALL.generator_step)
+)
 
-    def kernels(params):
-        return sorted(leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
 
-    assert kernels(state.generator) == sorted([(100, 256), (256, 512), (512, 1024), (1024, 784)])
-    assert kernels(state.discriminator) == sorted([(784, 1024), (1024, 512), (512, 256), (256, 1)])
+def test_the_default_is_the_textbooks_network():
+    model = GAN()
+    state = jax.eval_shape(model.init, jax.random.key(0))
+
+    def kernels(player):
+        return [player.params[f"Dense_{i}"]["kernel"].shape for i in range(4)]
+
+    assert kernels(state.generator) == [(100, 256), (256, 512), (512, 1024), (1024, 784)]
+    assert kernels(state.discriminator) == [(784, 1024), (1024, 512), (512, 256), (256, 1)]
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.parameters(state))) == 2_946_577
 
 
 def test_losses_at_a_discriminator_that_cannot_tell():
@@ -48,7 +62,7 @@ def test_losses_equal_their_definitions():
 def test_losses_and_gradients_are_finite_at_extreme_logits(logit):
     extreme = jnp.full(3, logit)
     for loss in (non_saturating_loss, minimax_loss, lambda x: discriminator_loss(x, x)):
-        value, gradient = jax.value_and_grad(loss)(extreme)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(extreme)
         assert np.isfinite(value)
         assert np.all(np.isfinite(gradient))
 
@@ -61,32 +75,30 @@ def test_only_non_saturating_loss_pulls_a_losing_generator():
 
 
 def test_each_half_step_moves_only_its_own_player():
-    state = jax.jit(SMALL.init)(jax.random.key(0))
+    state = INIT(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}
-    after, _ = jax.jit(SMALL.discriminator_step)(state, batch, jax.random.key(2))
+    after, _ = DISCRIMINATOR_STEP(state, batch, jax.random.key(2))
     assert equal(after.generator, state.generator)
-    assert equal(after.generator_opt, state.generator_opt)
-    assert not equal(after.discriminator, state.discriminator)
-    after, _ = jax.jit(SMALL.generator_step)(state, batch, jax.random.key(2))
+    assert not equal(after.discriminator.params, state.discriminator.params)
+    after, _ = GENERATOR_STEP(state, batch, jax.random.key(2))
     assert equal(after.discriminator, state.discriminator)
-    assert equal(after.discriminator_opt, state.discriminator_opt)
-    assert not equal(after.generator, state.generator)
+    assert not equal(after.generator.params, state.generator.params)
 
 
 def test_step_is_the_discriminators_half_then_the_generators():
-    state = jax.jit(SMALL.init)(jax.random.key(0))
+    state = INIT(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}
     first, second = jax.random.split(jax.random.key(2))
-    halfway, d_metrics = jax.jit(SMALL.discriminator_step)(state, batch, first)
-    expected, g_metrics = jax.jit(SMALL.generator_step)(halfway, batch, second)
-    after, metrics = jax.jit(SMALL.step)(state, batch, jax.random.key(2))
+    halfway, d_metrics = DISCRIMINATOR_STEP(state, batch, first)
+    expected, g_metrics = GENERATOR_STEP(halfway, batch, second)
+    after, metrics = STEP(state, batch, jax.random.key(2))
     chex.assert_trees_all_close(after, expected, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(metrics, d_metrics | g_metrics, rtol=1e-5)
 
 
 def test_half_steps_lower_their_own_loss():
-    """Without dropout, and against a frozen opponent, the same noise over and over."""
-    model = GAN(shape=(4,), latent=3, generator=(8,), discriminator=(8,), dropout=0.0)
+    """Without dropout, against an opponent that stays, the same noise in every step."""
+    model = small(dropout=0.0)
     state = jax.jit(model.init)(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (64, 4))}
     for half, name in ((model.discriminator_step, "d_loss"), (model.generator_step, "g_loss")):
@@ -98,20 +110,30 @@ def test_half_steps_lower_their_own_loss():
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
-    state = jax.jit(SMALL.init)(jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (6, 4))
-    once = SMALL._judge(state.discriminator, x, jax.random.key(1))
-    assert not equal(once, SMALL._judge(state.discriminator, x, jax.random.key(2)))
-    assert equal(SMALL._judge(state.discriminator, x), SMALL._judge(state.discriminator, x))
+    state = INIT(jax.random.key(0))
+    batch = {"x": np.random.RandomState(0).rand(6, 4).astype(np.float32)}
+    # Of all draws in a step, dropout alone moves D(x).
+    in_training = [
+        float(DISCRIMINATOR_STEP(state, batch, jax.random.key(i))[1]["d_real"]) for i in range(2)
+    ]
+    assert in_training[0] != in_training[1]
+    hidden, last = (
+        jax.tree.map(np.asarray, state.discriminator.params[name])
+        for name in ("Dense_0", "Dense_1")
+    )
+    h = np.maximum((2 * batch["x"] - 1) @ hidden["kernel"] + hidden["bias"], 0)
+    d_real = 1 / (1 + np.exp(-(h @ last["kernel"] + last["bias"])))
+    judged = SMALL.evaluate(state, batch, jax.random.key(0))["d_real"]
+    np.testing.assert_allclose(judged.value, d_real.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_replicas_under_pmap_draw_noise_of_their_own():
     """Equal rows and one key for all: only noise can tell the replicas' mean from a single one."""
-    state = jax.jit(SMALL.init)(jax.random.key(0))
+    state = INIT(jax.random.key(0))
     batch = {"x": jnp.full((2, 4), 0.3)}
     key = jax.random.key(2)
-    _, alone = jax.jit(SMALL.step)(state, batch, key)
+    _, alone = STEP(state, batch, key)
     shards = parallel.shard({"x": jnp.full((8, 4), 0.3)}, 4)
     _, together = parallel.pmap_step(SMALL, 4)(parallel.replicate(state, 4), shards, key)
     assert abs(together["d_fake"][0] - alone["d_fake"]) > 1e-4
@@ -120,12 +142,17 @@ def test_replicas_under_pmap_draw_noise_of_their_own():
 @pytest.mark.slow
 def test_learns_a_distribution_of_two_points():
     """Samples end near the data: all mass at two corners of the square, about half at each."""
-    from gen import train
-
     x = np.array([[0.1, 0.9], [0.9, 0.1]] * 64, np.float32)
-    model = GAN(shape=(2,), latent=4, generator=(32,), discriminator=(32,), learning_rate=1e-3)
+    model = small(2, 32, optimizer=Optimizer("adam", learning_rate=1e-3))
     *_, last = train.fit(model, {"x": x}, steps=3000, batch_size=64, steps_per_dispatch=100)
     samples = np.asarray(model.sample(last.carry.state, jax.random.key(9), 500))
     distance = np.linalg.norm(samples[:, None] - np.unique(x, axis=0)[None], axis=-1)
     assert np.median(distance.min(axis=1)) < 0.15
     assert 0.1 < (distance.argmin(axis=1) == 0).mean() < 0.9
+
+
+def test_impossible_hyperparameters_are_refused():
+    with pytest.raises(UserError, match="GAN: latent is 0, must be positive"):
+        GAN(latent=0)
+    with pytest.raises(UserError, match=r"MLP: dropout is 1\.0"):
+        GAN(discriminator=MLP(dropout=1.0))

@@ -13,6 +13,7 @@ from test_autoregressive import chi_square
 from gen import train
 from gen.core import UserError
 from gen.models.mixture import Mixture, Params, State, Statistics
+from gen.optimize import Optimizer
 
 SHAPE = (2, 4, 1)
 EVERYTHING = jnp.array(list(itertools.product([0.0, 1.0], repeat=8))).reshape(-1, *SHAPE)
@@ -25,7 +26,7 @@ def random_state(components, key=0):
 
 
 def clusters(n=600, key=3):
-    """Binary data with structure: four noisy prototypes."""
+    """Return binary data with structure: four noisy prototypes."""
     prototype_key, choice_key, noise_key = jax.random.split(jax.random.key(key), 3)
     prototypes = jax.random.bernoulli(prototype_key, 0.5, (4, 8))
     chosen = prototypes[jax.random.randint(choice_key, (n,), 0, 4)]
@@ -115,7 +116,11 @@ def test_stepwise_em_and_gradient_reach_what_em_reaches():
     runs = {
         "em": (Mixture(**options), 30, 600),
         "stepwise": (Mixture(**options, rate=0.2), 200, 200),
-        "gradient": (Mixture(**options, training="gradient", learning_rate=0.1), 400, 200),
+        "gradient": (
+            Mixture(**options, training="gradient", optimizer=Optimizer(learning_rate=0.1)),
+            400,
+            200,
+        ),
     }
     reached = {}
     for name, (model, steps, batch) in runs.items():
@@ -132,7 +137,7 @@ def test_stepwise_em_and_gradient_reach_what_em_reaches():
 
 
 def test_em_begins_from_examples():
-    """Half of the way from the mean; the loop has it so, and starts differ with the seed."""
+    """Each component begins halfway between an example and the mean, and starts differ by seed."""
     x = clusters(32)
     model = Mixture(shape=SHAPE, components=4)
     state = model.begin(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
@@ -160,7 +165,7 @@ def test_sample_frequencies_match_the_exact_probabilities():
 
 
 def test_complete_draws_from_the_exact_conditional():
-    """Whatever is shown: here every other pixel."""
+    """Every other pixel is shown here; any mask would do."""
     model, state = Mixture(shape=SHAPE, components=3), random_state(3)
     mask = jnp.array([1, 0, 1, 0, 1, 0, 1, 0]).reshape(SHAPE)
     shown = EVERYTHING[0b10100010]

@@ -1,8 +1,8 @@
-"""Pictures of filters, of what is denoised and of points, and texts of documents: from models of
-the test's own, and from small diffusion models."""
+"""Pictures and texts: of small models made for the test, each with few capabilities, and of small
+diffusion models."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import pytest
 
 from experiments import pictures
 from gen import data, plots
+from gen.ais import LogZ
 from gen.models.diffusion import DiscreteDiffusion, FlowMatching, GaussianDiffusion, ResidualMLP
 
 WORDS = ("car", "nasa", "space", "shuttle", "orbit", "moon", "team")
@@ -18,8 +19,8 @@ WORDS = ("car", "nasa", "space", "shuttle", "orbit", "moon", "team")
 
 @dataclass(frozen=True)
 class Documents:
-    """Its state is the filters [H, D]; hidden words after the third are there with certainty, but
-    for the last, which is there in half of the documents."""
+    """Documents of seven words, with the filters [H, 7] as the state. In a completion the words
+    after the fourth are always there, except for the last, which is in half of the documents."""
 
     shape: tuple[int, ...] = (7,)
 
@@ -32,20 +33,53 @@ class Documents:
         return jnp.where(mask[None] == 1, x, filled)
 
 
-class InOrder(Documents):
-    raster = True
+class RasterDocuments(Documents):
+    completion = "raster"
 
 
-def drawn(folder, model, weights):
+class Images(Documents):
+    """The same model with images for examples; its completions are uniform images."""
+
+    def complete(self, state, x, mask, key):
+        value = jax.random.uniform(key)
+        return jnp.where(mask[None] == 1, x, value)
+
+
+class RasterImages(Images):
+    completion = "raster"
+
+
+class OrderedImages(Images):
+    completion = "order"
+
+
+def names_in(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def texts_of(folder, model, weights) -> dict[str, list[str]]:
+    """Return the lines of the texts that are written for a model of documents."""
     pictures.final_pictures(folder, model, jnp.asarray(weights), {}, jax.random.key(0), words=WORDS)
     return {path.name: path.read_text().splitlines() for path in folder.glob("*.txt")}
 
 
-def test_units_are_told_by_their_words_and_triples_are_completed(tmp_path):
+def drawn_grids(monkeypatch) -> list[tuple[np.ndarray, list[str]]]:
+    """Return a list that gets the images and the row labels of every grid drawn from then on."""
+    grids, grid = [], plots.grid
+
+    def record(images, columns, labels=()):
+        grids.append((np.asarray(images), list(labels)))
+        return grid(images, columns, labels)
+
+    monkeypatch.setattr(plots, "grid", record)
+    return grids
+
+
+def test_units_are_described_by_words_and_triples_are_completed(tmp_path):
     weights = np.zeros((60, 7), np.float32)
     weights[3, [0, 6]] = 2, 1
     weights[5] = [-9, 1, 3, 2, 0, 0, 0]
-    texts = drawn(tmp_path, Documents(), weights)
+    texts = texts_of(tmp_path, Documents(), weights)
     lines = texts["words.txt"]
     assert len(lines) == 50
     assert lines[0] == "unit    5  space shuttle nasa"
@@ -54,20 +88,30 @@ def test_units_are_told_by_their_words_and_triples_are_completed(tmp_path):
     assert line == "nasa space shuttle: orbit 100%, moon 100%, team 50%, car 0%"
 
 
-def test_a_model_that_fills_in_word_after_word_completes_no_triples(tmp_path):
-    assert set(drawn(tmp_path, InOrder(), np.ones((2, 7)))) == {"words.txt"}
+def test_a_model_that_completes_in_raster_order_completes_no_triples(tmp_path):
+    assert set(texts_of(tmp_path, RasterDocuments(), np.ones((2, 7)))) == {"words.txt"}
 
 
-def test_filters_are_drawn_where_they_are_images(tmp_path):
-    model = Documents(shape=(4, 5, 1))
-    test = {"x": jnp.zeros((1, 4, 5, 1))}
+@pytest.mark.parametrize("kind", [Images, RasterImages, OrderedImages])
+def test_upper_halves_are_completed_unless_the_model_has_an_order_of_its_own(
+    kind, tmp_path, monkeypatch
+):
+    grids = drawn_grids(monkeypatch)
+    x = jax.random.uniform(jax.random.key(2), (12, 4, 5, 1))
     weights = jax.random.normal(jax.random.key(1), (120, 20))
-    pictures.image_pictures(tmp_path, InOrderImages(model.shape), weights, test, jax.random.key(0))
-    assert [path.name for path in tmp_path.iterdir()] == ["filters.png"]
-
-
-class InOrderImages(Documents):
-    raster = False
+    pictures.final_pictures(tmp_path, kind((4, 5, 1)), weights, {"x": x}, jax.random.key(0))
+    if kind is OrderedImages:
+        assert names_in(tmp_path) == {"filters.png"}
+        return
+    assert names_in(tmp_path) == {"filters.png", "completions.png"}
+    images, labels = grids[0]
+    assert labels == ["original", "shown", "completed", "completed", "completed"]
+    original, shown, *completed = images.reshape(5, 10, 4, 5, 1)
+    np.testing.assert_array_equal(original, x[:10])
+    np.testing.assert_array_equal(shown[:, 2:], 0.5)
+    for rows in (shown, *completed):
+        np.testing.assert_array_equal(rows[:, :2], x[:10, :2])
+    assert len({float(rows[0, 3, 0, 0]) for rows in completed}) == 3  # three keys
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
@@ -80,32 +124,159 @@ def test_each_filter_is_scaled_by_its_own_largest_weight_about_grey(scale):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Its noise is 0, its samples are 1, and half of that for another sampler than DDIM."""
+    """A model with `denoising` alone: its noise is 0 and its samples are 1."""
 
     shape: tuple[int, ...] = (2,)
-    sampler: str = "heun"
-    sample_steps: int = 30
-
-    def sample(self, state, key, n):
-        return self.denoising(state, key, n, 1)[-1]
+    sample_steps: int = 0
 
     def denoising(self, state, key, n, frames):
-        end = 1.0 if self.sampler == "ddim" else 0.5
-        return jnp.linspace(0, end, frames + 1).reshape(-1, 1, 1) * jnp.ones((1, n, *self.shape))
+        way = jnp.linspace(0, 1, frames + 1).reshape(-1, 1, *[1] * len(self.shape))
+        return way * jnp.ones((1, n, *self.shape))
 
 
-def test_the_way_from_noise_is_told_by_the_steps_behind():
-    way = pictures.way_from_noise(Denoiser(), None, jax.random.key(0), 3, 4)
-    steps = ["step 0/30", "step 8/30", "step 15/30", "step 22/30", "step 30/30"]
-    assert list(way) == steps
-    for frame, value in zip(way.values(), (0, 0.125, 0.25, 0.375, 0.5), strict=True):
+@dataclass(frozen=True)
+class StepSampler:
+    """A model with `sample_in` alone, whose samples are 1 / steps."""
+
+    shape: tuple[int, ...] = (2,)
+
+    def sample_in(self, state, key, n, steps):
+        return jnp.full((n, *self.shape), 1 / steps)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """A model with `chains` alone, whose samples are the number of sweeps, as a share of 1,000."""
+
+    shape: tuple[int, ...] = (4, 4, 1)
+
+    def chains(self, state, key, n, sweeps):
+        return jnp.full((n, *self.shape), sweeps / 1_000)
+
+
+@dataclass(frozen=True)
+class Bracketed:
+    """A model with `bracket` alone: the ends are 1 / temperatures away from 5 nats."""
+
+    shape: tuple[int, ...] = (3,)
+
+    def bracket(self, state, key, temperatures: Any = None, chains: Any = None):
+        width = 1 / temperatures
+        return LogZ(5 - width, 0.01, chains, 5 + width, 0.01, chains)
+
+
+class Summed(Bracketed):
+    """The same model with `log_partition`, whose value is its state."""
+
+    def log_partition(self, state):
+        return state
+
+
+@pytest.mark.parametrize(
+    ("total", "labels"),
+    [
+        (30, ["step 0/30", "step 8/30", "step 15/30", "step 22/30", "step 30/30"]),
+        (0, ["0%", "25%", "50%", "75%", "100%"]),
+    ],
+)
+def test_frames_are_labelled_by_the_steps_or_by_the_share_of_the_way(total, labels):
+    model = Denoiser(sample_steps=total)
+    frames = pictures.denoising_frames(model, None, jax.random.key(0), 3, 4)
+    assert list(frames) == labels
+    for frame, value in zip(frames.values(), (0, 0.25, 0.5, 0.75, 1), strict=True):
         np.testing.assert_array_equal(frame, np.full((3, 2), value))
 
 
-def test_fewer_steps_are_those_of_ddim_from_the_same_noise():
-    found = pictures.in_fewer_steps(Denoiser(), None, jax.random.key(0), 3)
-    assert list(found) == ["1,000 steps", "50 steps", "20 steps", "10 steps"]
-    assert all((values == 1).all() for values in found.values())
+def test_denoising_alone_is_drawn(tmp_path, monkeypatch):
+    for shape, name in (((4, 4, 1), "denoising.png"), ((2,), "points.png")):
+        folder = tmp_path / name
+        folder.mkdir()
+        grids = drawn_grids(monkeypatch)
+        test = {"x": jnp.full((30, *shape), 0.5)}
+        pictures.final_pictures(folder, Denoiser(shape), None, test, jax.random.key(0))
+        assert names_in(folder) == {name}
+        if name == "denoising.png":
+            ((images, labels),) = grids
+            assert labels == [f"{share}%" for share in range(0, 101, 10)]
+            np.testing.assert_allclose(images[:, 0, 0, 0], np.repeat(np.arange(11) / 10, 10))
+
+
+def test_samples_are_drawn_in_each_number_of_steps(tmp_path, monkeypatch):
+    grids = drawn_grids(monkeypatch)
+    model, test = StepSampler((4, 4, 1)), {"x": jnp.zeros((30, 4, 4, 1))}
+    pictures.final_pictures(tmp_path, model, None, test, jax.random.key(0))
+    assert names_in(tmp_path) == {"steps.png"}
+    ((images, labels),) = grids
+    assert labels == ["1,000 steps", "50 steps", "20 steps", "10 steps"]
+    np.testing.assert_allclose(images[::10, 0, 0, 0], [0.001, 0.02, 0.05, 0.1], rtol=1e-6)
+
+
+def test_chains_are_drawn_after_each_number_of_sweeps(tmp_path, monkeypatch):
+    grids = drawn_grids(monkeypatch)
+    test = {"x": jnp.zeros((30, 4, 4, 1))}
+    pictures.final_pictures(tmp_path, Chains(), None, test, jax.random.key(0))
+    assert names_in(tmp_path) == {"chains.png"}
+    ((images, labels),) = grids
+    assert labels == ["sweep 0", "sweep 1", "sweep 10", "sweep 100", "sweep 1,000"]
+    np.testing.assert_allclose(images[::10, 0, 0, 0], [0, 0.001, 0.01, 0.1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "exact"), [(Bracketed(), None), (Summed(), None), (Summed(), 5.0)]
+)
+def test_a_bracket_is_drawn_with_the_exact_value_where_there_is_one(
+    model, exact, tmp_path, monkeypatch
+):
+    drawn, brackets = [], plots.brackets
+
+    def record(*arguments):
+        drawn.append(arguments)
+        return brackets(*arguments)
+
+    monkeypatch.setattr(plots, "brackets", record)
+    pictures.final_pictures(tmp_path, model, exact, {}, jax.random.key(0))
+    assert names_in(tmp_path) == {"bracket.png"}
+    ((temperatures, ends, line),) = drawn
+    assert temperatures == pictures.TEMPERATURES
+    assert ends["forward"] == [(5 - 1 / number, 0.01) for number in temperatures]
+    assert ends["reverse"] == [(5 + 1 / number, 0.01) for number in temperatures]
+    assert line == exact
+    (axes,) = brackets(temperatures, ends, line).axes
+    assert ("exact" in axes.get_legend_handles_labels()[1]) == (exact is not None)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A model of images whose codes are its pixels."""
+
+    family: ClassVar[str] = "codes"
+    codes: str = "features"
+    shape: tuple[int, ...] = (4, 4, 1)
+
+    def encode(self, state, batch):
+        return batch["x"].reshape(-1, 16)
+
+    def decode(self, state, z):
+        return z.reshape(-1, *self.shape)
+
+
+@pytest.mark.parametrize("codes", ["features", "noise"])
+def test_features_are_joined_by_straight_lines_and_noise_by_great_circles(
+    codes, tmp_path, monkeypatch
+):
+    grids = drawn_grids(monkeypatch)
+    monkeypatch.setattr(pictures, "plane", lambda codes: (codes[:, :2], "t-SNE"))
+    x = jax.random.uniform(jax.random.key(0), (16, 4, 4, 1))
+    test = {"x": x, "label": jnp.arange(16)}
+    pictures.final_pictures(tmp_path, Codes(codes), None, test, jax.random.key(1))
+    expected = {"interpolations.png"} | ({"latent.png"} if codes == "features" else set())
+    assert names_in(tmp_path) == expected
+    path = np.asarray(grids[0][0]).reshape(8, 11, 16)
+    a, b = np.asarray(x).reshape(2, 8, 16)
+    np.testing.assert_allclose(path[:, 0], a, rtol=1e-5)
+    np.testing.assert_allclose(path[:, -1], b, rtol=1e-5)
+    straight = np.allclose(path[:, 5], (a + b) / 2, rtol=1e-4)
+    assert straight == (codes == "features")
 
 
 def test_great_circles_keep_the_length_of_normal_draws():
@@ -116,13 +287,13 @@ def test_great_circles_keep_the_length_of_normal_draws():
     np.testing.assert_allclose(path[:, -1], 2 * b)
     path = pictures.great_circles(a, b, np.linspace(0, 1, 5))
     np.testing.assert_allclose(np.linalg.norm(path, axis=-1), 1)
-    turned = (path[:, 1:] * path[:, :-1]).sum(axis=-1)
-    np.testing.assert_allclose(turned, turned[:, :1] * np.ones((1, 4)))  # by one angle
-    middle = pictures.straight(a, b, np.array([0.5]))[:, 0]
+    cosine = (path[:, 1:] * path[:, :-1]).sum(axis=-1)
+    np.testing.assert_allclose(cosine, cosine[:, :1] * np.ones((1, 4)))  # equal angles
+    middle = pictures.straight_lines(a, b, np.array([0.5]))[:, 0]
     np.testing.assert_allclose(middle, (a + b) / 2)
 
 
-def test_points_are_drawn_among_the_lines_of_their_density():
+def test_points_are_drawn_among_the_contour_lines_of_their_density():
     middle = (jnp.arange(300) + 0.5) / 300
     grid = jnp.stack(jnp.meshgrid(middle + 0.05, middle), axis=-1)
     log_p = np.asarray(data.eight_gaussians_log_prob(grid))  # moved to the left
@@ -131,23 +302,29 @@ def test_points_are_drawn_among_the_lines_of_their_density():
     assert [axes.get_title() for axes in figure.axes] == ["one", "two", "three"]
     for axes in figure.axes:
         assert axes.get_aspect() == 1
-        drawn: Any = axes.collections[-1]
-        outer, inner = (path.vertices for path in drawn.get_paths())
+        contours: Any = axes.collections[-1]
+        outer, inner = (path.vertices for path in contours.get_paths())
         for path, deviations in ((outer, 3), (inner, 1)):
             reach = deviations * data.DEVIATION
             np.testing.assert_allclose(path.min(axis=0), points.min(axis=0) - reach, atol=1e-3)
             np.testing.assert_allclose(path.max(axis=0), points.max(axis=0) + reach, atol=1e-3)
 
 
-def test_codes_are_of_all_rows_in_order_with_their_labels():
-    class Codes:
-        def encode(self, state, batch):
-            return batch["x"] + batch["label"][:, None]
+def test_models_that_are_equal_share_one_compiled_sampler():
+    traces = []
 
-    test = {"x": jnp.arange(1200.0)[:, None], "label": jnp.arange(1200)}
-    for n in (16, 1100, 5000):
-        expected = 2.0 * np.arange(min(n, 1200))[:, None]
-        np.testing.assert_array_equal(pictures.encoded(Codes(), None, test, n), expected)
+    @dataclass(frozen=True)
+    class Sampler:
+        shape: tuple[int, ...] = (2,)
+
+        def sample(self, state, key, n):
+            traces.append(n)
+            return state + jax.random.uniform(key, (n, *self.shape))
+
+    key = jax.random.key(0)
+    first, second = (pictures.draw_samples(Sampler(), offset, key, 3) for offset in (0.0, 1.0))
+    np.testing.assert_allclose(second, first + 1)
+    assert traces == [3]
 
 
 def test_pictures_of_points_are_drawn(tmp_path, monkeypatch):
@@ -160,9 +337,9 @@ def test_pictures_of_points_are_drawn(tmp_path, monkeypatch):
         pictures.snapshot(tmp_path, step, model, state, jax.random.key(1))
     density = data.eight_gaussians_log_prob
     pictures.final_pictures(tmp_path, model, state, test, jax.random.key(1), log_prob=density)
-    found = {path.name for path in tmp_path.glob("*.png")}
     final = {"points.png", "steps.png", "strip.png", "latent.png"}
-    assert found == final | {"step_0000005.png", "step_0000010.png"}
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == final | {"step_0000005.png", "step_0000010.png"}
     assert final <= set(pictures.FINAL)
 
 
@@ -184,5 +361,5 @@ def test_pictures_of_images_that_are_denoised_are_drawn(kind, tmp_path, monkeypa
     expected = {"samples.png", "denoising.png", "steps.png", "completions.png"}
     if kind != "discrete":
         expected |= {"interpolations.png"}
-    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert names_in(tmp_path) == expected
     assert expected <= set(pictures.FINAL)

@@ -1,4 +1,4 @@
-"""The table of results: what it prints, in which order, and that the committed one is current."""
+"""The page of results: its tables, their order, and whether the committed page is current."""
 
 import json
 
@@ -9,6 +9,8 @@ from experiments.__main__ import main
 from experiments.evaluation import RESULTS
 from experiments.published import PUBLISHED
 from experiments.registry import EXPERIMENTS
+
+CLEAN = "0123456" + "0" * 33  # a commit without later changes
 
 
 def record(name, data, value, kind, **settings):
@@ -23,6 +25,8 @@ def record(name, data, value, kind, **settings):
         "train_seconds": 61.7,
         "device": "a machine",
         "command": f"python -m experiments train {name}",
+        "commit": CLEAN,
+        "evaluated_at_commit": CLEAN,
     }
 
 
@@ -38,14 +42,49 @@ def folder(tmp_path):
     ais["estimates"]["nll_reverse"] = {**ais["estimates"]["nll"], "value": 86.12}
     for made in [*records, ais]:
         (tmp_path / f"{made['experiment']}.json").write_text(json.dumps(made))
-    (tmp_path / "ae_mnist.json").write_text(
-        json.dumps({"experiment": "ae_mnist", "data": "mnist", "binarize": "none", "estimates": {}})
-    )
+    autoencoder = record("ae_mnist", "mnist", 0.014, "exact")
+    autoencoder["estimates"] = {"mse": autoencoder["estimates"]["nll"]}
+    autoencoder["evaluated_at_commit"] = f"{CLEAN}-dirty"
+    (tmp_path / "ae_mnist.json").write_text(json.dumps(autoencoder))
     return tmp_path
 
 
+def likelihoods(folder):
+    """Return the part of the page that has the likelihoods by data set."""
+    return table.markdown(folder).split("## Likelihoods by data set")[1]
+
+
+def test_every_estimate_has_a_row_of_the_first_table(folder):
+    first = table.markdown(folder).split("## Likelihoods by data set")[0]
+    rows = [line for line in first.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1::2][:2] for row in rows] == [
+        ["ae_mnist", "mse"],
+        ["nade_binarized_mnist", "nll"],
+        ["nade_uci_dna", "nll"],
+        ["pixelcnn_binarized_mnist", "nll"],
+        ["rbm_binarized_mnist", "nll"],
+        ["rbm_binarized_mnist", "nll_reverse"],
+        ["vae_binarized_mnist", "nll"],
+    ]
+    assert rows[1].endswith("| 87.90 ± 0.23 | exact | 100 | 3 | ± 0.1 | 12,345 | 62 | 0123456 |")
+
+
+@pytest.mark.parametrize("commit", [f"{CLEAN}-dirty", f"{CLEAN} and {CLEAN}", None])
+def test_a_result_without_a_clean_commit_says_so(folder, commit):
+    page = table.markdown(folder)
+    assert page.count("| commit not recorded |") == 1  # of the autoencoder
+    for field in ("commit", "evaluated_at_commit"):
+        changed = {**record("nade_uci_dna", "uci_dna", 83.0, "exact"), field: commit}
+        (folder / "nade_uci_dna.json").write_text(json.dumps(changed))
+        rows = [
+            line for line in table.markdown(folder).splitlines() if "| `nade_uci_dna` |" in line
+        ]
+        assert len(rows) == 2
+        assert all(row.endswith("| commit not recorded |") for row in rows)
+
+
 def test_rows_are_sorted_and_marked(folder):
-    text = table.markdown(folder).split("## DNA")[0]
+    text = likelihoods(folder).split("## DNA")[0]
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1].split("_")[0] for row in rows] == ["pixelcnn", "rbm", "nade", "vae"]
     assert (
@@ -56,13 +95,13 @@ def test_rows_are_sorted_and_marked(folder):
     assert "| 81.30 [1] | +0.70 |" in text
     assert "| ≤ 88.71 [2] | +0.79 |" in text
     assert f"[1] {PUBLISHED['pixelcnn_binarized_mnist'].source}" in text
-    assert "nade_uci_dna" in table.markdown(folder).split("## DNA")[1]
+    assert "nade_uci_dna" in likelihoods(folder).split("## DNA")[1]
 
 
-def test_every_published_figure_is_of_a_registered_experiment_with_a_table():
+def test_every_published_figure_belongs_to_a_registered_experiment_and_has_a_link():
     for name, published in PUBLISHED.items():
         assert EXPERIMENTS[name].data in table.TITLES
-        assert published.source
+        assert "https://" in published.source
 
 
 def test_the_committed_table_is_made_from_the_committed_files():
@@ -86,10 +125,9 @@ def test_only_probabilities_of_the_binary_data_stand_in_a_table(folder, capsys, 
     density = record("vae_binarized_mnist", "binarized_mnist", -700.0, "upper bound", density=True)
     (folder / "nade_mnist.json").write_text(json.dumps(grey))
     (folder / "vae_binarized_mnist.json").write_text(json.dumps(density))
-    text = table.markdown(folder)
-    assert "700" not in text
+    assert "700" not in likelihoods(folder)
     (folder / "nade_mnist.json").write_text(json.dumps(grey | {"binarize": "dynamic"}))
-    assert "| 700.00 ± 0.23 |" in table.markdown(folder)
+    assert "| 700.00 ± 0.23 |" in likelihoods(folder)
     (folder / "nade_mnist.json").write_text("{")
     monkeypatch.setattr("experiments.evaluation.RESULTS", folder)
     assert main(["table"]) == 2

@@ -1,1 +1,1 @@
-"""One file per family of generative models; each follows the contract of `gen.core`."""
+"""One file or one folder for each family of models; every model follows `gen.core`'s contract."""

@@ -1,7 +1,9 @@
 """Variational autoencoders, also importance-weighted.
 
-Kingma & Welling (2014), "Auto-encoding variational Bayes"; Rezende, Mohamed & Wierstra (2014);
-Burda, Grosse & Salakhutdinov (2016), "Importance weighted autoencoders".
+Kingma & Welling 2014, "Auto-encoding variational Bayes", https://arxiv.org/abs/1312.6114;
+Rezende, Mohamed & Wierstra 2014, https://arxiv.org/abs/1401.4082;
+Burda, Grosse & Salakhutdinov 2016, "Importance weighted autoencoders",
+https://arxiv.org/abs/1509.00519.
 """
 
 from __future__ import annotations
@@ -10,128 +12,88 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from gen import estimate
-from gen.core import Batch, Data, Density, Metrics, Shape, adam, descend, replica_key, require
+from gen import estimate, nets, optimize
+from gen.bounds import ImportanceBound, importance_bound
+from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
+from gen.distributions import bernoulli_nll, gaussian_kl, gaussian_log_prob
 from gen.estimate import Estimate
-from gen.nets import MLP, Activation, Hidden, activate, apply, dense, flatten
+from gen.levels import check_density
+from gen.nets import MLP, dense, flatten
+from gen.optimize import AnyOptimizer, Optimizer
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
     params: Any  # {"encoder": ..., "decoder": ...}: kernels [in, out], biases [out]
+    stats: Any  # {"encoder": ..., "decoder": ...}: batch statistics; empty without them
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
 
 
 class Terms(NamedTuple):
-    """The bound's two terms for each example, in nats; −ELBO = reconstruction + kl."""
+    """The terms of the bound for each example, in nats: −ELBO = reconstruction + kl."""
 
     reconstruction: jax.Array  # [B], −log p(x|z) at one z ~ q(z|x)
     kl: jax.Array  # [B], KL(q(z|x) ‖ p(z))
 
 
-class Encoder(nn.Module):
-    """x [B, *shape] ↦ mean and log-variance of q(z|x), each [B, latent]: convolutions of stride 2,
-    if there are any, then dense layers."""
+class Posterior(nn.Module):
+    """q(z|x) = N(mean, diag exp(logvar)): an encoder under two linear heads."""
 
-    channels: tuple[int, ...]
-    widths: tuple[int, ...]
+    encoder: nn.Module
     latent: int
-    activation: Activation
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        for channels in self.channels:
-            x = activate(self.activation, nn.Conv(channels, (3, 3), strides=2)(x))
-        h = Hidden(self.widths, self.activation)(flatten(x))
+    def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        h = self.encoder(x, train=train)
+        nets.check_features(self.encoder, h)
         return dense(self.latent, "mean")(h), dense(self.latent, "logvar")(h)
-
-
-class ConvDecoder(nn.Module):
-    """z [B, latent] ↦ logits or means of the pixels, [B, D]: dense layers, then as many transposed
-    convolutions of stride 2 as the encoder has convolutions."""
-
-    shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    channels: tuple[int, ...]
-    activation: Activation
-
-    @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:
-        height, width, colours = self.shape
-        shrunk = [-(-side // 2 ** len(self.channels)) for side in (height, width)]
-        h = Hidden(self.widths, self.activation)(z)
-        h = activate(self.activation, dense(math.prod(shrunk) * self.channels[-1])(h))
-        h = h.reshape(len(z), *shrunk, self.channels[-1])
-        for channels in self.channels[-2::-1]:
-            h = activate(self.activation, nn.ConvTranspose(channels, (3, 3), (2, 2))(h))
-        h = nn.ConvTranspose(colours, (3, 3), (2, 2))(h)
-        return flatten(h[:, :height, :width])
-
-
-def gaussian_kl(mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """KL(N(mean, diag exp(logvar)) ‖ N(0, I)) = ½ Σ (mean² + exp(logvar) − 1 − logvar), [B] nats.
-
-    Kingma & Welling (2014), appendix B.
-    """
-    chex.assert_equal_shape((mean, logvar))
-    return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=-1)
-
-
-def bernoulli_nll(logits: jax.Array, x: jax.Array) -> jax.Array:
-    """−log p(x) of independent Bernoullis, summed over the last axis, [B] nats; stable in logits.
-
-    −x log σ(l) − (1 − x) log σ(−l) = log(1 + exp l) − x l: for x strictly between 0 and 1 it is a
-    cross-entropy and no likelihood.
-    """
-    chex.assert_equal_shape((logits, x))
-    return jnp.sum(jax.nn.softplus(logits) - x * logits, axis=-1)
-
-
-def gaussian_log_prob(z: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
-    """log N(z; mean, diag exp(logvar)), summed over the last axis, nats."""
-    return -0.5 * jnp.sum(
-        (z - mean) ** 2 * jnp.exp(-logvar) + logvar + math.log(2 * math.pi), axis=-1
-    )
-
-
-def gaussian_nll(mean: jax.Array, x: jax.Array, variance: float) -> jax.Array:
-    """−log N(x; mean, variance · I), summed over the last axis, [B] nats (of a density)."""
-    chex.assert_equal_shape((mean, x))
-    return 0.5 * jnp.sum((x - mean) ** 2 / variance + math.log(2 * math.pi * variance), axis=-1)
 
 
 @dataclass(frozen=True)
 class VAE:
-    """p(z) = N(0, I), p(x|z) and q(z|x) by neural networks; maximises, by Adam, the mean over x of
+    """p(z) = N(0, I), with p(x|z) and q(z|x) by neural networks. Adam maximises the mean over x of
 
-        ELBO(x) = E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x),
+        ELBO(x) = E_{q(z|x)}[log p(x|z)] − KL(q(z|x) ‖ p(z)) ≤ log p(x).
 
-    with z = mean + exp(logvar / 2) · ε, one ε ~ N(0, I) per example and step, and the KL in closed
-    form (Kingma & Welling 2014, eq. 10). With `samples` k > 1 it maximises the tighter bound
+    By the reparameterization trick z = mean + exp(logvar / 2) · ε, with one ε ~ N(0, I) per example
+    and step. The KL is taken in closed form (Kingma & Welling 2014, eq. 10). With `samples` k > 1
+    it maximises the tighter importance-weighted bound
 
         E_{z_1 … z_k ~ q(z|x)}[log 1/k Σ_i w_i],    w_i = p(x, z_i) / q(z_i|x)
 
-    (Burda et al. 2016, eq. 8). `beta` weighs the KL (Higgins et al. 2017).
+    (Burda et al. 2016, eq. 8). `beta` weighs the KL (Higgins et al. 2017,
+    https://openreview.net/forum?id=Sy2fzU9gl).
 
     With Bernoulli pixels this is a bound only where x is binary. Grey pixels are accepted, and then
-    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels of the stated variance
-    the bound is on a density.
+    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels the bound is one on a
+    density, so the data must be continuous: `Dequantized(VAE(...))` takes data with levels.
 
-    Deviations from the textbook chapter: the decoder is fed z, not x; the second head is the
-    log-variance, and is used as one; logits and a stable cross-entropy take the place of
-    log(p + 1e-8)-like guards; the registry binarises the pixels dynamically. From Kingma & Welling
-    (2014): ELU layers, more of them, in place of one tanh layer; Adam in place of Adagrad; Glorot
-    initialisation in place of N(0, 0.01²) (convolutions keep Flax's, LeCun's); no weight decay.
-    From Burda et al. (2016): Adam's ε is 1e-8, not 1e-4; a cosine in place of their steps of the
-    learning rate; their 3,280 epochs are a matter of `steps`.
+    The defaults are the textbook chapter's network, 784 → 784 → 256 → 128 with ELU and two heads of
+    10, then 10 → 256 → 384 → 512 → 784: 1,552,692 parameters.
+
+    Deviations from the chapter's listing:
+
+    - The decoder is fed z, not x.
+    - The second head is the log-variance, and is used as one.
+    - Cross-entropies are computed from logits; the listing guards its logarithms by adding 1e-10.
+    - Biases start at 0; the listing draws them like the weights (Glorot).
+    - The rows are shuffled in every epoch, and `vae_mnist` binarises the pixels dynamically.
+
+    Deviations from Kingma & Welling 2014:
+
+    - Three ELU layers in place of one tanh layer; Adam in place of Adagrad; no weight decay.
+    - Glorot initialisation in place of N(0, 0.01²); convolutions keep Flax's (LeCun's).
+
+    Deviations from Burda et al. 2016:
+
+    - Adam's ε is 1e-8, not 1e-4; a cosine schedule takes the place of their steps.
+    - Their 3,280 epochs are a matter of the run's steps.
     """
 
     family: ClassVar[str] = "VAE"
@@ -139,199 +101,263 @@ class VAE:
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""
-    encoder: tuple[int, ...] = (256, 128)
-    """widths of the encoder's hidden layers"""
+    encoder: nn.Module = MLP((784, 256, 128), "elu")
+    """network from x to the features under the heads of q(z|x)"""
     latent: int = 10
     """dimension of z"""
-    decoder: tuple[int, ...] = (256, 384, 512)
-    """widths of the decoder's hidden layers"""
-    activation: Activation = "elu"
-    """nonlinearity of the hidden layers"""
-    channels: tuple[int, ...] = ()
-    """channels of stride-2 convolutions below the encoder's layers and, mirrored, the decoder's"""
+    decoder: nn.Module = MLP((256, 384, 512), "elu")
+    """network from z to the logits (bernoulli) or means (gaussian) of the pixels"""
     samples: int = 1
-    """z drawn for each example in a step; more than 1: the importance-weighted bound"""
+    """draws of z per example in a step; more than 1 train the importance-weighted bound"""
     bound_samples: int = 1
-    """z drawn for each example to evaluate by; more than 1: the importance-weighted bound"""
+    """draws of z per example in evaluation; more than 1 give the importance-weighted bound"""
     beta: float = 1.0
     """weight of the KL in training (with one sample)"""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z): independent pixels of this law"""
+    """law of the independent pixels, p(x|z)"""
     variance: float = 0.01
     """variance of a pixel under the gaussian likelihood"""
-    learning_rate: float = 1e-4
-    """step size of Adam"""
-    decay_steps: int = 0
-    """let the step size fall to 0 over so many steps, along a cosine (0: constant)"""
+    optimizer: AnyOptimizer = Optimizer("adam", learning_rate=1e-4)
+    """optimiser of both networks"""
 
     def __post_init__(self):
-        widths = (*self.encoder, self.latent, *self.decoder, *self.channels)
-        require(min(widths) > 0, f"VAE: widths {widths} must be positive")
-        require(self.variance > 0, f"VAE: variance is {self.variance}, must be positive")
-        require(
-            min(self.samples, self.bound_samples) > 0,
-            f"VAE: samples {self.samples}, bound_samples {self.bound_samples}: must be positive",
+        check_fields(
+            self,
+            positive=("latent", "samples", "bound_samples", "variance"),
+            non_negative=("beta",),
         )
         require(
             self.beta == 1 or self.samples == 1,
             f"VAE: beta is {self.beta}, which has no meaning with samples {self.samples} > 1",
         )
-        require(
-            not self.channels or len(self.shape) == 3,
-            f"VAE: convolutions need images [H, W, C], not examples of shape {list(self.shape)}",
-        )
+
+    @property
+    def levels(self) -> int | None:
+        """Gaussian pixels are continuous; the kind of a Bernoulli estimate follows from x."""
+        return 0 if self.likelihood == "gaussian" else None
 
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)
         x, z = jnp.zeros((1, *self.shape)), jnp.zeros((1, self.latent))
-        params = {
-            "encoder": self._encoder.init(encoder_key, x),
-            "decoder": self._decoder.init(decoder_key, z),
-        }
-        return State(params, self._optimizer.init(params))
+        posterior, decoder = self._networks()
+        encoder_params, encoder_stats = nets.init(posterior, encoder_key, x)
+        decoder_params, decoder_stats = nets.init(decoder, decoder_key, z)
+        out, _ = nets.apply(decoder, decoder_params, decoder_stats, z)
+        nets.check_output(decoder, out, self.shape)
+        params = {"encoder": encoder_params, "decoder": decoder_params}
+        stats = {"encoder": encoder_stats, "decoder": decoder_stats}
+        return State(params, stats, optimize.init(self.optimizer, params))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """One Adam step on −ELBO, logged as `loss`, and its terms `reconstruction` and `kl`; or on
-        the negative importance-weighted bound, logged as `loss`, and the weights' `ess`."""
+        """Take one optimiser step on −ELBO or on the negative importance-weighted bound.
+
+        Logs it as `loss`; beside −ELBO its terms `reconstruction` and `kl`, beside the
+        importance-weighted bound the weights' effective sample size `ess`.
+        """
         key = replica_key(key, axis_name)
 
         def loss(params):
+            at = state._replace(params=params)
             if self.samples > 1:
-                bound = self._bound(params, batch["x"], key, self.samples)
+                bound, stats = self._bound(at, batch, key, self.samples, True, axis_name)
                 value = -bound.log_mean.mean()
-                return value, {"loss": value, "ess": bound.ess.mean()}
-            terms = Terms(*(term.mean() for term in self._terms(params, batch["x"], key)))
-            value = terms.reconstruction + self.beta * terms.kl
-            return value, {"loss": value, **terms._asdict()}
+                return value, ({"loss": value, "ess": bound.ess.mean()}, stats)
+            terms, stats = self._terms(at, batch, key, True, axis_name)
+            reconstruction, kl = (term.mean() for term in terms)
+            value = reconstruction + self.beta * kl
+            return value, ({"loss": value, "reconstruction": reconstruction, "kl": kl}, stats)
 
-        params, opt_state, metrics = descend(
-            loss, self._optimizer, state.params, state.opt_state, axis_name
-        )
-        return State(params, opt_state), metrics
+        gradient, (metrics, stats) = optimize.gradient(loss, state.params, axis_name)
+        params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
+        return State(params, stats, opt_state), metrics
 
     def parameters(self, state: State) -> Any:
-        """Of the encoder and the decoder."""
+        """Return the parameters of the encoder and the decoder."""
         return state.params
 
     def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """What a step lowers, [B] nats."""
+        """Return the loss of each example, [B] nats."""
         if self.samples > 1:
-            return -self._bound(state.params, batch["x"], key, self.samples).log_mean
-        terms = self._terms(state.params, batch["x"], key)
+            return -self.bound(state, batch, key, self.samples).log_mean
+        terms = self.terms(state, batch, key)
         return terms.reconstruction + self.beta * terms.kl
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """The negative bound as `nll` (an upper bound), and −ELBO's terms at one z per example,
-        `reconstruction` and `kl`.
+        """Return the negative bound as `nll`, and the terms of −ELBO, `reconstruction` and `kl`.
 
-        The bound is the ELBO, or with more than one of `bound_samples` the importance-weighted one;
-        then −ELBO is there too as `negative_elbo`, and the weights' effective sample size as `ess`.
+        The bound is the ELBO with one z per example. With more than one of `bound_samples` it is
+        the importance-weighted bound; then −ELBO is there too, as `negative_elbo`, and the weights'
+        effective sample size, as `ess`.
 
-        If the pixels are modelled as Bernoulli and any of `data` is neither 0 nor 1, there is no
-        likelihood to bound: `bce_elbo` or `bce_bound` is then the name of what was `nll`.
+        If the pixels are Bernoulli and any value of x is neither 0 nor 1, there is no likelihood to
+        bound: `nll` is then called `bce_elbo` or `bce_bound`.
         """
+        check_density(self, data["x"])
         k = self.bound_samples
 
-        def of_one(batch, row_key):
+        def one(batch, row_key):
             terms = self.terms(state, batch, row_key)
             return terms, self.bound(state, batch, row_key, k) if k > 1 else None
 
-        terms, bound = estimate.per_example(of_one, data, key)
+        terms, bound = estimate.per_example(one, data, key)
         x = np.asarray(data["x"])
         settings: dict[str, Any] = {"likelihood": self.likelihood}
         if self.likelihood == "gaussian":
-            settings |= {"variance": self.variance, "density": True, "dequantized": False}
+            settings |= {"variance": self.variance, "density": True}
         no_likelihood = self.likelihood == "bernoulli" and np.any((x != 0) & (x != 1))
         kind: estimate.Kind = "no likelihood" if no_likelihood else "upper bound"
-        one = settings | {"z_per_example": 1}
-        negative_elbo = estimate.mean(terms.reconstruction + terms.kl, kind, **one)
+        one_z, k_z = settings | {"z_per_example": 1}, settings | {"z_per_example": k}
+        negative_elbo = estimate.mean(terms.reconstruction + terms.kl, kind, **one_z)
         parts = {
-            "reconstruction": estimate.mean(terms.reconstruction, "Monte Carlo", **one),
+            "reconstruction": estimate.mean(terms.reconstruction, "Monte Carlo", **one_z),
             "kl": estimate.mean(terms.kl, "exact"),
         }
         if k == 1:
             return {"bce_elbo" if no_likelihood else "nll": negative_elbo, **parts}
-        many = settings | {"z_per_example": k}
         return {
-            "bce_bound" if no_likelihood else "nll": estimate.mean(-bound.log_mean, kind, **many),
+            "bce_bound" if no_likelihood else "nll": estimate.mean(-bound.log_mean, kind, **k_z),
             "negative_elbo": negative_elbo,
             **parts,
-            "ess": estimate.mean(bound.ess, "Monte Carlo", **many),
+            "ess": estimate.mean(bound.ess, "Monte Carlo", **k_z),
         }
 
-    def bound(
-        self, state: State, batch: Batch, key: jax.Array, samples: int
-    ) -> estimate.ImportanceBound:
-        """log 1/k Σ_i p(x, z_i) / q(z_i|x) with k = `samples` draws, [B] nats, in a memory that
-        does not grow with k; and the weights' effective sample size, [B]."""
-        return self._bound(state.params, batch["x"], key, samples)
-
     def terms(self, state: State, batch: Batch, key: jax.Array) -> Terms:
-        """The terms of −ELBO for each example, each [B], at one z drawn with `key`."""
-        return self._terms(state.params, batch["x"], key)
+        """Return the terms of −ELBO at one z per example, each [B] nats.
+
+        Args:
+          state: a state of the model.
+          batch: examples.
+          key: the source of the draws of z.
+        """
+        return self._terms(state, batch, key)[0]
+
+    def bound(self, state: State, batch: Batch, key: jax.Array, samples: int) -> ImportanceBound:
+        """Return log 1/k Σ_i p(x, z_i) / q(z_i|x) for each example, in nats.
+
+        Args:
+          state: a state of the model.
+          batch: examples.
+          key: the source of the draws of z.
+          samples: their number k; memory does not grow with it.
+        """
+        return self._bound(state, batch, key, samples)[0]
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """z ~ N(0, I), then the mean of p(x|z), not a draw from it: [n, *shape]."""
+        """Draw z ~ N(0, I) and return the mean of p(x|z), not a draw from it: [n, *shape]."""
         return self.decode(state, jax.random.normal(key, (n, self.latent)))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
-        """The mean of q(z|x), [B, latent]."""
-        return self._posterior(state.params, batch["x"])[0]
+        """Return the mean of q(z|x), [B, latent]."""
+        posterior, _ = self._networks()
+        encoder = state.params["encoder"], state.stats["encoder"]
+        return nets.apply(posterior, *encoder, batch["x"])[0][0]
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
-        """The mean of p(x|z), [B, *shape]."""
-        x = apply(self._decoder, state.params["decoder"], z)
-        if self.likelihood == "bernoulli":
-            x = nn.sigmoid(x)
+        """Return the mean of p(x|z), [B, *shape]."""
+        _, decoder = self._networks()
+        x, _ = nets.apply(decoder, state.params["decoder"], state.stats["decoder"], z)
+        x = nn.sigmoid(x) if self.likelihood == "bernoulli" else x
         return jnp.reshape(x, (-1, *self.shape))
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
-        """The mean of p(x|z) at the mean of q(z|x), [B, *shape]."""
+        """Return the mean of p(x|z) at the mean of q(z|x), [B, *shape]."""
         return self.decode(state, self.encode(state, batch))
 
-    @property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.channels, self.encoder, self.latent, self.activation)
+    def _networks(self, axis_name: str | None = None) -> tuple[Posterior, nn.Module]:
+        """Return the networks of q(z|x) and of p(x|z)."""
+        encoder = nets.fitted(self.encoder, axis_name=axis_name)
+        decoder = nets.fitted(self.decoder, out=self.shape, axis_name=axis_name)
+        return Posterior(encoder, self.latent), decoder
 
-    @property
-    def _decoder(self) -> MLP | ConvDecoder:
-        if self.channels:
-            return ConvDecoder(self.shape, self.decoder, self.channels, self.activation)
-        return MLP(self.decoder, math.prod(self.shape), self.activation)
-
-    @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(self.learning_rate, self.decay_steps)
-
-    def _posterior(self, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply(self._encoder, params["encoder"], x)
-
-    def _terms(self, params: Any, x: jax.Array, key: jax.Array) -> Terms:
-        mean, logvar = self._posterior(params, x)
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        return Terms(self._reconstruction(params, x, z), gaussian_kl(mean, logvar))
-
-    def _reconstruction(self, params: Any, x: jax.Array, z: jax.Array) -> jax.Array:
-        """−log p(x|z), [B]."""
-        out = apply(self._decoder, params["decoder"], z)
-        if self.likelihood == "bernoulli":
-            return bernoulli_nll(out, flatten(x))
-        return gaussian_nll(out, flatten(x), self.variance)
+    def _terms(
+        self,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        train: bool = False,
+        axis_name: str | None = None,
+    ) -> tuple[Terms, Any]:
+        """Return the terms of −ELBO, and the networks' statistics."""
+        z_key, encoder_key, decoder_key = jax.random.split(key, 3)
+        posterior, decoder = self._networks(axis_name)
+        x, (params, stats, _) = batch["x"], state
+        encoder = params["encoder"], stats["encoder"]
+        # 1. q(z|x) = N(mean, diag exp(logvar)).
+        (mean, logvar), encoder_stats = nets.apply(
+            posterior, *encoder, x, train=train, key=encoder_key
+        )
+        # 2. The reparameterization trick.
+        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(z_key, mean.shape)
+        # 3. −log p(x|z), and the KL in closed form.
+        out, decoder_stats = nets.apply(
+            decoder, params["decoder"], stats["decoder"], z, train=train, key=decoder_key
+        )
+        terms = Terms(-self._log_likelihood(out, x), gaussian_kl(mean, logvar))
+        return terms, {"encoder": encoder_stats, "decoder": decoder_stats}
 
     def _bound(
-        self, params: Any, x: jax.Array, key: jax.Array, samples: int
-    ) -> estimate.ImportanceBound:
-        mean, logvar = self._posterior(params, x)
+        self,
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        samples: int,
+        train: bool = False,
+        axis_name: str | None = None,
+    ) -> tuple[ImportanceBound, Any]:
+        """Return the importance-weighted bound, and the networks' statistics.
+
+        The weights are computed in blocks of draws, which do not update the decoder's batch
+        statistics. One more draw of z for each example does.
+        """
+        z_key, encoder_key, stats_key = jax.random.split(key, 3)
+        posterior, decoder = self._networks(axis_name)
+        x, (params, stats, _) = batch["x"], state
+        encoder = params["encoder"], stats["encoder"]
+        (mean, logvar), encoder_stats = nets.apply(
+            posterior, *encoder, x, train=train, key=encoder_key
+        )
+
+        def draw(key, n):
+            """Return n draws z ~ q(z|x), [n, B, latent]."""
+            noise = jax.random.normal(key, (n, *mean.shape))
+            return mean[None] + jnp.exp(0.5 * logvar)[None] * noise
 
         def log_weight(key, n):
-            """log p(x|z) + log p(z) − log q(z|x) at n draws z ~ q(z|x), [n, B]."""
-            noise = jax.random.normal(key, (n, *mean.shape))
-            z = mean[None] + jnp.exp(0.5 * logvar)[None] * noise
+            """Return log p(x|z) + log p(z) − log q(z|x) at n draws z ~ q(z|x), [n, B]."""
+            noise_key, decoder_key = jax.random.split(key)
+            z = draw(noise_key, n)
             repeated = jnp.broadcast_to(x[None], (n, *x.shape)).reshape(-1, *x.shape[1:])
-            nll = self._reconstruction(params, repeated, z.reshape(-1, self.latent))
+            out, _ = nets.apply(
+                decoder,
+                params["decoder"],
+                stats["decoder"],
+                z.reshape(-1, self.latent),
+                train=train,
+                key=decoder_key,
+            )
+            log_p = self._log_likelihood(out, repeated).reshape(n, -1)
             prior = gaussian_log_prob(z, jnp.zeros(()), jnp.zeros(()))
-            return prior - nll.reshape(n, -1) - gaussian_log_prob(z, mean[None], logvar[None])
+            return log_p + prior - gaussian_log_prob(z, mean[None], logvar[None])
 
-        return estimate.importance_bound(log_weight, key, samples)
+        decoder_stats = stats["decoder"]
+        if train and decoder_stats:
+            noise_key, decoder_key = jax.random.split(stats_key)
+            _, decoder_stats = nets.apply(
+                decoder,
+                params["decoder"],
+                decoder_stats,
+                draw(noise_key, 1)[0],
+                train=True,
+                key=decoder_key,
+            )
+        bound = importance_bound(log_weight, z_key, samples)
+        return bound, {"encoder": encoder_stats, "decoder": decoder_stats}
+
+    def _log_likelihood(self, out: jax.Array, x: jax.Array) -> jax.Array:
+        """Return log p(x|z) from the decoder's output, [B] nats."""
+        out, x = flatten(out), flatten(x)
+        if self.likelihood == "bernoulli":
+            return -bernoulli_nll(out, x)
+        return gaussian_log_prob(x, out, jnp.full((), math.log(self.variance)))

@@ -1,11 +1,21 @@
-"""Fully visible belief nets, p(x) = Π_d p(x_d | x_<d): one model around five kinds of net.
+"""Fully visible belief nets, p(x) = Π_d p(x_d | x_<d): one model around five causal networks.
 
-`model.py`: `Autoregressive`, with what they share; `vectors.py`: FVSBN, NADE, MADE; `pixels.py`:
-PixelCNN and gated PixelCNN.
+- `model.py`: `Autoregressive`, the model, and the interface of its networks;
+- `vectors.py`: FVSBN, NADE and MADE, networks over vectors;
+- `pixels.py`: PixelCNN and gated PixelCNN, networks over images.
 """
 
-from gen.models.autoregressive.model import Autoregressive, Net, State
+from gen.models.autoregressive.model import Autoregressive, CausalNet, State
 from gen.models.autoregressive.pixels import GatedPixelCNN, PixelCNN
 from gen.models.autoregressive.vectors import FVSBN, MADE, NADE
 
-__all__ = ["FVSBN", "MADE", "NADE", "Autoregressive", "GatedPixelCNN", "Net", "PixelCNN", "State"]
+__all__ = [
+    "FVSBN",
+    "MADE",
+    "NADE",
+    "Autoregressive",
+    "CausalNet",
+    "GatedPixelCNN",
+    "PixelCNN",
+    "State",
+]

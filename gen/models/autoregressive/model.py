@@ -1,254 +1,319 @@
-"""A causal net as a model: exact log p, ancestral samples, completions."""
+"""A causal network as a model: exact log p, ancestral samples, completions."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
+from flax import linen as nn
 
-from gen import estimate
-from gen.core import Batch, Data, Density, Metrics, Shape, adam, check_levels, descend, require
+from gen import estimate, nets, optimize
+from gen.core import Batch, Data, Density, Metrics, Shape, negative_log_prob, require
+from gen.distributions import categorical_from_uniform, categorical_log_prob
 from gen.estimate import Estimate
-from gen.models.autoregressive.pixels import GatedPixelCNN, PixelCNN
-from gen.models.autoregressive.vectors import FVSBN, MADE, NADE
+from gen.levels import check_levels, to_index, to_value
+from gen.optimize import AnyOptimizer, Optimizer
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
-    params: Any  # the net's
+    params: Any  # the network's parameters
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
 
 
-class Net(Protocol):
-    """Logits that are causal: those of a variable depend on x through the ones before it alone.
+class CausalNet(Protocol):
+    """A Flax module whose logits are causal: the logits of x_d depend on the variables before it.
 
-    C logits for each of the D variables: one if it is binary, else one for each level. `which` is
-    the number of the mask, below `masks`; each mask may have an order of its own.
+    Each of the D variables has C logits: one if it is binary, else one for each level. A module
+    that lists `out` in `set_by_model` is given (D, C) as that field. A network may have several
+    masks, each with an order of its own. It has parameters alone: no batch statistics, no draws.
 
-    `begin`, `next` and `put` give the same logits a variable at a time, for sampling: `next` those
-    of variable d once every earlier one was `put`, from a cache of what they have in common.
+    `start`, `logits_at` and `put` compute the same logits one variable at a time, for sampling.
+    They run inside of `apply`, and the computation that the variables share lives in the Flax
+    collection `cache`. Without these three methods, sampling runs the whole network for each
+    variable.
     """
 
     @property
-    def masks(self) -> int: ...
-
-    def init(self, key: jax.Array, shape: tuple[int, ...], channels: int) -> Any:
-        """Parameters, for examples of that shape and C = `channels`."""
+    def masks(self) -> int:
+        """Number of masks."""
         ...
 
-    def logits(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
-        """x [B, *shape] ↦ [B, D, C]."""
+    @property
+    def raster(self) -> bool:
+        """Every mask takes the variables in their own order, 0 … D − 1."""
         ...
 
-    def order(self, which: Any, size: int) -> jax.Array:
-        """The variables in their order, [D]."""
+    def order(self, mask_index: Any, size: int) -> jax.Array:
+        """Return the variables in the order of a mask, [D]; `size` is D."""
         ...
 
-    def begin(self, params: Any, x: jax.Array, which: Any) -> Any:
-        """The cache before the first variable, for a batch like x (of zeros)."""
+    def __call__(self, x: jax.Array, mask_index: Any) -> jax.Array:
+        """Return the logits [B, D, C] of all variables of x [B, *shape], under a mask."""
         ...
 
-    def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
-        """The logits [B, C] of variable d, the next in order, and the cache."""
+    def start(self, x: jax.Array, mask_index: Any) -> None:
+        """Fill the cache as it is before the first variable; x is an image of zeros."""
         ...
 
-    def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        """The cache once variable d has the values [B]."""
+    def logits_at(self, d: jax.Array, mask_index: Any) -> jax.Array:
+        """Return the logits [B, C] of variable d, after `put` of all variables before it."""
         ...
+
+    def put(self, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
+        """Add to the cache that variable d has the values [B].
+
+        Args:
+          d: the variable, [].
+          value: its values in [0, 1], [B].
+          mask_index: the mask, [].
+        """
+        ...
+
+
+class WholePasses(nn.Module):
+    """The incremental form of a network that has none: a whole pass for each variable."""
+
+    net: nn.Module
+
+    def start(self, x, mask_index):
+        self.put_variable("cache", "x", x)
+
+    def logits_at(self, d, mask_index):
+        return self.net(self.get_variable("cache", "x"), mask_index)[:, d]
+
+    def put(self, d, value, mask_index):
+        x = self.get_variable("cache", "x")
+        x = nets.flatten(x).at[:, d].set(value).reshape(x.shape)
+        self.put_variable("cache", "x", x)
 
 
 @dataclass(frozen=True)
 class Autoregressive:
     """log p(x) = Σ_d log p(x_d | x_<d), exact, maximised by Adam.
 
-    Each variable has `levels` values in [0, 1], equally spaced. A binary one follows a Bernoulli
-    law of one logit, others a softmax over their levels. Values of x between two levels are rounded
-    to one of them; `evaluate` refuses them.
+    Each variable has `levels` equally spaced values in [0, 1]. A binary variable is Bernoulli with
+    one logit; others follow a softmax over their levels. Values of x between two levels are rounded
+    to one of them, and `evaluate` refuses them.
 
-    If the net has several masks, a step trains with one of them, drawn, and the model is their
-    mixture: p(x) = 1/M Σ_m p_m(x) (Uria, Murray & Larochelle 2014).
+    If the network has M > 1 masks, a step trains with one of them, drawn, and the model is their
+    mixture: p(x) = 1/M Σ_m p_m(x) (Uria, Murray & Larochelle 2014,
+    https://arxiv.org/abs/1310.1757).
 
-    Deviation from the papers of all of its nets: Adam with a cosine in place of SGD (NADE), Adagrad
-    or Adadelta (MADE) and RMSProp (PixelCNN).
+    Deviations from the papers of all networks:
+
+    - Adam, in the published runs with a cosine schedule, in place of SGD (NADE), Adagrad or
+      Adadelta (MADE) and RMSProp (PixelCNN).
     """
 
     family: ClassVar[str] = "fully visible belief net"
     density: ClassVar[Density] = "tractable"
 
-    net: FVSBN | NADE | MADE | PixelCNN | GatedPixelCNN
-    """the causal net"""
+    score = negative_log_prob
+
+    net: nn.Module
+    """causal network: FVSBN, NADE, MADE, PixelCNN, GatedPixelCNN, or any `CausalNet`"""
     shape: Shape = (28, 28, 1)
     """shape of one example"""
     levels: int = 2
-    """values that a variable can take"""
-    learning_rate: float = 1e-3
-    """step size of Adam"""
-    decay_steps: int = 0
-    """let the step size fall to 0 over so many steps, along a cosine (0: constant)"""
-    weight_decay: float = 0.0
-    """decoupled weight decay (AdamW)"""
+    """number of values that a variable can take"""
+    optimizer: AnyOptimizer = Optimizer("adam", learning_rate=1e-3)
+    """optimiser"""
 
     def __post_init__(self):
         require(self.levels > 1, f"Autoregressive: levels is {self.levels}, must be 2 or more")
+        for name in ("masks", "raster", "order"):
+            require(
+                hasattr(self.net, name),
+                f"Autoregressive: the network {type(self.net).__name__} lacks `{name}`: add what "
+                "gen.models.autoregressive.CausalNet lists",
+            )
+
+    @property
+    def completion(self) -> Literal["raster", "order"]:
+        """A completion is exact where all shown variables come first in the order."""
+        return "raster" if self._net.masks == 1 and self._net.raster else "order"
 
     def init(self, key: jax.Array) -> State:
-        params = self.net.init(key, self.shape, 1 if self.levels == 2 else self.levels)
-        return State(params, self._optimizer.init(params))
+        x, needed = jnp.zeros((1, *self.shape)), list(self._out)
+        params, others = nets.init(self._net, key, x, 0)
+        name = type(self.net).__name__
+        require(
+            not set(others) - {"cache"},
+            f"{name} has the collections {sorted(others)}: Autoregressive takes networks with "
+            "parameters alone",
+        )
+        logits = jax.eval_shape(self.logits, params, x, 0)
+        require(
+            list(logits.shape) == [1, *needed],
+            f"{name} returns logits {list(logits.shape)} for one example, needed are {[1, *needed]}",
+        )
+        return State(params, optimize.init(self.optimizer, params))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """One Adam step on −log p under one mask, the same for all replicas; logs it as `loss`."""
-        which = self._draw_mask(key)
+        """Take one optimiser step on −log p under one mask, equal for all replicas; log `loss`."""
+        mask_index = self._draw_mask(key)
 
         def loss(params):
-            value = -self._log_prob(params, batch["x"], which).mean()
-            return value, {"loss": value}
+            nll = -self._log_prob(params, batch["x"], mask_index).mean()
+            return nll, {"loss": nll}
 
-        params, opt_state, metrics = descend(
-            loss, self._optimizer, state.params, state.opt_state, axis_name
-        )
+        gradient, metrics = optimize.gradient(loss, state.params, axis_name)
+        params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
         return State(params, opt_state), metrics
 
     def parameters(self, state: State) -> Any:
-        """Of the net; what a mask hides counts too."""
+        """Return the network's parameters, also the weights that a mask hides."""
         return state.params
 
     def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """−log p under one mask, drawn for each example alike, [B] nats."""
+        """Return −log p under one mask, drawn for the whole batch, [B] nats."""
         return -self._log_prob(state.params, batch["x"], self._draw_mask(key))
 
-    def log_prob(self, state: State, batch: Batch) -> jax.Array:
-        """log p(x), exact, [B] nats."""
-        each = jax.lax.map(
-            lambda which: self._log_prob(state.params, batch["x"], which),
-            jnp.arange(self.net.masks),
-        )
-        return jax.nn.logsumexp(each, axis=0) - math.log(self.net.masks)
-
-    def score(self, state: State, batch: Batch) -> jax.Array:
-        """−log p(x), [B] nats."""
-        return -self.log_prob(state, batch)
-
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """−log p(x) as `nll`, exact; on more than two levels in bits per variable, too.
-
-        Raises `UserError` if values of x lie between the levels.
-        """
+        """Return −log p(x) as `nll`, exact; on more than two levels also as `bits_per_dim`."""
         check_levels(data, self.levels)
-        nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
-        settings = {"masks": self.net.masks} if self.net.masks > 1 else {}
+        nll = estimate.per_example(lambda batch, _: -self.log_prob(state, batch), data, key)
+        settings = {"masks": self._net.masks} if self._net.masks > 1 else {}
         estimates = {"nll": estimate.mean(nll, "exact", **settings)}
         if self.levels > 2:
-            bits = nll / (math.log(2) * math.prod(self.shape))
-            estimates["bits_per_dim"] = estimate.mean(bits, "exact", **settings)
+            bits = estimate.in_bits(estimates["nll"], math.prod(self.shape))
+            estimates["bits_per_dim"] = bits
         return estimates
 
+    def log_prob(self, state: State, batch: Batch) -> jax.Array:
+        """Return log 1/M Σ_m p_m(x) over the masks, exact, [B] nats."""
+        masks = self._net.masks
+        under_each = jax.lax.map(
+            lambda mask_index: self._log_prob(state.params, batch["x"], mask_index),
+            jnp.arange(masks),
+        )
+        return jax.nn.logsumexp(under_each, axis=0) - math.log(masks)
+
+    def _log_prob(self, params: Any, x: jax.Array, mask_index: Any) -> jax.Array:
+        """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats."""
+        index = to_index(x, self.levels)
+        values = to_value(index, self.levels)
+        logits = self._net.apply({"params": params}, values, mask_index)
+        return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
+
+    def logits(self, params: Any, x: jax.Array, mask_index: Any) -> jax.Array:
+        """Return the logits of all variables, [B, D, C].
+
+        Args:
+          params: the network's parameters.
+          x: values in [0, 1], [B, *shape].
+          mask_index: the mask, below the network's number of masks.
+        """
+        return self._net.apply({"params": params}, x, mask_index)
+
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """n draws, [n, *shape], variable by variable. Several masks share them evenly: each draw is
-        one of p, and those that the masks make are as independent as draws without replacement."""
+        """Draw n samples by ancestral sampling, variable by variable, [n, *shape].
+
+        Several masks share the samples evenly. Each sample is a draw of p, and the masks of
+        different samples are drawn without replacement.
+        """
         masks_key, uniforms_key, order_key = jax.random.split(key, 3)
-        each = -(-n // self.net.masks)
-        masks = jax.random.permutation(masks_key, self.net.masks)[: -(-n // each)]
+        each = -(-n // self._net.masks)
+        masks = jax.random.permutation(masks_key, self._net.masks)[: -(-n // each)]
         uniforms = jax.random.uniform(uniforms_key, (len(masks), each, math.prod(self.shape)))
-        nothing = jnp.zeros((each, *self.shape))
+        hidden, shown = jnp.zeros((each, *self.shape)), jnp.zeros(self.shape, bool)
 
-        def of_mask(inputs):
-            which, u = inputs
-            return self.ancestral(state.params, u, which, nothing, jnp.zeros(self.shape, bool))[0]
+        def under_mask(inputs):
+            mask_index, u = inputs
+            return self.ancestral(state.params, u, mask_index, hidden, shown)[0]
 
-        x = jax.lax.map(of_mask, (masks, uniforms)).reshape(-1, *self.shape)
+        x = jax.lax.map(under_mask, (masks, uniforms)).reshape(-1, *self.shape)
         return jax.random.permutation(order_key, x)[:n]
 
     def complete(
         self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array, particles: int = 1
     ) -> jax.Array:
-        """x [B, *shape], with what `mask` (1: shown) hides drawn in order, given what comes before.
+        """Return x with its hidden variables drawn in order, each given the variables before it.
 
-        Under one mask these are draws of p(hidden | shown) where everything shown comes before the
-        first hidden variable, as the upper half of an image does in raster order. Elsewhere a draw
-        misses what is shown after it, and of several masks one is drawn for each particle without
-        regard to what is shown. Of several `particles` one is taken in proportion to
-        Π p(x_d | x_<d) over the shown variables, which tends to p(hidden | shown) as their number
-        grows (sampling importance resampling, Rubin 1988).
+        With one mask these are draws of p(hidden | shown) if all shown variables come before the
+        first hidden one, as the upper half of an image does in raster order. Otherwise a draw
+        ignores what is shown after it, and with several masks each particle draws one regardless of
+        what is shown. One of the particles is chosen in proportion to Π p(x_d | x_<d) over the
+        shown variables, and its law tends to p(hidden | shown) as their number grows (sampling
+        importance resampling; Smith & Gelfand 1992, https://doi.org/10.1080/00031305.1992.10475856).
+
+        Args:
+          particles: the number of draws of which one is chosen.
         """
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         masks_key, uniforms_key, choice_key = jax.random.split(key, 3)
-        masks = jax.random.randint(masks_key, (particles,), 0, self.net.masks)
+        masks = jax.random.randint(masks_key, (particles,), 0, self._net.masks)
         uniforms = jax.random.uniform(uniforms_key, (particles, len(x), math.prod(self.shape)))
 
         def particle(inputs):
-            which, u = inputs
-            return self.ancestral(state.params, u, which, x, mask)
+            mask_index, u = inputs
+            return self.ancestral(state.params, u, mask_index, x, mask)
 
         drawn, log_weight = jax.lax.map(particle, (masks, uniforms))
         chosen = jax.random.categorical(choice_key, log_weight, axis=0)
         return drawn[chosen, jnp.arange(len(x))]
 
     def ancestral(
-        self, params: Any, uniforms: jax.Array, which: Any, x: jax.Array, shown: jax.Array
+        self, params: Any, uniforms: jax.Array, mask_index: Any, x: jax.Array, shown: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Each variable in order by inversion, x_d = F⁻¹(u_d | x_<d), or clamped where it is shown.
+        """Draw the variables in order, x_d = F⁻¹(u_d | x_<d), and keep those that are shown.
 
-        One compiled scan over the variables, with the net's cache. Args: uniforms [B, D] in [0, 1);
-        which mask; x [B, *shape] and where it is shown, a mask of its shape or of one example's.
-        Returns the images [B, *shape] and Σ log p(x_d | x_<d) over the shown variables, [B].
+        One compiled scan over the variables, with the network's cache.
+
+        Args:
+          params: the network's parameters.
+          uniforms: u in [0, 1), [B, D].
+          mask_index: the mask, below the network's number of masks.
+          x: examples, [B, *shape]; hidden values do not matter.
+          shown: where x is shown, [B, *shape] or [*shape].
+
+        Returns:
+          x with its hidden variables drawn, [B, *shape], and Σ log p(x_d | x_<d) over the shown
+          variables, [B] nats.
         """
         size = uniforms.shape[1]
-        given = jnp.round(x.reshape(-1, size) * (self.levels - 1)).astype(jnp.int32)
+        given = to_index(x.reshape(-1, size), self.levels)
         clamped = jnp.broadcast_to(shown, x.shape).reshape(-1, size)
+        net, variables = self._net, {"params": params}
+        if not hasattr(net, "logits_at"):
+            net, variables = WholePasses(net), {"params": {"net": params}}
+
+        def run(method, cache, *inputs):
+            """Return the output of a method of the network, and the cache after it."""
+            return net.apply({**variables, **cache}, *inputs, method=method, mutable=["cache"])
 
         def one_variable(carry, d):
             cache, log_weight = carry
-            logits, cache = self.net.next(params, cache, d)
-            drawn = invert(logits, uniforms[:, d])
-            level = jnp.where(clamped[:, d], given[:, d], drawn)
-            log_weight += jnp.where(clamped[:, d], log_mass(logits, level), 0.0)
-            cache = self.net.put(params, cache, d, level / (self.levels - 1))
-            return (cache, log_weight), level
+            logits, cache = run("logits_at", cache, d, mask_index)
+            drawn = categorical_from_uniform(logits, uniforms[:, d])
+            index = jnp.where(clamped[:, d], given[:, d], drawn)
+            log_weight += jnp.where(clamped[:, d], categorical_log_prob(logits, index), 0.0)
+            _, cache = run("put", cache, d, to_value(index, self.levels), mask_index)
+            return (cache, log_weight), index
 
-        start = self.net.begin(params, jnp.zeros_like(x), which), jnp.zeros(len(x))
-        order = self.net.order(which, size)
-        (_, log_weight), drawn = jax.lax.scan(one_variable, start, order)
-        values = drawn[jnp.argsort(order)].T / (self.levels - 1)
+        _, cache = run("start", {}, jnp.zeros_like(x), mask_index)
+        order = self._net.order(mask_index, size)
+        (_, log_weight), drawn = jax.lax.scan(one_variable, (cache, jnp.zeros(len(x))), order)
+        values = to_value(drawn[jnp.argsort(order)].T, self.levels)
         return values.reshape(x.shape), log_weight
 
-    @property
-    def raster(self) -> bool:
-        """Whether there is one order, that of the variables themselves."""
-        return self.net.masks == 1 and getattr(self.net, "raster", True)
-
-    @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(self.learning_rate, self.decay_steps, self.weight_decay)
-
     def _draw_mask(self, key: jax.Array) -> jax.Array:
-        return jax.random.randint(key, (), 0, self.net.masks)
+        return jax.random.randint(key, (), 0, self._net.masks)
 
-    def _log_prob(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
-        """Under one mask, [B]."""
-        level = jnp.round(x * (self.levels - 1))
-        logits = self.net.logits(params, level / (self.levels - 1), which)
-        level = level.astype(jnp.int32).reshape(logits.shape[:2])
-        return log_mass(logits, level).sum(axis=1)
+    @property
+    def _out(self) -> tuple[int, int]:
+        """The number of variables, and the number of logits of each."""
+        return math.prod(self.shape), 1 if self.levels == 2 else self.levels
 
-
-def log_mass(logits: jax.Array, level: jax.Array) -> jax.Array:
-    """log p(level), [...], from logits [..., C]: one logit of level 1, or one for each level."""
-    if logits.shape[-1] == 1:
-        return -jax.nn.softplus(jnp.where(level == 1, -logits[..., 0], logits[..., 0]))
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, level)
-
-
-def invert(logits: jax.Array, u: jax.Array) -> jax.Array:
-    """The level at which the distribution function first exceeds u [...], for u in [0, 1); of a
-    binary variable, 1 where u < σ(logit)."""
-    if logits.shape[-1] == 1:
-        return (u < jax.nn.sigmoid(logits[..., 0])).astype(jnp.int32)
-    cumulative = jnp.cumsum(jax.nn.softmax(logits), axis=-1)[..., :-1]
-    return jnp.sum(u[..., None] >= cumulative, axis=-1)
+    @property
+    def _net(self) -> Any:
+        """The network, a `CausalNet` that knows its number of variables and logits."""
+        net: nn.Module = self.net
+        return nets.fitted(net, out=self._out)

@@ -1,115 +1,138 @@
-"""Causal nets over vectors: the variables are taken in one order, or in several.
+"""Causal networks over vectors: FVSBN, NADE and MADE.
 
-A net is a frozen dataclass of hyperparameters; `gen.models.autoregressive.model.Net` says what its
-functions compute. Shapes: B examples, D variables, C logits for each variable, H hidden units.
+`gen.models.autoregressive.CausalNet` says what their methods compute. Shapes: B examples, D
+variables, C logits for each variable, H hidden units.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
+from flax import linen as nn
 
-from gen.core import require
+from gen.core import check_fields, require
 from gen.nets import Activation, activate, flatten
 
+Logits = Annotated[tuple[int, int], tyro.conf.Suppress]
+"""The number D of variables and the number C of logits of each, which the model sets."""
 
-def uniform(key: jax.Array, fan_in: int, fan_out: int, shape: tuple[int, ...]) -> jax.Array:
-    """Glorot-uniform weights: in ±√(6 / (fan_in + fan_out))."""
-    limit = math.sqrt(6 / (fan_in + fan_out))
-    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+ZEROS = nn.initializers.zeros_init()
+
+GLOROT = nn.initializers.glorot_uniform()
+"""Weights [in, out], uniform in ±√(6 / (in + out)).
+
+Glorot & Bengio 2010, https://proceedings.mlr.press/v9/glorot10a.html, eq. 16.
+"""
+
+GLOROT_OUT = nn.initializers.glorot_uniform(in_axis=1, out_axis=0, batch_axis=2)
+"""Weights [D, H, C], uniform in ±√(6 / (H + D)): the C logits of a variable count as one output."""
 
 
-@dataclass(frozen=True)
-class FVSBN:
-    """Fully visible sigmoid belief net: logits_d = b_d + Σ_{k<d} x_k W_kd (Frey 1998; Gan et al.
-    2015), a logistic regression of each variable on those before it in the order."""
+def raster_order(net: nn.Module, mask_index: Any, size: int) -> jax.Array:
+    """Return the variables in their own order, [D]; the method `order` of a network.
+
+    Args:
+      net: the network.
+      mask_index: the mask.
+      size: the number D of variables.
+    """
+    return jnp.arange(size)
+
+
+class FVSBN(nn.Module):
+    """Fully visible sigmoid belief net: logits_d = b_d + Σ_{k<d} x_k W_kd.
+
+    A logistic regression of each variable on the variables before it in the order: Frey 1998,
+    "Graphical models for machine learning and digital communication"; Gan et al. 2015,
+    https://proceedings.mlr.press/v38/gan15.html.
+    """
 
     raster: bool = True
-    """take the variables in their own order, else in one that is drawn"""
+    """take the variables in their own order, else in a drawn one"""
     order_seed: int = 0
-    """determines the order that is drawn"""
+    """seed of the drawn order"""
+    out: Logits = (784, 1)
 
-    @property
-    def masks(self) -> int:
-        return 1
+    masks: ClassVar[int] = 1
+    set_by_model: ClassVar[tuple[str, ...]] = ("out",)
 
-    def init(self, key: jax.Array, shape: tuple[int, ...], channels: int) -> Any:
-        size = math.prod(shape)
-        return {"W": jnp.zeros((size, size, channels)), "b": jnp.zeros((size, channels))}
+    def setup(self):
+        size, logits = self.out
+        self.W = self.param("W", ZEROS, (size, size, logits))
+        self.b = self.param("b", ZEROS, (size, logits))
 
-    def logits(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
-        size, _, channels = params["W"].shape
-        place = self._places(size)
-        earlier = _below(place, place)  # [k, d]: k < d
-        W = (params["W"] * earlier[:, :, None]).reshape(size, size * channels)
-        return (flatten(x) @ W).reshape(-1, size, channels) + params["b"][None]
-
-    def order(self, which: Any, size: int) -> jax.Array:
-        return jnp.argsort(self._places(size))
-
-    def _places(self, size: int) -> jax.Array:
-        """Where each variable stands in the order, [D]."""
+    def order(self, mask_index: Any, size: int) -> jax.Array:
         if self.raster:
             return jnp.arange(size)
-        return jax.random.permutation(jax.random.key(self.order_seed), size)
+        return jnp.argsort(jax.random.permutation(jax.random.key(self.order_seed), size))
 
-    def begin(self, params: Any, x: jax.Array, which: Any) -> Any:
-        """The logits [B, D, C] as far as they are known."""
-        return jnp.broadcast_to(params["b"], (len(x), *params["b"].shape))
+    def __call__(self, x: jax.Array, mask_index: Any) -> jax.Array:
+        size, logits = self.out
+        place = jnp.argsort(self.order(mask_index, size))
+        W = self.W * is_below(place, place)[:, :, None]  # 0 unless k comes before d
+        return (flatten(x) @ W.reshape(size, -1)).reshape(-1, size, logits) + self.b[None]
 
-    def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
-        return cache[:, d], cache
+    def start(self, x: jax.Array, mask_index: Any) -> None:
+        """Cache the sums of the logits over the variables so far, [B, D, C]."""
+        self.put_variable("cache", "logits", jnp.broadcast_to(self.b, (len(x), *self.b.shape)))
 
-    def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        return cache + value[:, None, None] * params["W"][d][None]
+    def logits_at(self, d: jax.Array, mask_index: Any) -> jax.Array:
+        return self.get_variable("cache", "logits")[:, d]
+
+    def put(self, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
+        logits = self.get_variable("cache", "logits")
+        self.put_variable("cache", "logits", logits + value[:, None, None] * self.W[d][None])
 
 
-@dataclass(frozen=True)
-class NADE:
-    """Neural autoregressive distribution estimator (Larochelle & Murray 2011, eqs. 7–8):
+class NADE(nn.Module):
+    """Neural autoregressive distribution estimator:
 
-        a_d = c + Σ_{k<d} x_k W_k,    logits_d = b_d + V_d σ(a_d).
+        a_d = c + Σ_{k<d} x_k W_k,    logits_d = b_d + V_d σ(a_d)
 
-    All logits at once cost O(B · D · H), the variables being cut into √D blocks: inside a block the
-    sums over k < d are one product with a triangle, and a running sum carries over the blocks.
+    (Larochelle & Murray 2011, https://proceedings.mlr.press/v15/larochelle11a.html, eqs. 7–8).
+
+    All logits at once cost O(B · D · H). The variables are cut into √D blocks: inside a block the
+    sums over k < d are one product with a triangular matrix, and a running sum carries over the
+    blocks.
     """
 
     hidden: int = 500
-    """width H of the hidden layer"""
+    """number H of hidden units"""
+    out: Logits = (784, 1)
+
+    masks: ClassVar[int] = 1
+    raster: ClassVar[bool] = True
+    set_by_model: ClassVar[tuple[str, ...]] = ("out",)
+
+    order = raster_order
 
     def __post_init__(self):
-        require(self.hidden > 0, f"NADE: hidden is {self.hidden}, must be positive")
+        check_fields(self, positive=("hidden",))
+        super().__post_init__()
 
-    @property
-    def masks(self) -> int:
-        return 1
+    def setup(self):
+        size, logits = self.out
+        self.W = self.param("W", GLOROT, (size, self.hidden))
+        self.c = self.param("c", ZEROS, (self.hidden,))
+        self.V = self.param("V", GLOROT_OUT, (size, self.hidden, logits))
+        self.b = self.param("b", ZEROS, (size, logits))
 
-    def init(self, key: jax.Array, shape: tuple[int, ...], channels: int) -> Any:
-        size = math.prod(shape)
-        W_key, V_key = jax.random.split(key)
-        return {
-            "W": uniform(W_key, size, self.hidden, (size, self.hidden)),
-            "c": jnp.zeros(self.hidden),
-            "V": uniform(V_key, self.hidden, size, (size, self.hidden, channels)),
-            "b": jnp.zeros((size, channels)),
-        }
-
-    def logits(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, mask_index: Any) -> jax.Array:
         x = flatten(x)
-        size = x.shape[1]
+        size, logits = self.out
         block = math.ceil(math.sqrt(size))
         blocks = math.ceil(size / block)
 
         def cut(array):
-            """[D, ...] -> [blocks, block, ...], filled up with zeros."""
-            fill = [(0, blocks * block - size)] + [(0, 0)] * (array.ndim - 1)
-            return jnp.pad(array, fill).reshape(blocks, block, *array.shape[1:])
+            """Return [D, ...] as [blocks, block, ...], padded with zeros."""
+            padding = [(0, blocks * block - size)] + [(0, 0)] * (array.ndim - 1)
+            return jnp.pad(array, padding).reshape(blocks, block, *array.shape[1:])
 
         earlier = jnp.tril(jnp.ones((block, block)), -1)  # [d, k]: k < d
 
@@ -120,166 +143,164 @@ class NADE:
             h = jax.nn.sigmoid(a[:, None, :] + within)
             return a + x.T @ W, jax.vmap(jnp.matmul, in_axes=(1, 0), out_axes=1)(h, V)
 
-        a = jnp.broadcast_to(params["c"], (len(x), self.hidden))
-        _, out = jax.lax.scan(one_block, a, (cut(x.T), cut(params["W"]), cut(params["V"])))
-        out = jnp.moveaxis(out, 1, 0).reshape(len(x), blocks * block, -1)
-        return out[:, :size] + params["b"][None]
+        a = jnp.broadcast_to(self.c, (len(x), self.hidden))
+        _, out = jax.lax.scan(one_block, a, (cut(x.T), cut(self.W), cut(self.V)))
+        out = jnp.moveaxis(out, 1, 0).reshape(len(x), blocks * block, logits)
+        return out[:, :size] + self.b[None]
 
-    def order(self, which: Any, size: int) -> jax.Array:
-        return jnp.arange(size)
+    def start(self, x: jax.Array, mask_index: Any) -> None:
+        """Cache the running sum a_d, [B, H]."""
+        self.put_variable("cache", "a", jnp.broadcast_to(self.c, (len(x), self.hidden)))
 
-    def begin(self, params: Any, x: jax.Array, which: Any) -> Any:
-        """The running sum a_d, [B, H]."""
-        return jnp.broadcast_to(params["c"], (len(x), self.hidden))
+    def logits_at(self, d: jax.Array, mask_index: Any) -> jax.Array:
+        return jax.nn.sigmoid(self.get_variable("cache", "a")) @ self.V[d] + self.b[d][None]
 
-    def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.nn.sigmoid(cache) @ params["V"][d] + params["b"][d][None], cache
-
-    def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        return cache + value[:, None] * params["W"][d][None]
+    def put(self, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
+        a = self.get_variable("cache", "a")
+        self.put_variable("cache", "a", a + value[:, None] * self.W[d][None])
 
 
-@dataclass(frozen=True)
-class MADE:
-    """Masked autoencoder for distribution estimation (Germain et al. 2015).
+class MADE(nn.Module):
+    """Masked autoencoder for distribution estimation: an MLP with masked weights,
 
-    An MLP whose weights are masked. Variable d has the degree m(d), its place in the order; a
-    hidden unit k has a degree m(k), drawn uniformly from the smallest degree below it to D − 1. A
-    hidden unit sees the units below of degree ≤ its own (eq. 12), an output d those of degree
-    < m(d) (eq. 13). Several masks differ in the degrees of the hidden units, and in the order
-    unless it is `raster`; each step trains with one of them.
+        h = f(b + (W ⊙ M^W) x),    logits = c + (V ⊙ M^V) h + (A ⊙ M^A) x
 
-    Deviations: the mask of a step is drawn, where the paper cycles through them; the units' degrees
-    are those of `mask_seed`, so they belong to the hyperparameters.
+    (Germain et al. 2015, https://arxiv.org/abs/1502.03509, section 4), with A if `direct`.
+
+    Variable d has the degree m(d) in 1 … D, its place in the order. A hidden unit k has a degree
+    m(k), drawn uniformly from the smallest degree in the layer below to D − 1. A hidden unit sees
+    the units of the layer below whose degree is at most its own (eq. 12), and the output of
+    variable d sees the hidden units of degree below m(d) (eq. 13). Masks differ in the degrees of
+    their hidden units, and in their orders unless these are `raster`. A step trains with one mask.
+
+    Deviations from Germain et al. 2015:
+
+    - The mask of a step is drawn; there the masks come in turn.
+    - The degrees are drawn from `mask_seed`, so they belong to the hyperparameters.
     """
 
     hidden: tuple[int, ...] = (500,)
     """widths of the hidden layers"""
     activation: Activation = "relu"
-    """nonlinearity of the hidden layers"""
+    """nonlinearity f of the hidden layers"""
     masks: int = 1
-    """number of masks; their densities are averaged"""
+    """number of masks, whose densities are averaged"""
     raster: bool = True
-    """take the variables in their own order; else every mask draws an order"""
+    """take the variables in their own order, else draw an order for each mask"""
     direct: bool = False
-    """connect inputs with outputs directly, too (the paper's "direct connections")"""
+    """connect the inputs with the logits directly, too"""
     mask_seed: int = 0
-    """determines orders and degrees"""
+    """seed of the orders and degrees"""
+    out: Logits = (784, 1)
+
+    set_by_model: ClassVar[tuple[str, ...]] = ("out",)
 
     def __post_init__(self):
-        require(
-            len(self.hidden) > 0 and min(self.hidden) > 0,
-            f"MADE: hidden is {self.hidden}: take one or more positive widths",
-        )
-        require(self.masks > 0, f"MADE: masks is {self.masks}, must be positive")
+        require(len(self.hidden) > 0, "MADE: hidden is (), must have one width or more")
+        check_fields(self, positive=("hidden", "masks"))
+        super().__post_init__()
 
-    def init(self, key: jax.Array, shape: tuple[int, ...], channels: int) -> Any:
-        size = math.prod(shape)
-        *keys, out_key = jax.random.split(key, len(self.hidden) + 1)
-        params: dict[str, Any] = {
-            f"layer{i}": {
-                "W": uniform(keys[i], fan_in, fan_out, (fan_in, fan_out)),
-                "b": jnp.zeros(fan_out),
-            }
-            for i, (fan_in, fan_out) in enumerate(
-                zip((size, *self.hidden), self.hidden, strict=False)
-            )
-        }
-        last = self.hidden[-1]
-        params["out"] = {
-            "W": uniform(out_key, last, size, (size, last, channels)),
-            "b": jnp.zeros((size, channels)),
-        }
+    def setup(self):
+        size, logits = self.out
+        shapes = list(zip((size, *self.hidden), self.hidden, strict=False))
+
+        def weights(key):
+            keys = jax.random.split(key, len(shapes))
+            return [GLOROT(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+        self.W = self.param("W", weights)
+        self.b = self.param("b", lambda key: [jnp.zeros(width) for width in self.hidden])
+        self.V = self.param("V", GLOROT_OUT, (size, self.hidden[-1], logits))
+        self.c = self.param("c", ZEROS, (size, logits))
         if self.direct:
-            params["direct"] = {"W": jnp.zeros((size, size, channels))}
-        return params
+            self.A = self.param("A", ZEROS, (size, size, logits))
 
-    def logits(self, params: Any, x: jax.Array, which: Any) -> jax.Array:
-        place, *degrees = self.degrees(which, math.prod(x.shape[1:]))
+    def order(self, mask_index: Any, size: int) -> jax.Array:
+        return jnp.argsort(self.degrees(mask_index, size)[0])
+
+    def __call__(self, x: jax.Array, mask_index: Any) -> jax.Array:
         x = flatten(x)
-        a = self._first(params, x, place, degrees[0])
-        h = self._rest(params, a, degrees)
-        W = params["out"]["W"] * _below(degrees[-1], place).T[:, :, None]
-        out = jnp.einsum("bh,dhc->bdc", h, W) + params["out"]["b"][None]
+        size, _ = self.out
+        place, *degrees = self.degrees(mask_index, size)
+        a = x @ (self.W[0] * is_at_most(place, degrees[0])) + self.b[0][None]
+        h = self._last_hidden(a, degrees)
+        V = self.V * is_below(degrees[-1], place).T[:, :, None]
+        logits = jnp.einsum("bh,dhc->bdc", h, V) + self.c[None]
         if self.direct:
-            W = params["direct"]["W"] * _below(place, place)[:, :, None]
-            out += (x @ W.reshape(len(place), -1)).reshape(out.shape)
-        return out
+            A = self.A * is_below(place, place)[:, :, None]
+            logits += (x @ A.reshape(size, -1)).reshape(logits.shape)
+        return logits
 
-    def order(self, which: Any, size: int) -> jax.Array:
-        return jnp.argsort(self.degrees(which, size)[0])
-
-    def begin(self, params: Any, x: jax.Array, which: Any) -> Any:
-        """The degrees, the sums into the first layer [B, H] and the direct ones [B, D, C]."""
-        x = flatten(x)
-        degrees = self.degrees(which, x.shape[1])
-        zeros = jnp.zeros((len(x), *params["out"]["b"].shape) if self.direct else ())
-        first = jnp.broadcast_to(params["layer0"]["b"], (len(x), self.hidden[0]))
-        return {"degrees": degrees, "first": first, "direct": zeros}
-
-    def next(self, params: Any, cache: Any, d: jax.Array) -> tuple[jax.Array, Any]:
-        place, *degrees = cache["degrees"]
-        h = self._rest(params, cache["first"], degrees)
-        W = params["out"]["W"][d] * (degrees[-1] < place[d])[:, None]
-        out = h @ W + params["out"]["b"][d][None]
+    def start(self, x: jax.Array, mask_index: Any) -> None:
+        """Cache the sums into the first hidden layer [B, H] and the direct ones [B, D, C]."""
+        self.put_variable("cache", "a", jnp.broadcast_to(self.b[0], (len(x), self.hidden[0])))
         if self.direct:
-            out += cache["direct"][:, d]
-        return out, cache
+            self.put_variable("cache", "direct", jnp.zeros((len(x), *self.c.shape)))
 
-    def put(self, params: Any, cache: Any, d: jax.Array, value: jax.Array) -> Any:
-        place, first, *_ = cache["degrees"]
-        W = jnp.where(place[d] <= first, params["layer0"]["W"][d], 0.0)
-        cache = {**cache, "first": cache["first"] + value[:, None] * W[None]}
+    def logits_at(self, d: jax.Array, mask_index: Any) -> jax.Array:
+        place, *degrees = self.degrees(mask_index, self.out[0])
+        h = self._last_hidden(self.get_variable("cache", "a"), degrees)
+        logits = h @ (self.V[d] * (degrees[-1] < place[d])[:, None]) + self.c[d][None]
+        return logits + self.get_variable("cache", "direct")[:, d] if self.direct else logits
+
+    def put(self, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
+        place, first, *_ = self.degrees(mask_index, self.out[0])
+        W = jnp.where(place[d] <= first, self.W[0][d], 0.0)
+        a = self.get_variable("cache", "a")
+        self.put_variable("cache", "a", a + value[:, None] * W[None])
         if self.direct:
-            cache["direct"] += value[:, None, None] * params["direct"]["W"][d][None]
-        return cache
+            direct = self.get_variable("cache", "direct")
+            direct += value[:, None, None] * self.A[d][None]
+            self.put_variable("cache", "direct", direct)
 
-    def degrees(self, which: Any, size: int) -> list[jax.Array]:
-        """Of mask number `which`: the places 1 … D of the variables, then each layer's degrees."""
-        return [jnp.asarray(layer)[which] for layer in _degrees(self, size)]
+    def degrees(self, mask_index: Any, size: int) -> list[jax.Array]:
+        """Return the degrees under a mask: of the variables [D], then of each layer's units [H]."""
+        layers = draw_degrees(self.hidden, self.masks, self.raster, self.mask_seed, size)
+        return [jnp.asarray(layer)[mask_index] for layer in layers]
 
-    def _first(self, params: Any, x: jax.Array, place: jax.Array, degree: jax.Array) -> jax.Array:
-        return x @ (params["layer0"]["W"] * _upto(place, degree)) + params["layer0"]["b"][None]
-
-    def _rest(self, params: Any, a: jax.Array, degrees: list[jax.Array]) -> jax.Array:
-        """The last hidden layer [B, H] from the sums `a` into the first one."""
+    def _last_hidden(self, a: jax.Array, degrees: list[jax.Array]) -> jax.Array:
+        """Return the last hidden layer [B, H] from the sums a into the first one."""
         h = activate(self.activation, a)
         for i in range(1, len(self.hidden)):
-            layer = params[f"layer{i}"]
-            h = activate(
-                self.activation,
-                h @ (layer["W"] * _upto(degrees[i - 1], degrees[i])) + layer["b"][None],
-            )
+            W = self.W[i] * is_at_most(degrees[i - 1], degrees[i])
+            h = activate(self.activation, h @ W + self.b[i][None])
         return h
 
 
-def _upto(below: jax.Array, above: jax.Array) -> jax.Array:
-    """[I, J]: may a unit of degree above_j see one of degree below_i?"""
-    return (below[:, None] <= above[None, :]).astype(jnp.float32)
+def is_at_most(degree: jax.Array, above: jax.Array) -> jax.Array:
+    """Return the mask [I, J] that is 1 where degree_i ≤ above_j (Germain et al. 2015, eq. 12)."""
+    return (degree[:, None] <= above[None, :]).astype(jnp.float32)
 
 
-def _below(below: jax.Array, above: jax.Array) -> jax.Array:
-    """[I, J]: may the output of place above_j see a unit of degree below_i?"""
-    return (below[:, None] < above[None, :]).astype(jnp.float32)
+def is_below(degree: jax.Array, above: jax.Array) -> jax.Array:
+    """Return the mask [I, J] that is 1 where degree_i < above_j (Germain et al. 2015, eq. 13)."""
+    return (degree[:, None] < above[None, :]).astype(jnp.float32)
 
 
 @lru_cache(maxsize=16)
-def _degrees(made: MADE, size: int) -> list[np.ndarray]:
-    """All masks' degrees, [masks, D] and [masks, H] for each layer, as constants."""
+def draw_degrees(
+    hidden: tuple[int, ...], masks: int, raster: bool, seed: int, size: int
+) -> list[np.ndarray]:
+    """Draw the degrees of all masks, as constants: [masks, D], then [masks, H] for each layer.
+
+    Args:
+      hidden: widths of the hidden layers.
+      masks: the number of masks.
+      raster: whether the variables keep their own order.
+      seed: the seed of the draws.
+      size: the number D of variables.
+    """
 
     def one_mask(key):
-        order_key, *keys = jax.random.split(key, len(made.hidden) + 1)
-        place = jnp.arange(size) if made.raster else jax.random.permutation(order_key, size)
+        order_key, *keys = jax.random.split(key, len(hidden) + 1)
+        place = jnp.arange(size) if raster else jax.random.permutation(order_key, size)
         degrees, lowest = [place + 1], 1
-        for width, layer_key in zip(made.hidden, keys, strict=True):
+        for width, layer_key in zip(hidden, keys, strict=True):
             highest = max(size - 1, 1)
             degrees.append(jax.random.randint(layer_key, (width,), lowest, highest + 1))
             lowest = degrees[-1].min()
         return degrees
 
     with jax.ensure_compile_time_eval():
-        keys = jax.random.split(jax.random.key(made.mask_seed), made.masks)
-        masks = [one_mask(key) for key in keys]
-        return [
-            np.stack([np.asarray(layer) for layer in layers]) for layers in zip(*masks, strict=True)
-        ]
+        each = [one_mask(key) for key in jax.random.split(jax.random.key(seed), masks)]
+        return [np.stack([np.asarray(d) for d in layer]) for layer in zip(*each, strict=True)]

@@ -1,78 +1,119 @@
-"""Restricted Boltzmann machines, of binary or Gaussian visible units.
+"""Restricted Boltzmann machines with binary or Gaussian visible units.
 
-Smolensky (1986); Hinton (2002), "Training products of experts by minimizing contrastive
-divergence"; Tieleman (2008), "Training restricted Boltzmann machines using approximations to the
-likelihood gradient"; Salakhutdinov & Murray (2008), "On the quantitative analysis of deep belief
-networks".
+Smolensky 1986, "Information processing in dynamical systems: foundations of harmony theory", in
+*Parallel Distributed Processing* 1, chapter 6;
+Hinton 2002, "Training products of experts by minimizing contrastive divergence",
+https://doi.org/10.1162/089976602760128018;
+Tieleman 2008, "Training restricted Boltzmann machines using approximations to the likelihood
+gradient", https://doi.org/10.1145/1390156.1390290;
+Salakhutdinov & Murray 2008, "On the quantitative analysis of deep belief networks",
+https://doi.org/10.1145/1390156.1390266.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gen import estimate
-from gen.core import Batch, Data, Density, Metrics, Shape, pmean, replica_key, require, sgd
-from gen.estimate import Annealing, Estimate
-from gen.models.boltzmann import learning
-from gen.models.boltzmann.learning import EXACT, bernoulli, running
+from gen import estimate, optimize
+from gen.ais import Annealing, LogZ, log_sum_over_bits
+from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
+from gen.distributions import bernoulli_sample
+from gen.estimate import Estimate, Kind
+from gen.levels import check_density
+from gen.models.boltzmann.learning import (
+    autocorrelation,
+    base_rate_biases,
+    centred_gradient,
+    running_mean,
+    start_states,
+    temper,
+)
+from gen.models.boltzmann.partition import AIS, EXACT, ais_bracket, nll_estimates
 from gen.nets import flatten
+from gen.optimize import AnyOptimizer, Optimizer
 
 
 class Params(NamedTuple):
-    """The energy's parameters."""
+    """The parameters of the energy."""
 
     weight: jax.Array  # [D, H], W
     visible: jax.Array  # [D], b
     hidden: jax.Array  # [H], c
-    logvar: jax.Array | None  # [D], log σ², of Gaussian units; fixed
+    logvar: jax.Array | None  # [D], log σ² of Gaussian units, fixed; None for binary units
 
 
 class Offsets(NamedTuple):
-    """Running means over the data: what the centred gradient takes off the units, and where the
-    machine without weights stands that AIS starts from."""
+    """Running means of the units over the data, on the scale of the energy.
 
-    visible: jax.Array  # [D], μ
-    hidden: jax.Array  # [H], λ
+    They are the offsets of the centred gradient and the means of the base-rate model.
+    """
+
+    visible: jax.Array  # [D], of v, or of v / σ for Gaussian units
+    hidden: jax.Array  # [H], of E[h | v]
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
     params: Params
-    opt_state: Any  # the momentum, shaped like params, if there is one; the step count of a decay
-    chains: jax.Array  # [C, D]; by tempering [R, C, D], the last of them at the model's temperature
+    opt_state: Any  # the optimiser's; momentum, if there is any, is shaped like params
+    chains: jax.Array  # [C, D], v or v / σ; [R, C, D] under pt, where the last have β = 1
     offsets: Offsets
 
 
 @dataclass(frozen=True)
 class RBM:
-    """p(v, h) = exp(−E(v, h)) / Z, with binary hidden units h and
+    """p(v, h) = exp(−E(v, h)) / Z, with binary hidden units h and binary or Gaussian visible v:
 
         E(v, h) = −b·v − c·h − vᵀ W h                                       (binary v)
         E(v, h) = Σ_i ½ (v_i / σ_i − b_i)² − c·h − Σ_ij v_i / σ_i W_ij h_j    (Gaussian v).
 
-    A step goes down the difference of free energies F(v) = −log Σ_h exp(−E(v, h)),
+    Summed over h, p(v) = exp(−F(v)) / Z with the free energy F(v) = −log Σ_h exp(−E(v, h)). A step
+    follows the gradient of the mean of −log p(v),
 
-        ∂/∂θ [mean of F(v) over the batch − mean of F(v) over chains],
+        ∂/∂θ [mean of F(v) over the batch − mean of F(v) over draws of the model],
 
-    which is that of −log p(v) in expectation, if the chains have the model's law. They move by
-    `sweeps` Gibbs sweeps first: from the batch in contrastive divergence (`cd`), from where they
-    were in persistent CD (`pcd`), and so at several temperatures that swap in parallel tempering
-    (`pt`, Desjardins et al. 2010), from the model to the machine without weights.
+    whose terms are the positive and the negative phase. The draws come from Markov chains, which
+    take `sweeps` sweeps of block Gibbs sampling in each step, h ~ p(h | v) and v ~ p(v | h):
 
-    Grey values in [0, 1] are taken as probabilities of binary units: for features, not for a
-    likelihood. σ² is not learned: `begin` sets it to the variance of training examples plus 0.01.
+    - `cd`, contrastive divergence: the chains start at the batch (Hinton 2002).
+    - `pcd`, persistent contrastive divergence: they start where they ended in the step before
+      (Tieleman 2008).
+    - `pt`, parallel tempering: they persist at `ladder` temperatures, from the base-rate model to
+      the machine, and neighbours swap states (Desjardins, Courville, Bengio, Vincent & Delalleau
+      2010, https://proceedings.mlr.press/v9/desjardins10a.html).
 
-    Deviations: hidden units are summed over in both terms, where papers sample them in one, which
-    changes no expectation; the centred gradient (Melchior et al. 2016) takes running means over
-    the data as the offsets of both terms.
+    Grey values in [0, 1] are taken as probabilities of binary units, which is fit for learning
+    features, and they have no likelihood. Gaussian units have a density of continuous data:
+    `Dequantized(RBM(units="gaussian"))` takes data with levels. `begin` sets σ² to the variance of
+    the training examples plus 0.01, and training leaves it there.
+
+    Deviations from Hinton 2002 and Tieleman 2008:
+
+    - The hidden units are summed over in both phases; the papers draw them in one. No expectation
+      changes.
+    - The gradient is centred (Melchior, Fischer & Wiskott 2016,
+      https://jmlr.org/papers/v17/14-237.html) unless `centred` is off. Running means over the data
+      are the offsets of both phases.
+    - b starts at the log-odds of the mean of the data (Hinton 2012,
+      https://doi.org/10.1007/978-3-642-35289-8_32, section 8.1), and the chains at examples.
+
+    Deviations from Hinton 2012:
+
+    - The sparsity penalty takes the mean activation over a device's batch, not a running mean.
+    - The b of Gaussian units are in units of σ.
+
+    Deviations from Desjardins et al. 2010:
+
+    - At β = 0 stands the base-rate model, not the uniform law. The β are evenly spaced, and β
+      scales W and c and moves b from the base-rate biases to its value.
+    - A fair coin chooses which pairs of neighbours may swap: (0, 1), (2, 3), … or (1, 2), (3, 4), …
     """
 
     family: ClassVar[str] = "Boltzmann machine"
@@ -85,203 +126,231 @@ class RBM:
     units: Literal["binary", "gaussian"] = "binary"
     """kind of the visible units"""
     training: Literal["cd", "pcd", "pt"] = "pcd"
-    """where the chains of a step start"""
+    """contrastive divergence, persistent contrastive divergence or parallel tempering"""
     sweeps: int = 1
-    """Gibbs sweeps of a step"""
-    chains: int = 100
-    """persistent chains (pcd, pt)"""
+    """Gibbs sweeps of a training step"""
+    persistent_chains: int = 100
+    """number C of persistent chains, at each temperature (pcd, pt)"""
     ladder: int = 10
-    """temperatures of the chains (pt)"""
+    """number R of temperatures of parallel tempering (pt)"""
     centred: bool = True
     """take the centred gradient"""
-    learning_rate: float = 0.05
-    """step size"""
-    decay_steps: int = 0
-    """let the step size fall to 0 over so many steps, along a cosine (0: constant)"""
-    momentum: float = 0.0
-    """momentum of the steps"""
-    weight_decay: float = 0.0
-    """share of the weights, times the step size, that a step takes off them"""
+    optimizer: AnyOptimizer = Optimizer("sgd", learning_rate=0.05)
+    """optimiser"""
     sparsity: float = 0.0
-    """weight of the sparsity penalty, the cross-entropy of target and mean over a device's batch"""
+    """weight of the sparsity penalty: cross-entropy between target and mean activation"""
     target: float = 0.1
-    """mean activation that the penalty draws each hidden unit to"""
-    temperatures: int = 10_000
-    """temperatures of AIS"""
-    annealed: int = 500
-    """chains of AIS, in either direction"""
-    mixing: int = 1_000
-    """Gibbs sweeps from the chains to samples"""
-    widest: float = 1.0
-    """nats that the two ends of AIS may lie apart without a warning"""
+    """mean activation of each hidden unit that the sparsity penalty prefers"""
+    burn_in: int = 1_000
+    """Gibbs sweeps from the persistent chains to a sample, or from noise to a completion"""
+    ais: AIS = AIS()
+    """annealed importance sampling in evaluation"""
 
     def __post_init__(self):
-        for name in ("hidden", "sweeps", "chains", "temperatures", "annealed"):
-            require(getattr(self, name) > 0, f"RBM: {name} is {getattr(self, name)}, must be > 0")
+        check_fields(
+            self,
+            positive=("hidden", "sweeps", "persistent_chains"),
+            non_negative=("sparsity", "burn_in"),
+        )
         require(self.ladder > 1, f"RBM: ladder is {self.ladder}, must be 2 or more")
         require(0 < self.target < 1, f"RBM: target is {self.target}, must be between 0 and 1")
-        require(self.sparsity >= 0, f"RBM: sparsity is {self.sparsity}, must not be negative")
-        require(self.mixing >= 0, f"RBM: mixing is {self.mixing}, must not be negative")
-        _ = self._optimizer  # raises if its settings are wrong
+
+    @property
+    def levels(self) -> int | None:
+        """Gaussian units are continuous; the kind of a binary estimate follows from x."""
+        return 0 if self.units == "gaussian" else None
 
     def init(self, key: jax.Array) -> State:
-        """W ~ N(0, 0.01²), biases 0 and σ 1; the chains are draws of this machine without W."""
+        """Draw W ~ N(0, 0.01²), with biases 0 and σ 1; draw the chains from the law without W."""
         weight_key, chain_key = jax.random.split(key)
         size, binary = math.prod(self.shape), self.units == "binary"
-        params: Any = Params(
+        params = Params(
             0.01 * jax.random.normal(weight_key, (size, self.hidden)),
             jnp.zeros(size),
             jnp.zeros(self.hidden),
             None if binary else jnp.zeros(size),
         )
-        levels = (self.ladder,) if self.training == "pt" else ()
-        chains = draw(params, jnp.zeros((*levels, self.chains, size)), chain_key)
+        temperatures = (self.ladder,) if self.training == "pt" else ()
+        inputs = jnp.zeros((*temperatures, self.persistent_chains, size))
         offsets = Offsets(0.5 * binary * jnp.ones(size), 0.5 * jnp.ones(self.hidden))
-        return State(params, self._optimizer.init(params), chains, offsets)
+        opt_state = optimize.init(self.optimizer, params)
+        return State(params, opt_state, draw_visible(params, inputs, chain_key), offsets)
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
-        """μ and b begin so that the units without weights have the mean of training examples; the
-        chains are some of them."""
-        v = flatten(batch["x"])
-        mean, params = v.mean(0), state.params
-        rows = v[jax.random.choice(key, len(v), state.chains.shape[:-1])]
+        """Set σ and the visible biases to fit the training examples; start chains at some of them.
+
+        Without weights the visible units then have the mean of the examples.
+        """
+        x, params = flatten(batch["x"]), state.params
         if self.units == "gaussian":
-            params = params._replace(logvar=jnp.log(v.var(0) + 1e-2))
-        params = params._replace(visible=base_biases(params, mean))
-        chains = rows if self.units == "gaussian" else rows.round()
-        return State(params, state.opt_state, chains, state.offsets._replace(visible=mean))
+            params = params._replace(logvar=jnp.log(x.var(0) + 1e-2))
+        v = standardized(params, x)
+        mean = v.mean(0)
+        chains = v[jax.random.choice(key, len(v), state.chains.shape[:-1])]
+        params = params._replace(visible=visible_base_rate(params, mean))
+        return state._replace(
+            params=params,
+            chains=chains if self.units == "gaussian" else chains.round(),
+            offsets=state.offsets._replace(visible=mean),
+        )
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """Moves the chains, then takes one step down the free-energy difference.
+        """Move the chains, then take one step along the gradient of both phases.
 
-        Logs that as `free_energy_gap`; as `reconstruction` the squared error per variable of
-        v ↦ E[v | E[h | v]], which is no likelihood; the shares of hidden units whose mean over the
-        batch is below 1 % (`dead`) or above 99 % (`saturated`); the `autocorrelation` of the
-        chains over the step; by tempering the share of `swaps` that were made.
+        Logs the difference of free energies between the phases as `free_energy_gap`; the squared
+        error per variable of x ↦ E[v | E[h | x]], which is no likelihood, as `reconstruction`; the
+        shares of hidden units whose mean over the batch is below 1 % and above 99 % as `dead` and
+        `saturated`; the `autocorrelation` of the chains over the step; and under parallel tempering
+        the share of accepted `swaps`.
         """
-        params, v = state.params, flatten(batch["x"])
-        before, after, chains, metrics = self._move(state, v, key, axis_name)
+        params, x = state.params, flatten(batch["x"])
+        v = standardized(params, x)
+        # 1. Draws of the model. The replicas of pmap move shared chains alike, and chains that
+        # start at their own rows differently.
+        before, chains, swaps = state.chains, state.chains, {}
+        if self.training == "cd":
+            before, after = v, gibbs(params, v, replica_key(key, axis_name), self.sweeps)
+        elif self.training == "pcd":
+            after = chains = gibbs(params, chains, key, self.sweeps)
+        else:
+            path, betas = self.annealing(state), jnp.linspace(0.0, 1.0, self.ladder)
+            chains, accepted = jax.lax.scan(
+                lambda chains, key: temper(path, betas, chains, key),
+                chains,
+                jax.random.split(key, self.sweeps),
+            )
+            before, after, swaps = before[-1], chains[-1], {"swaps": accepted.mean()}
 
+        # 2. The gradient of the positive minus the negative phase.
         def loss(params):
             gap = free_energy(params, v).mean() - free_energy(params, after).mean()
-            h = jax.nn.sigmoid(hidden_field(params, v))
+            h = jax.nn.sigmoid(hidden_input(params, v))
+            error = x - unstandardized(params, visible_mean(params, h))
+            metrics = {"free_energy_gap": gap, "reconstruction": jnp.mean(error**2)}
+            metrics |= {"autocorrelation": autocorrelation(before, after), **swaps}
+            aux = metrics, Offsets(v.mean(0), h.mean(0))
             if not self.sparsity:
-                return gap, (gap, h)
+                return gap, aux
             q = jnp.clip(h.mean(0), 1e-6, 1 - 1e-6)
             cross = -self.target * jnp.log(q) - (1 - self.target) * jnp.log1p(-q)
-            return gap + self.sparsity * cross.sum(), (gap, h)
+            return gap + self.sparsity * cross.sum(), aux
 
-        gradient, (gap, h) = jax.grad(loss, has_aux=True)(params)
-        metrics |= {
-            "free_energy_gap": gap,
-            "reconstruction": jnp.mean((v - visible_mean(params, h)) ** 2),
-            "autocorrelation": learning.autocorrelation(before, after),
-        }
-        means = Offsets(v.mean(0), h.mean(0))
-        gradient, metrics, means = pmean((gradient, metrics, means), axis_name)
+        gradient, (metrics, means) = optimize.gradient(loss, params, axis_name)
         metrics |= {"dead": (means.hidden < 0.01).mean(), "saturated": (means.hidden > 0.99).mean()}
-        offsets = running(state.offsets, means)
-        if params.logvar is not None:
-            gradient = gradient._replace(logvar=jnp.zeros_like(params.logvar))
+        # 3. Centring, about the running means.
+        offsets = running_mean(state.offsets, means)
         if self.centred:
-            (weight,), (visible, hidden) = learning.centre(
-                [gradient.weight],
-                [gradient.visible, gradient.hidden],
-                [standardised(params, offsets.visible[None])[0], offsets.hidden],
+            (weight,), (visible, hidden) = centred_gradient(
+                [gradient.weight], [gradient.visible, gradient.hidden], offsets
             )
             gradient = gradient._replace(weight=weight, visible=visible, hidden=hidden)
-        updates, opt_state = self._optimizer.update(gradient, state.opt_state, params)
-        params: Any = optax.apply_updates(params, updates)
-        return State(params, opt_state, chains, offsets), metrics
+        moved, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, params)
+        moved = moved._replace(logvar=params.logvar)  # no optimiser moves σ
+        return State(moved, opt_state, chains, offsets), metrics
 
     def parameters(self, state: State) -> Any:
-        """W, b, c and log σ²."""
+        """Return W, b, c and log σ²."""
         return state.params
 
-    def log_prob_unnormalized(self, state: State, batch: Batch) -> jax.Array:
-        """−F(v) = log p(v) + log Z, [B] nats."""
-        return -free_energy(state.params, flatten(batch["x"]))
-
-    def score(self, state: State, batch: Batch) -> jax.Array:
-        """The free energy F(v) = −log p(v) − log Z, [B] nats."""
-        return free_energy(state.params, flatten(batch["x"]))
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the free energy F(v) = −log p(v) − log Z, [B] nats."""
+        return free_energy(state.params, standardized(state.params, batch["x"]))
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
-        """p(h = 1 | v), [B, H]."""
-        return jax.nn.sigmoid(hidden_field(state.params, flatten(batch["x"])))
+        """Return p(h = 1 | v), [B, H]."""
+        v = standardized(state.params, batch["x"])
+        return jax.nn.sigmoid(hidden_input(state.params, v))
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
-        """E[v | h] at h = E[h | v], [B, *shape]."""
+        """Return E[v | h] at h = E[h | v], [B, *shape]."""
         v = visible_mean(state.params, self.encode(state, batch))
-        return v.reshape(-1, *self.shape)
+        return unstandardized(state.params, v).reshape(-1, *self.shape)
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """`mixing` Gibbs sweeps from the chains, in turn: [n, *shape]."""
-        return self.fantasies(state, key, n).reshape(-1, *self.shape)
+        """Draw by `burn_in` Gibbs sweeps from the persistent chains: [n, *shape]."""
+        return self.chains(state, key, n, self.burn_in)
+
+    def chains(self, state: State, key: jax.Array, n: int, sweeps: int) -> jax.Array:
+        """Return v after Gibbs sweeps from n persistent chains: [n, *shape]."""
+        v = self.fantasies(state, key, n, sweeps)
+        return unstandardized(state.params, v).reshape(-1, *self.shape)
+
+    def fantasies(self, state: State, key: jax.Array, n: int, sweeps: int) -> jax.Array:
+        """Draw fantasy particles, states of the persistent chains after further Gibbs sweeps.
+
+        Args:
+          state: a state of the model.
+          key: the source of every draw.
+          n: the number of particles; with n > C several start at the same chain.
+          sweeps: the number of Gibbs sweeps from the persistent chains.
+
+        Returns:
+          v or v / σ, [n, D].
+        """
+        chains = state.chains[-1] if self.training == "pt" else state.chains
+        order_key, key = jax.random.split(key)
+        return gibbs(state.params, start_states(chains, order_key, n), key, sweeps)
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
-        """x [B, *shape], with what `mask` (1: shown) hides drawn by `mixing` Gibbs sweeps with the
-        rest clamped, from independent pixels: p(hidden | shown) in the limit of many."""
+        """Draw the hidden variables of x by `burn_in` Gibbs sweeps with the shown ones clamped.
+
+        The start is the base-rate model. The law is p(hidden | shown) in the limit of many sweeps.
+        """
+        params = state.params
         shown = flatten(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape))
         start_key, key = jax.random.split(key)
-        given = flatten(x)
-        base = base_biases(state.params, state.offsets.visible)
-        base = jnp.broadcast_to(base[None], given.shape)
-        start = jnp.where(shown, given, draw(state.params, base, start_key))
+        given = standardized(params, x)
+        base = visible_base_rate(params, state.offsets.visible)[None]
+        start = draw_visible(params, jnp.broadcast_to(base, given.shape), start_key)
 
         def sweep(i, v):
-            v = gibbs(state.params, v, jax.random.fold_in(key, i))
+            v = gibbs(params, v, jax.random.fold_in(key, i), 1)
             return jnp.where(shown, given, v)
 
-        return jax.lax.fori_loop(0, self.mixing, sweep, start).reshape(x.shape)
+        v = jax.lax.fori_loop(0, self.burn_in, sweep, jnp.where(shown, given, start))
+        return jnp.where(shown, flatten(x), unstandardized(params, v)).reshape(x.shape)
 
     def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """The layer v ↦ σ(c + Wᵀ v) as its weights and biases."""
-        return [(state.params.weight, state.params.hidden)]
+        """Return W and c of the layer x ↦ σ(c + Wᵀ x), with W / σ in place of W for Gaussian x."""
+        weight = standardized(state.params, state.params.weight.T).T
+        return [(weight, state.params.hidden)]
 
     def filters(self, state: State) -> jax.Array:
-        """The weights of each hidden unit, [H, *shape]."""
+        """Return the weights W of each hidden unit, [H, *shape]."""
         return state.params.weight.T.reshape(-1, *self.shape)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """−log p(v) as `nll`, exact where H (or a binary D) is at most 25, else by AIS; log Z by
-        AIS from both sides (`learning.likelihood`); `reconstruction`, as a step logs it.
+        """Return −log p(v) as `nll`, with the estimates of log Z that `nll_estimates` lists.
 
-        Binary units give no probability to grey values: of these, `nll` is of the kind
-        `no likelihood`. That of Gaussian units is of a density.
+        log Z is exact if H, or D of binary units, is at most 25. `reconstruction` is the error that
+        a step logs. For binary units and grey values `nll` is of the kind `no likelihood`.
         """
-
-        def of_one(batch, _):
-            error = flatten(self.reconstruct(state, batch) - batch["x"]) ** 2
-            return self.score(state, batch), error.mean(1)
-
+        check_density(self, data["x"])
         data_key, key = jax.random.split(key)
-        energies, error = estimate.per_example(of_one, data, data_key)
-        estimates = learning.likelihood(
-            energies,
-            self.log_partition(state),
-            self.bracket(state, key),
-            self.widest,
-            **learning.settings(self),
-        )
-        x = np.asarray(data["x"])
-        for name in estimates.keys() & {"nll", "nll_reverse"}:
-            nll = estimates[name]
-            if self.units == "gaussian":
-                nll = replace(nll, settings={**nll.settings, "density": True})
-            elif np.any((x != 0) & (x != 1)):
-                nll = replace(nll, kind="no likelihood")
-            estimates[name] = nll
-        return {**estimates, "reconstruction": estimate.mean(error, "no likelihood")}
+
+        def one(batch, row_key):
+            error = flatten(self.reconstruct(state, batch) - batch["x"]) ** 2
+            return self.score(state, batch, row_key), error.mean(1)
+
+        energies, error = estimate.per_example(one, data, data_key)
+        x, gaussian = np.asarray(data["x"]), self.units == "gaussian"
+        grey = not gaussian and np.any((x != 0) & (x != 1))
+        kind: Kind = "no likelihood" if grey else "exact"
+        settings = {"density": True} if gaussian else {}
+        return {
+            **nll_estimates(self, state, energies, key, kind, **settings),
+            "reconstruction": estimate.mean(error, "no likelihood"),
+        }
 
     def log_partition(self, state: State) -> float | None:
-        """log Z, exactly, or None where H and (of binary units) D are above 25."""
+        """Return the exact log Z, or None if H and, for binary units, D are above 25."""
         size = math.prod(self.shape)
-        if self.hidden <= EXACT or (self.units == "binary" and size <= EXACT):
-            return float(learning.precisely(jax.jit(log_partition), state.params))
-        return None
+        if self.hidden > EXACT and (self.units == "gaussian" or size > EXACT):
+            return None
+        with jax.default_matmul_precision("highest"):
+            return float(jax.jit(log_partition)(state.params))
 
     def bracket(
         self,
@@ -289,153 +358,152 @@ class RBM:
         key: jax.Array,
         temperatures: int | None = None,
         chains: int | None = None,
-    ) -> estimate.LogZ:
-        """log Z by AIS from both sides (`learning.bracket`)."""
-        return learning.bracket(
-            self, annealing, state, state.offsets.visible, key, temperatures, chains
-        )
+    ) -> LogZ:
+        """Bracket log Z by AIS from both sides."""
+        return ais_bracket(self, state, key, temperatures, chains)
 
-    @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        return sgd(self.learning_rate, self.decay_steps, self.momentum, self.weight_decay)
+    def annealing(self, state: State) -> Annealing:
+        """Return the path of AIS over v, from the base-rate model to the machine.
 
-    def _move(
-        self, state: State, v: jax.Array, key: jax.Array, axis_name: str | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Metrics]:
-        """The chains of a step before and after it, those to keep, and what is to be logged.
+        Salakhutdinov & Murray 2008. At β the weights and hidden biases are βW and βc, the visible
+        biases are (1 − β) base + βb, and the hidden units are summed over:
 
-        The replicas of `pmap` share persistent chains, so move them alike; those of CD start from
-        each replica's rows, and the chains of the state are left as they are.
+            log p*_β(v) = −E_v(v; (1 − β) base + βb) + Σ_j log(1 + exp β(c_j + W_jᵀ v)).
         """
-        if self.training == "cd":
-            after = gibbs(state.params, v, replica_key(key, axis_name), self.sweeps)
-            return v, after, state.chains, {}
-        if self.training == "pcd":
-            after = gibbs(state.params, state.chains, key, self.sweeps)
-            return state.chains, after, after, {}
-        path = annealing(state.params, state.offsets.visible)
+        params = state.params
+        base = visible_base_rate(params, state.offsets.visible)
 
-        def sweep(chains, sweep_key):
-            return learning.temper(path, jnp.linspace(0.0, 1.0, self.ladder), chains, sweep_key)
+        def log_density(v, beta):
+            summed = jax.nn.softplus(beta * hidden_input(params, v)).sum(1)
+            return summed - visible_energy(params, (1 - beta) * base + beta * params.visible, v)
 
-        chains, swaps = jax.lax.scan(sweep, state.chains, jax.random.split(key, self.sweeps))
-        return state.chains[-1], chains[-1], chains, {"swaps": swaps.mean()}
+        def transition(v, beta, key):
+            hidden_key, visible_key = jax.random.split(key)
+            h = bernoulli_sample(hidden_key, beta * hidden_input(params, v))
+            mixed = beta * visible_input(params, h) + (1 - beta) * base[None]
+            return draw_visible(params, mixed, visible_key)
 
-    def fantasies(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """Samples before they get their shape, [n, D]."""
-        chains = state.chains[-1] if self.training == "pt" else state.chains
-        order_key, key = jax.random.split(key)
-        start = learning.starts(chains, order_key, n)
-        return gibbs(state.params, start, key, self.mixing)
+        def start(key, n):
+            return draw_visible(params, jnp.broadcast_to(base[None], (n, len(base))), key)
+
+        log_z = visible_log_partition(params, base[None], base)[0] + self.hidden * math.log(2)
+        return Annealing(log_density, transition, start, log_z)
 
 
-def standardised(params: Params, v: jax.Array) -> jax.Array:
-    """v [n, D] as the hidden units see it: Gaussian units divided by σ."""
+def standardized(params: Params, x: jax.Array) -> jax.Array:
+    """Return rows [n, D] of examples on the scale of the energy: Gaussian units divided by σ."""
+    v = flatten(x)
     return v if params.logvar is None else v * jnp.exp(-0.5 * params.logvar)[None]
 
 
-def hidden_field(params: Params, v: jax.Array) -> jax.Array:
-    """The logits of h given v [n, D], [n, H]: c + Wᵀ v, of Gaussian units c + Wᵀ (v / σ)."""
-    return standardised(params, v) @ params.weight + params.hidden[None]
+def unstandardized(params: Params, v: jax.Array) -> jax.Array:
+    """Return rows [n, D] on the scale of the data: Gaussian units multiplied by σ."""
+    return v if params.logvar is None else v * jnp.exp(0.5 * params.logvar)[None]
 
 
-def visible_field(params: Params, h: jax.Array) -> jax.Array:
-    """b + W h of h [n, H], [n, D]: the logits of v given h, or the means of Gaussian v / σ."""
+def hidden_input(params: Params, v: jax.Array) -> jax.Array:
+    """Return the inputs c + Wᵀ v of the hidden units, which are the logits of h given v, [n, H]."""
+    return v @ params.weight + params.hidden[None]
+
+
+def visible_input(params: Params, h: jax.Array) -> jax.Array:
+    """Return the inputs b + W h of the visible units, [n, D].
+
+    They are the logits of binary v, and the means of Gaussian v / σ, given h.
+    """
     return h @ params.weight.T + params.visible[None]
 
 
 def visible_mean(params: Params, h: jax.Array) -> jax.Array:
-    """E[v | h], [n, D]."""
-    field = visible_field(params, h)
+    """Return E[v | h], or E[v / σ | h] of Gaussian units, [n, D]."""
+    inputs = visible_input(params, h)
+    return jax.nn.sigmoid(inputs) if params.logvar is None else inputs
+
+
+def draw_visible(params: Params, inputs: jax.Array, key: jax.Array) -> jax.Array:
+    """Draw visible units given their inputs.
+
+    Args:
+      params: the parameters, which tell binary from Gaussian units.
+      inputs: logits of binary v, or means of Gaussian v / σ, [..., D].
+      key: the source of the draws.
+    """
     if params.logvar is None:
-        return jax.nn.sigmoid(field)
-    return field * jnp.exp(0.5 * params.logvar)[None]
+        return bernoulli_sample(key, inputs)
+    return inputs + jax.random.normal(key, inputs.shape)
 
 
 def visible_energy(params: Params, bias: jax.Array, v: jax.Array) -> jax.Array:
-    """What v [n, D] adds to the energy by itself, at the visible biases given: [n]."""
-    if params.logvar is None:
-        return -v @ bias
-    return 0.5 * ((standardised(params, v) - bias[None]) ** 2).sum(1)
+    """Return the term of the energy in v alone: −b·v, or Σ ½ (v − b)² for Gaussian v / σ.
 
+    Args:
+      params: the parameters, which tell binary from Gaussian units.
+      bias: the visible biases b, [D].
+      v: v or v / σ, [n, D].
 
-def draw(params: Params, field: jax.Array, key: jax.Array) -> jax.Array:
-    """Visible units of these fields [..., D]."""
-    if params.logvar is None:
-        return bernoulli(key, field)
-    deviation = jnp.broadcast_to(jnp.exp(0.5 * params.logvar), field.shape)
-    return deviation * (field + jax.random.normal(key, field.shape))
+    Returns:
+      [n], nats.
+    """
+    return -v @ bias if params.logvar is None else 0.5 * ((v - bias[None]) ** 2).sum(1)
 
 
 def free_energy(params: Params, v: jax.Array) -> jax.Array:
-    """F(v) = −log Σ_h exp(−E(v, h)) = E_v(v) − Σ_j log(1 + exp(c_j + W_jᵀ v)): [n] nats."""
+    """Return F(v) = −log Σ_h exp(−E(v, h)) = E_v(v) − Σ_j log(1 + exp(c_j + W_jᵀ v)), [n] nats."""
     own = visible_energy(params, params.visible, v)
-    return own - jax.nn.softplus(hidden_field(params, v)).sum(1)
+    return own - jax.nn.softplus(hidden_input(params, v)).sum(1)
 
 
-def gibbs(params: Params, v: jax.Array, key: jax.Array, sweeps: int = 1) -> jax.Array:
-    """v [n, D] after so many sweeps h ~ p(h | v), v ~ p(v | h). Grey values count as p(v = 1)."""
+def gibbs(params: Params, v: jax.Array, key: jax.Array, sweeps: int) -> jax.Array:
+    """Return v after sweeps of block Gibbs sampling, h ~ p(h | v) and then v ~ p(v | h).
+
+    Args:
+      params: the parameters.
+      v: the states to start from, [n, D]. Grey values count as probabilities of binary v.
+      key: the source of every draw.
+      sweeps: the number of sweeps.
+    """
 
     def sweep(i, v):
         hidden_key, visible_key = jax.random.split(jax.random.fold_in(key, i))
-        h = bernoulli(hidden_key, hidden_field(params, v))
-        return draw(params, visible_field(params, h), visible_key)
+        h = bernoulli_sample(hidden_key, hidden_input(params, v))
+        return draw_visible(params, visible_input(params, h), visible_key)
 
     few = sweeps <= 10  # without a loop a CPU uses all of its cores
     return jax.lax.fori_loop(0, sweeps, sweep, v, unroll=few)
 
 
-def base_biases(params: Params, mean: jax.Array) -> jax.Array:
-    """The visible biases at which independent units have that mean, [D]."""
-    return learning.log_odds(mean) if params.logvar is None else standardised(params, mean[None])[0]
+def visible_base_rate(params: Params, mean: jax.Array) -> jax.Array:
+    """Return the visible biases at which units without weights have a given mean, [D]."""
+    return base_rate_biases(mean) if params.logvar is None else mean
 
 
-def annealing(params: Params, mean: jax.Array) -> Annealing:
-    """From independent visible units of that mean to the machine (Salakhutdinov & Murray 2008): at
-    β the weights and hidden biases are β times theirs, the visible biases lie between those of the
-    mean and b, and the hidden units are summed over."""
-    base = base_biases(params, mean)
+def visible_log_partition(params: Params, inputs: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return log Σ_v exp(−E_v(v) + a·v), or its integral over Gaussian v, at a = inputs − b.
 
-    def bias(beta):
-        return (1 - beta) * base + beta * params.visible
+    Binary: Σ_i log(1 + exp input_i). Gaussian: Σ_i ½ log 2πσ_i² + ½ (input_i² − b_i²).
 
-    def log_density(v, beta):
-        summed = jax.nn.softplus(beta * hidden_field(params, v)).sum(1)
-        return summed - visible_energy(params, bias(beta), v)
+    Args:
+      params: the parameters, which tell binary from Gaussian units.
+      inputs: the inputs b + W h, [n, D].
+      bias: the visible biases b, [D].
 
-    def transition(v, beta, key):
-        hidden_key, visible_key = jax.random.split(key)
-        h = bernoulli(hidden_key, beta * hidden_field(params, v))
-        field = beta * visible_field(params, h) + (1 - beta) * base[None]
-        return draw(params, field, visible_key)
-
-    def start(key, n):
-        return draw(params, jnp.broadcast_to(base[None], (n, len(base))), key)
-
-    alone = visible_log_partition(params, base[None], base)[0]
-    return Annealing(log_density, transition, start, alone + len(params.hidden) * math.log(2))
-
-
-def visible_log_partition(params: Params, field: jax.Array, bias: jax.Array) -> jax.Array:
-    """log Σ_v (or ∫ dv) exp(−E_v(v) + a·v) at a = field − bias (Gaussian: a·v / σ), of fields
-    [n, D]: [n].
-
-    Binary: Σ log(1 + exp field). Gaussian: Σ ½ log 2πσ² + ½ (field² − bias²).
+    Returns:
+      [n], nats.
     """
     if params.logvar is None:
-        return jax.nn.softplus(field).sum(1)
+        return jax.nn.softplus(inputs).sum(1)
     normaliser = 0.5 * (math.log(2 * math.pi) + params.logvar).sum()
-    return 0.5 * (field**2 - bias[None] ** 2).sum(1) + normaliser
+    return 0.5 * (inputs**2 - bias[None] ** 2).sum(1) + normaliser
 
 
 def log_partition(params: Params) -> jax.Array:
-    """log Z, exactly: summed over the hidden units, or binary visible ones where they are fewer."""
+    """Return the exact log Z, a sum over the hidden units, or over binary v if D < H."""
     size, hidden = params.weight.shape
     if params.logvar is None and size < hidden:
-        return estimate.log_sum_over_bits(lambda v: -free_energy(params, v), size)
+        return log_sum_over_bits(lambda v: -free_energy(params, v), size)
 
-    def of_hidden(h):
-        field = visible_field(params, h)
-        return h @ params.hidden + visible_log_partition(params, field, params.visible)
+    def log_sum_over_visible(h):
+        inputs = visible_input(params, h)
+        return h @ params.hidden + visible_log_partition(params, inputs, params.visible)
 
-    return estimate.log_sum_over_bits(of_hidden, hidden)
+    return log_sum_over_bits(log_sum_over_visible, hidden)

@@ -1,4 +1,4 @@
-"""Diffusion models: Gaussian and discrete; and flow matching."""
+"""Diffusion of continuous and of discrete variables, and flow matching."""
 
 from gen.models.diffusion.discrete import DiscreteDiffusion
 from gen.models.diffusion.flow import FlowMatching

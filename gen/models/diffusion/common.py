@@ -1,121 +1,112 @@
-"""What the models share: their state and its step; times of a bound; estimates; scales."""
+"""State, training step and times, which the three diffusion models share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from gen import estimate
-from gen.core import Batch, Data, Metrics, descend
-from gen.estimate import Estimate
+from gen import optimize
+from gen.core import Metrics
+from gen.optimize import AnyOptimizer
+
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1."""
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
-    params: Any  # the net's, and what else is learned
-    ema: Any  # their running mean, shaped like params
+    params: Any  # the parameters of the network and of a learned schedule
+    stats: Any  # the network's batch statistics; empty without them
+    ema: Any  # exponential moving average of params, by which everything but training computes
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
 
 
-def begin(params: Any, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step: the running mean begins at the parameters."""
-    return State(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+def init_state(params: Any, stats: Any, optimizer: AnyOptimizer) -> State:
+    """Return the state before the first step; the moving average starts at the parameters.
+
+    Args:
+      params: what is learned.
+      stats: the network's other collections (batch statistics).
+      optimizer: the optimiser.
+    """
+    return State(params, stats, jax.tree.map(jnp.copy, params), optimize.init(optimizer, params))
 
 
-def train(
-    loss: Callable[[Any], tuple[jax.Array, Metrics]],
-    optimizer: optax.GradientTransformation,
-    ema_decay: float,
+def train_step(
+    loss: Callable[[Any], tuple[jax.Array, tuple[Metrics, Any]]],
     state: State,
+    optimizer: AnyOptimizer,
+    ema_decay: float,
     axis_name: str | None,
 ) -> tuple[State, Metrics]:
-    """A step of `descend`, then ema ← d ema + (1 − d) params, with d = `ema_decay`."""
-    params, opt_state, metrics = descend(loss, optimizer, state.params, state.opt_state, axis_name)
+    """Take one optimiser step, then ema ← d · ema + (1 − d) · params with d = `ema_decay`.
+
+    Args:
+      loss: maps params to (a scalar, (metrics, batch statistics)).
+      state: the state before the step.
+      optimizer: the update rule.
+      ema_decay: the weight d of the past in the moving average.
+      axis_name: the mapped axis to average over, under `pmap`.
+    """
+    gradient, (metrics, stats) = optimize.gradient(loss, state.params, axis_name)
+    params, opt_state = optimize.update(optimizer, gradient, state.opt_state, state.params)
     ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
-    return State(params, ema, opt_state), metrics
+    return State(params, stats, ema, opt_state), metrics
 
 
 def spread_times(key: jax.Array, n: int) -> jax.Array:
-    """n times, each uniform in [0, 1), together one in each n-th part of it, in a drawn order
-    (Kingma et al. 2021, appendix I.1; there in order)."""
+    """Draw n times, each uniform in [0, 1), with one in each n-th part of [0, 1): [n].
+
+    Kingma et al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1. There the times rise with
+    the position in the batch; here their order is drawn.
+    """
     offset_key, order_key = jax.random.split(key)
-    places = jax.random.permutation(order_key, n)
-    return jnp.mod(jax.random.uniform(offset_key) + places / n, 1.0)
+    position = jax.random.permutation(order_key, n)
+    return jnp.mod(jax.random.uniform(offset_key) + position / n, 1.0)
+
+
+def stratified_times(key: jax.Array, draws: int, batch: int) -> tuple[jax.Array, jax.Array]:
+    """Draw several times for each example, one in each part of [0, 1) of length 1 / `draws`.
+
+    All times of an example have the same offset in their parts. If a chain has as many steps as
+    there are draws, each step is visited once.
+
+    Args:
+      key: the source of the offsets.
+      draws: times for each example.
+      batch: the number of examples.
+
+    Returns:
+      The times, [draws, batch], and a key for each row, [draws].
+    """
+    offset_key, key = jax.random.split(key)
+    offset = jax.random.uniform(offset_key, (batch,))
+    index = jnp.arange(draws)
+    times = jnp.minimum((index[:, None] + offset[None]) / draws, BELOW_ONE)  # may round to 1
+    return times, jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 def step_around(t: jax.Array, timesteps: int) -> tuple[jax.Array, jax.Array]:
-    """The ends s < t' of the step of 1 / timesteps that t [B] in [0, 1) lies in."""
+    """Return the ends s < t' of the step of length 1 / `timesteps` in which t in [0, 1) lies."""
     index = jnp.minimum(jnp.floor(t * timesteps), timesteps - 1)
     return index / timesteps, (index + 1) / timesteps
 
 
-BELOW_ONE = 1 - 2.0**-24
-"""The largest number below 1, which rounding may reach."""
-
-
-def average(
-    of: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, batch: int, draws: int
-) -> jax.Array:
-    """The mean over t ~ U(0, 1) of of(t [B], key) [B], by `draws` times for each example, one in
-    each part of [0, 1] of that length, in a memory that does not grow with their number."""
-    offset_key, key = jax.random.split(key)
-    offsets = jax.random.uniform(offset_key, (batch,))
-
-    def add(i, total):
-        t = jnp.minimum((i + offsets) / draws, BELOW_ONE)
-        return jax.tree.map(jnp.add, total, of(t, jax.random.fold_in(key, i)))
-
-    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, offsets, key))
-    total = jax.lax.fori_loop(0, draws, add, nothing)
-    return jax.tree.map(lambda value: value / draws, total)
-
-
 def scaled(x: jax.Array) -> jax.Array:
-    """[0, 1] to [−1, 1]."""
+    """Map [0, 1] to [−1, 1]."""
     return 2 * x - 1
 
 
 def unscaled(x: jax.Array) -> jax.Array:
-    """[−1, 1] to [0, 1]."""
+    """Map [−1, 1] to [0, 1]."""
     return (x + 1) / 2
 
 
-def beside(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Numbers [B] with an axis for each of an example's."""
+def add_axes(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return numbers [B] as [B, 1, …], with an axis of length 1 for each axis of an example."""
     return values.reshape(-1, *[1] * len(shape))
-
-
-def one_by_one(f: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
-    """f of each example as a batch of its own, [B]: so that all get the same noise."""
-
-    def of_one(row):
-        return f({name: value[None] for name, value in row.items()})[0]
-
-    return jax.vmap(of_one)(dict(batch))
-
-
-def flow_nll(
-    nll: Callable[..., jax.Array],
-    data: Data,
-    key: jax.Array,
-    steps: int,
-    examples: int,
-    kind: estimate.Kind,
-    **settings: Any,
-) -> Estimate:
-    """The mean of nll(batch, key, steps=steps) over the first `examples`; as `discretization` in
-    its settings the mean change from half the steps, in nats."""
-    first = {name: np.asarray(values)[:examples] for name, values in data.items()}
-    half, full = (
-        estimate.per_example(partial(nll, steps=n), first, key, block=100)
-        for n in (steps // 2, steps)
-    )
-    change = float(abs(full.mean() - half.mean()))
-    return estimate.mean(full, kind, steps=steps, discretization=change, **settings)

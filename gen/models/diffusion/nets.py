@@ -1,33 +1,147 @@
-"""Networks of a noisy example and its time: a U-Net for images, residual layers for vectors.
+"""Networks of a noisy example, its time and its label: a U-Net and a residual network of vectors.
 
-Each has `module(out, classes)`, a Flax module x [B, ..., C], t [B] in [0, 1], label ↦ [B, ...,
-out]. With classes > 0 it takes labels [B] from 0 to classes, of which the last stands for none,
-else it is given None. The last layer begins as zeros, so the first output is 0.
+A diffusion model takes one of these, or any Flax module with the same signature:
+
+    __call__(x, t, label, *, train=False)
+
+x is [B, *shape], t in [0, 1] is [B], and label is [B], or None for a model without classes. Labels
+0 … classes − 1 are classes, and the label `classes` stands for "no label". The output has the size
+of x for Gaussian diffusion and flow matching (without the Fourier features that x may have as extra
+channels), and K logits for each variable for discrete diffusion.
+
+The last layer of both networks starts at 0, so that their first output is 0.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
+import tyro
 from flax import linen as nn
 
-from gen.core import require
-from gen.nets import flatten
+from gen.core import check_fields, require
+from gen.nets import Output, check_image, flatten
+
+Classes = Annotated[int, tyro.conf.Suppress]
+"""The number of classes, which the model sets."""
 
 
-def embed_time(t: jax.Array, width: int) -> jax.Array:
-    """sin and cos of 1000 t at frequencies from 1 down to 1/10,000 (Ho et al. 2020; Vaswani et al.
-    2017, section 3.5): [B, width]."""
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(width // 2) / (width // 2 - 1))
-    angle = 1000 * t[:, None] * frequencies[None]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+class UNet(nn.Module):
+    """A U-Net of residual blocks for images [H, W, C].
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, appendix B; Ronneberger, Fischer & Brox 2015,
+    https://arxiv.org/abs/1505.04597. Blocks run at each resolution on the way down, and on the way
+    up on the concatenation with the features of the way down. Self-attention runs at the lowest
+    resolution, between two blocks.
+
+    Deviations from Ho et al. 2020:
+
+    - Time and label scale and shift the normalised features (Dhariwal & Nichol 2021,
+      https://arxiv.org/abs/2105.05233, section 3.1); there the time is added.
+    - Self-attention at the lowest resolution alone, and no dropout.
+    - The network may work on patches, whose pixels become channels.
+    - With `pixel_features`, two last layers see the input of each pixel again, for which patches
+      leave no room.
+    """
+
+    channels: tuple[int, ...] = (64, 128)
+    """channels at each resolution; each has half the height and width of the one before"""
+    blocks: int = 2
+    """residual blocks of a resolution on the way down; the way up has one more"""
+    patch: int = 1
+    """height and width of the patches whose pixels become channels"""
+    pixel_features: int = 0
+    """channels of the two last layers, which see each pixel's input again (0: no such layers)"""
+    out: Output = None
+    classes: Classes = 0
+
+    set_by_model: ClassVar[tuple[str, ...]] = ("out", "classes")
+
+    def __post_init__(self):
+        require(len(self.channels) > 0, "UNet: channels is (), must name one resolution or more")
+        check_fields(
+            self, positive=("channels", "blocks", "patch"), non_negative=("pixel_features",)
+        )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, label: jax.Array | None, *, train: bool = False
+    ) -> jax.Array:
+        check_image("UNet", x.shape[1:])
+        size, out = x.shape[1:3], (self.out or x.shape[1:])[-1]
+        first, *deeper = self.channels
+        condition = Condition(4 * first, self.classes)(t, label)
+        # 1. Down: the features before and after each block are kept for the way up.
+        h = nn.Conv(first, (3, 3))(space_to_depth(x, self.patch))
+        kept = [[h]]
+        for _ in range(self.blocks):
+            kept[-1].append(h := Block(first)(h, condition))
+        for features in deeper:
+            kept.append([h := nn.Conv(features, (3, 3), strides=2)(h)])
+            for _ in range(self.blocks):
+                kept[-1].append(h := Block(features)(h, condition))
+        # 2. The lowest resolution.
+        last = self.channels[-1]
+        h = Block(last)(Attention()(Block(last)(h, condition)), condition)
+        # 3. Up: each block takes in one of the kept features.
+        for features, skips in zip(reversed(self.channels), reversed(kept), strict=True):
+            if h.shape[1:3] != (wider := skips[0].shape[1:3]):
+                h = jax.image.resize(h, (len(h), *wider, h.shape[-1]), "nearest")
+                h = nn.Conv(features, (3, 3))(h)
+            for skip in reversed(skips):
+                h = Block(features)(jnp.concatenate([h, skip], axis=-1), condition)
+        h = nn.swish(group_norm(h)(h))
+        # 4. Back to pixels.
+        if not self.pixel_features:
+            return depth_to_space(zero_dense(self.patch**2 * out)(h), self.patch, size)
+        h = nn.Dense(self.patch**2 * self.pixel_features)(h)
+        h = jnp.concatenate([depth_to_space(h, self.patch, size), x], axis=-1)
+        h = nn.Dense(self.pixel_features)(h)
+        h = nn.Dense(self.pixel_features)(nn.swish(modulate(h, condition)))
+        return zero_dense(out)(nn.swish(h))
+
+
+class ResidualMLP(nn.Module):
+    """Residual blocks of two dense layers for vectors.
+
+    He et al. 2016, https://arxiv.org/abs/1512.03385. The input of each layer is normalised (layer
+    normalisation), and time and label are added inside each block.
+    """
+
+    width: int = 256
+    """units of each layer"""
+    layers: int = 3
+    """residual blocks"""
+    out: Output = None
+    classes: Classes = 0
+
+    set_by_model: ClassVar[tuple[str, ...]] = ("out", "classes")
+
+    def __post_init__(self):
+        check_fields(self, positive=("width", "layers"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, t: jax.Array, label: jax.Array | None, *, train: bool = False
+    ) -> jax.Array:
+        out = self.out or x.shape[1:]
+        condition = Condition(self.width, self.classes)(t, label)
+        h = nn.Dense(self.width)(flatten(x))
+        for _ in range(self.layers):
+            r = nn.Dense(self.width)(nn.swish(nn.LayerNorm()(h)))
+            r = nn.swish(nn.LayerNorm()(r) + nn.Dense(self.width)(condition))
+            h += nn.Dense(self.width, kernel_init=nn.initializers.zeros)(r)
+        h = zero_dense(math.prod(out))(nn.swish(nn.LayerNorm()(h)))
+        return h.reshape(-1, *out)
 
 
 class Condition(nn.Module):
-    """t [B], and a label [B] if there are classes, as [B, width]."""
+    """Map times [B], and labels [B] if there are classes, to features [B, width]."""
 
     width: int
     classes: int
@@ -40,165 +154,70 @@ class Condition(nn.Module):
         return nn.swish(nn.Dense(self.width)(nn.swish(h)))
 
 
-def zeros(features: int) -> nn.Dense:
-    """A dense layer that begins as 0."""
-    return nn.Dense(features, kernel_init=nn.initializers.zeros)
-
-
-def modulated(h: jax.Array, condition: jax.Array) -> jax.Array:
-    """h [B, H, W, C] scaled and shifted by the condition [B, D] (Dhariwal & Nichol 2021, section
-    3.1), at first not at all."""
-    scale, shift = jnp.split(zeros(2 * h.shape[-1])(condition)[:, None, None], 2, axis=-1)
-    return h * (1 + scale) + shift
-
-
-def norm(x: jax.Array) -> nn.GroupNorm:
-    """Group normalisation (Wu & He 2018) in groups of some 16 channels."""
-    return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], max(1, x.shape[-1] // 16)))
-
-
 class Block(nn.Module):
-    """x + convolutions of it, each of a normalised input, the second one's `modulated`."""
+    """Return x plus two convolutions, each of a normalised input; the second one's is modulated."""
 
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        h = nn.Conv(self.features, (3, 3))(nn.swish(norm(x)(x)))
-        h = nn.swish(modulated(norm(h)(h), condition))
+        h = nn.Conv(self.features, (3, 3))(nn.swish(group_norm(x)(x)))
+        h = nn.swish(modulate(group_norm(h)(h), condition))
         h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros)(h)
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features)(x))
 
 
 class Attention(nn.Module):
-    """x + self-attention over all places, in heads of some 32 channels."""
+    """Return x plus self-attention over all positions, in heads of about 32 channels.
+
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        places = norm(x)(x).reshape(len(x), -1, x.shape[-1])
+        positions = group_norm(x)(x).reshape(len(x), -1, x.shape[-1])
         heads = math.gcd(x.shape[-1], max(1, x.shape[-1] // 32))
         out = nn.MultiHeadDotProductAttention(
             heads, out_kernel_init=nn.initializers.zeros, deterministic=True
-        )(places)
+        )(positions)
         return x + out.reshape(x.shape)
 
 
-class UNetModule(nn.Module):
-    """Residual blocks at each resolution on the way down and, with what was there, on the way up;
-    self-attention at the lowest one.
+def embed_time(t: jax.Array, width: int) -> jax.Array:
+    """Return sin and cos of 1000 t at `width` / 2 frequencies from 1 to 1/10,000: [B, width].
 
-    Deviations: it may work on patches; and with `pixels`, two last layers of that many channels see
-    each pixel's input again, which patches leave no room for.
+    Ho et al. 2020, appendix B, for times t in [0, 1]; Vaswani et al. 2017, section 3.5.
     """
-
-    channels: tuple[int, ...]
-    blocks: int
-    patch: int
-    pixels: int
-    out: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        require(
-            x.ndim == 4,
-            f"a U-Net takes images [H, W, C], not examples of shape {list(x.shape[1:])}",
-        )
-        first, *deeper = self.channels
-        condition = Condition(4 * first, self.classes)(t, label)
-        h = nn.Conv(first, (3, 3))(to_depth(x, self.patch))
-        levels = [[h]]
-        for _ in range(self.blocks):
-            levels[-1].append(h := Block(first)(h, condition))
-        for features in deeper:
-            levels.append([h := nn.Conv(features, (3, 3), strides=2)(h)])
-            for _ in range(self.blocks):
-                levels[-1].append(h := Block(features)(h, condition))
-        last = self.channels[-1]
-        h = Block(last)(Attention()(Block(last)(h, condition)), condition)
-        for features, level in zip(reversed(self.channels), reversed(levels), strict=True):
-            if h.shape[1:3] != (size := level[0].shape[1:3]):
-                wider = (len(h), *size, h.shape[-1])
-                h = nn.Conv(features, (3, 3))(jax.image.resize(h, wider, "nearest"))
-            for skip in reversed(level):
-                h = Block(features)(jnp.concatenate([h, skip], axis=-1), condition)
-        h, size = nn.swish(norm(h)(h)), x.shape[1:3]
-        if not self.pixels:
-            return from_depth(zeros(self.patch**2 * self.out)(h), self.patch, size)
-        h = from_depth(nn.Dense(self.patch**2 * self.pixels)(h), self.patch, size)
-        h = nn.Dense(self.pixels)(jnp.concatenate([h, x], axis=-1))
-        h = nn.Dense(self.pixels)(nn.swish(modulated(h, condition)))
-        return zeros(self.out)(nn.swish(h))
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(width // 2) / (width // 2 - 1))
+    angle = 1000 * t[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
-@dataclass(frozen=True)
-class UNet:
-    """A U-Net for images [H, W, C] (Ho et al. 2020; Ronneberger et al. 2015)."""
+def modulate(h: jax.Array, condition: jax.Array) -> jax.Array:
+    """Return h (1 + scale) + shift, both from a dense layer of the condition that starts at 0.
 
-    channels: tuple[int, ...] = (64, 128)
-    """channels at each resolution, each half of the one before"""
-    blocks: int = 2
-    """residual blocks of a resolution on the way down; one more on the way up"""
-    patch: int = 1
-    """height and width of the patches whose pixels become channels, which is cheaper"""
-    pixels: int = 0
-    """channels of the last layers, of each pixel and what the rest says of it (0: no such)"""
-
-    def __post_init__(self):
-        sizes = (*self.channels, self.blocks, self.patch)
-        require(
-            len(self.channels) > 0 and min(sizes) > 0,
-            f"UNet: channels {self.channels}, blocks {self.blocks}, patch {self.patch}: "
-            "all must be positive, and there must be one of channels",
-        )
-        require(self.pixels >= 0, f"UNet: pixels is {self.pixels}, must not be negative")
-
-    def module(self, out: int, classes: int) -> nn.Module:
-        return UNetModule(self.channels, self.blocks, self.patch, self.pixels, out, classes)
+    Dhariwal & Nichol 2021, section 3.1 (adaptive group normalisation). h is [B, H, W, C], the
+    condition [B, D].
+    """
+    scale, shift = jnp.split(zero_dense(2 * h.shape[-1])(condition)[:, None, None], 2, axis=-1)
+    return h * (1 + scale) + shift
 
 
-class ResidualModule(nn.Module):
-    """As `ResidualMLP` says."""
-
-    width: int
-    layers: int
-    out: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        condition = Condition(self.width, self.classes)(t, label)
-        h = nn.Dense(self.width)(flatten(x))
-        for _ in range(self.layers):
-            r = nn.Dense(self.width)(nn.swish(nn.LayerNorm()(h)))
-            r = nn.swish(nn.LayerNorm()(r) + nn.Dense(self.width)(condition))
-            h += nn.Dense(self.width, kernel_init=nn.initializers.zeros)(r)
-        h = zeros(math.prod(x.shape[1:-1]) * self.out)(nn.swish(nn.LayerNorm()(h)))
-        return h.reshape(*x.shape[:-1], self.out)
+def zero_dense(width: int) -> nn.Dense:
+    """Return a dense layer whose weights and biases start at 0."""
+    return nn.Dense(width, kernel_init=nn.initializers.zeros)
 
 
-@dataclass(frozen=True)
-class ResidualMLP:
-    """Residual blocks of two dense layers (He et al. 2016), each normalised, the time added inside
-    each block."""
+def group_norm(x: jax.Array) -> nn.GroupNorm:
+    """Return group normalisation of x in groups of about 16 channels.
 
-    width: int = 256
-    """units of each layer"""
-    layers: int = 3
-    """residual blocks"""
-
-    def __post_init__(self):
-        require(
-            min(self.width, self.layers) > 0,
-            f"ResidualMLP: width {self.width}, layers {self.layers}: must be positive",
-        )
-
-    def module(self, out: int, classes: int) -> nn.Module:
-        return ResidualModule(self.width, self.layers, out, classes)
+    Wu & He 2018, https://arxiv.org/abs/1803.08494.
+    """
+    return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], max(1, x.shape[-1] // 16)))
 
 
-def to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """[B, H, W, C] -> [B, ⌈H/p⌉, ⌈W/p⌉, p² C], zeros around."""
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """Return [B, H, W, C] as patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C], with zeros beyond the edges."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
     b, h, w, c = x.shape
@@ -206,8 +225,14 @@ def to_depth(x: jax.Array, patch: int) -> jax.Array:
     return x.reshape(b, h // patch, w // patch, -1)
 
 
-def from_depth(x: jax.Array, patch: int, size: tuple[int, ...]) -> jax.Array:
-    """The images [B, *size, C] whose `to_depth` this is."""
+def depth_to_space(x: jax.Array, patch: int, size: tuple[int, ...]) -> jax.Array:
+    """Return the images [B, *size, C] whose `space_to_depth` is x.
+
+    Args:
+      x: patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C].
+      patch: the height and width p of a patch.
+      size: (H, W).
+    """
     b, h, w, depth = x.shape
     x = x.reshape(b, h, w, patch, patch, depth // patch**2).swapaxes(2, 3)
     return x.reshape(b, h * patch, w * patch, -1)[:, : size[0], : size[1]]

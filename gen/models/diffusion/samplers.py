@@ -1,8 +1,20 @@
-"""From noise to data and back, for every path of Gaussian noise and every denoiser.
+"""Samplers: from noise to data and back, for any path of Gaussian noise and any denoiser.
 
-A path is x_t = α_t x + σ_t ε with ε ~ N(0, I), from x_0 ≈ x to x_1 ≈ noise. A denoiser gives the
-means of x and of ε given x_t. These functions know nothing else of a model: they take any path and
-any denoiser. Times fall, to make examples; t is one number for the whole batch.
+A path is x_t = α_t x + σ_t ε with ε ~ N(0, I), from x_0 ≈ x to x_1 ≈ noise. A denoiser returns the
+means of x and of ε given x_t. The functions know nothing else of a model. Times fall from noise to
+data, and t is one number for the whole batch.
+
+For data from N(2, ¼) the denoiser has a closed form:
+
+>>> from gen.models.diffusion.flow import straight  # α = 1 − t, σ = t
+>>> def denoise(x, t):
+...     gain = (1 - t) / 4 / ((1 - t) ** 2 / 4 + t**2)
+...     mean = 2 + gain * (x - 2 * (1 - t))
+...     return Prediction(mean, (x - (1 - t) * mean) / jnp.maximum(t, 1e-6))
+>>> noise = jnp.array([[-1.0], [0.0], [1.0]])
+>>> x = dpm_solver(straight, denoise, noise, falling(20))
+>>> print(jnp.round(x[:, 0], 2))  # mean − sd, mean, mean + sd
+[1.5 2.  2.5]
 """
 
 from __future__ import annotations
@@ -18,60 +30,64 @@ import numpy as np
 from gen.nets import flatten
 
 Path = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""t ↦ (α_t, σ_t), of t's shape, differentiable; α falls and σ rises."""
+"""t ↦ (α_t, σ_t), of the shape of t and differentiable; α falls and σ rises."""
 
 
 class Prediction(NamedTuple):
-    """What x_t = α_t x + σ_t ε is made of, on average: α_t `x` + σ_t `noise` = x_t."""
+    """The posterior means of the two parts of x_t: α_t `x` + σ_t `noise` = x_t."""
 
-    x: jax.Array  # E[x | x_t], [B, ...]
-    noise: jax.Array  # E[ε | x_t], [B, ...]
+    x: jax.Array  # E[x|x_t], [B, ...]
+    noise: jax.Array  # E[ε|x_t], [B, ...]
 
 
 Denoise = Callable[[jax.Array, jax.Array], Prediction]
-"""(x_t [B, ...], t []) ↦ its parts."""
+"""(x_t [B, ...], t []) ↦ the posterior means of x and ε."""
 
 Sampler = Literal["ancestral", "ddim", "heun", "dpm"]
-"""`ancestral` (DDPM), `ddim` (without noise), `heun` (of the probability-flow ODE), `dpm`
+"""`ancestral` (DDPM), `ddim` (without noise), `heun` (probability-flow ODE), or `dpm`
 (DPM-Solver++ 2M)."""
 
 Carry = tuple[jax.Array, tuple[jax.Array, jax.Array]]
-"""x_t [B, ...]; and, for samplers that need it, E[x|x_t] and h of the step before."""
+"""x_t [B, ...], and the memory of `dpm_step`: E[x|x_t] and h of the step before."""
 
 Step = Callable[[Any, Carry], Carry]
-"""(i, what is carried at the i-th time) ↦ that at the next."""
+"""(i, the carry at the i-th time) ↦ the carry at the next time."""
 
 
 def falling(steps: int) -> jax.Array:
-    """The times 1, …, 0 of so many steps, evenly apart, [steps + 1]."""
+    """Return the times 1, …, 0 of equally long steps, [steps + 1]."""
     return 1 - jnp.arange(steps + 1) / steps
 
 
 def ddim(
     path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array, eta: float = 0.0
 ) -> jax.Array:
-    """Song, Meng & Ermon (2021), eq. 12 and 16: along
+    """Sample by DDIM:
 
         x_s = α_s E[x|x_t] + √(σ_s² − η² σ̃²) E[ε|x_t] + η σ̃ ε',   σ̃² = σ_s² (1 − SNR_t / SNR_s),
 
-    with SNR = α²/σ² and σ̃² the variance of q(x_s | x_t, x). η = 1 is ancestral sampling, η = 0
-    has no noise and is Euler's method on dx̄ = E[ε|x_t] d(σ/α) for x̄ = x / α (section 4.3).
+    with SNR = α²/σ² and σ̃² the variance of q(x_s | x_t, x). Song, Meng & Ermon 2021,
+    https://arxiv.org/abs/2010.02502, eq. 12 and 16. η = 1 is ancestral sampling. η = 0 has no noise
+    and is Euler's method on dx̄ = E[ε|x_t] d(σ/α) with x̄ = x / α (section 4.3).
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_t at the first time, [B, ...].
+      times: falling times, [steps + 1].
+      key: the source of ε', not used with η = 0.
+      eta: η, the amount of noise.
+
+    Returns:
+      x at the last time, [B, ...].
     """
     return run(ddim_step(path, denoise, times, key, eta), x, times)
-
-
-def ancestral(
-    path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
-) -> jax.Array:
-    """By draws of q(x_s | x_t, x) at x = E[x | x_t] (Ho et al. 2020, algorithm 2, with σ² = β̃;
-    Kingma et al. 2021, eq. 33)."""
-    return ddim(path, denoise, x, times, key, eta=1.0)
 
 
 def ddim_step(
     path: Path, denoise: Denoise, times: jax.Array, key: jax.Array, eta: float = 0.0
 ) -> Step:
-    """A step of `ddim`."""
+    """Return the step of `ddim`, whose arguments these are."""
 
     def step(i, carry):
         x, memory = carry
@@ -88,21 +104,40 @@ def ddim_step(
     return step
 
 
+def ancestral(
+    path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
+) -> jax.Array:
+    """Sample by draws of q(x_s | x_t, x) at x = E[x|x_t].
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, algorithm 2, with σ² = β̃; Kingma et al. 2021,
+    https://arxiv.org/abs/2107.00630, eq. 33. Arguments and result are as in `ddim`.
+    """
+    return ddim(path, denoise, x, times, key, eta=1.0)
+
+
 def dpm_solver(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> jax.Array:
-    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): with λ = log α/σ, h = λ_s − λ_t and
-    r = h_before / h,
+    """Sample by DPM-Solver++ 2M. With λ = log α/σ, h = λ_s − λ_t and r = h_before / h,
 
         x_s = (σ_s / σ_t) x_t − α_s (e^{−h} − 1) D,
         D = (1 + 1/2r) E[x|x_t] − 1/2r E[x|x_before].
 
-    The first step is of first order (D = E[x|x_t]); so are the last, whose h may be infinite, and
-    one after an infinite h.
+    Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2. The first step is of first order
+    (D = E[x|x_t]). So are the last step, whose h may be infinite, and a step after an infinite h.
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_t at the first time, [B, ...].
+      times: falling times, [steps + 1].
+
+    Returns:
+      x at the last time, [B, ...].
     """
     return run(dpm_step(path, denoise, times), x, times)
 
 
 def dpm_step(path: Path, denoise: Denoise, times: jax.Array) -> Step:
-    """A step of `dpm_solver`, whose memory is E[x|x_t] and h of the step before."""
+    """Return the step of `dpm_solver`, whose arguments these are."""
 
     def step(i, carry):
         x, (before, h_before) = carry
@@ -114,28 +149,49 @@ def dpm_step(path: Path, denoise: Denoise, times: jax.Array) -> Step:
         weight = jnp.where(inner, h / (2 * h_before), 0.0)
         d = mean + weight * (mean - before)
         shrunk = sigma_s / sigma
-        # α_s (1 − e^{−h}), where α_t may be 0 and σ_s, too.
+        # α_s (1 − e^{−h}), also where α_t or σ_s is 0.
         return shrunk * x + (alpha_s - alpha * shrunk) * d, (mean, h)
 
     return step
 
 
 def velocity(path: Path, denoise: Denoise, x: jax.Array, t: jax.Array) -> jax.Array:
-    """dx/dt of the probability-flow ODE, whose x_t are distributed as the path's:
-    α'_t E[x|x_t] + σ'_t E[ε|x_t] (Lipman et al. 2023, theorem 1; Song et al. 2021, eq. 13)."""
+    """Return dx/dt = α'_t E[x|x_t] + σ'_t E[ε|x_t], the probability-flow ODE.
+
+    Its solutions x_t have the marginals of the path: Lipman et al. 2023,
+    https://arxiv.org/abs/2210.02747, theorem 1; Song et al. 2021, https://arxiv.org/abs/2011.13456,
+    eq. 13.
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_t, [B, ...].
+      t: the time, [].
+    """
     _, (alpha_slope, sigma_slope) = jax.jvp(path, (t,), (jnp.ones_like(t),))
     x_mean, noise_mean = denoise(x, t)
     return alpha_slope * x_mean + sigma_slope * noise_mean
 
 
 def heun(path: Path, denoise: Denoise, x: jax.Array, times: jax.Array) -> jax.Array:
-    """Heun's method on the probability-flow ODE in t, of second order: two calls of the denoiser
-    for each step. `times` may rise, too: then it encodes."""
+    """Solve the probability-flow ODE by Heun's method in t, which is of second order.
+
+    Each step calls the denoiser twice.
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_t at the first time, [B, ...].
+      times: falling times for sampling, rising times for encoding, [steps + 1].
+
+    Returns:
+      x at the last time, [B, ...].
+    """
     return run(heun_step(path, denoise, times), x, times)
 
 
 def heun_step(path: Path, denoise: Denoise, times: jax.Array) -> Step:
-    """A step of `heun`."""
+    """Return the step of `heun`, whose arguments these are."""
 
     def step(i, carry):
         x, memory = carry
@@ -153,14 +209,7 @@ SAMPLERS: dict[Sampler, Callable[[Path, Denoise, jax.Array, jax.Array], Step]] =
     "heun": lambda path, denoise, times, key: heun_step(path, denoise, times),
     "dpm": lambda path, denoise, times, key: dpm_step(path, denoise, times),
 }
-"""The steps of each, of path, denoise, times and key."""
-
-
-def sample(
-    sampler: Sampler, path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array
-) -> jax.Array:
-    """x_s at the last of `times` from x = x_t at the first, by that sampler."""
-    return trajectory(sampler, path, denoise, x, times, key, 1)[-1]
+"""The step of each sampler, as a function of path, denoiser, times and key."""
 
 
 def trajectory(
@@ -172,43 +221,83 @@ def trajectory(
     key: jax.Array,
     frames: int,
 ) -> jax.Array:
-    """`sample`: x, and what it has become after each of so many parts, [frames + 1, B, ...]."""
-    return film(SAMPLERS[sampler](path, denoise, times, key), x, len(times) - 1, frames)
+    """Sample, and return the course from noise to data.
+
+    Args:
+      sampler: the name of the sampler.
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_t at the first time, [B, ...].
+      times: falling times, [steps + 1].
+      key: the source of noise, for samplers that add some.
+      frames: the number of equal parts of the course.
+
+    Returns:
+      x, and its successor after each part, [frames + 1, B, ...].
+    """
+    return record(SAMPLERS[sampler](path, denoise, times, key), x, len(times) - 1, frames)
 
 
 def run(step: Step, x: jax.Array, times: jax.Array) -> jax.Array:
-    """x at the last of `times` by that step, from x at the first."""
-    return film(step, x, len(times) - 1, 1)[-1]
+    """Return x at the last of `times`, from x at the first one.
+
+    Args:
+      step: the step of a sampler.
+      x: x_t at the first time, [B, ...].
+      times: the times from the first to the last, [steps + 1].
+    """
+    return record(step, x, len(times) - 1, 1)[-1]
 
 
-def film(step: Step, x: jax.Array, steps: int, frames: int) -> jax.Array:
-    """x before the first of so many steps, and after each of `frames` equal parts of them, to the
-    next step: [frames + 1, *x.shape]."""
+def record(step: Step, x: jax.Array, steps: int, frames: int) -> jax.Array:
+    """Take steps and return x before the first one and after each of several equal parts.
+
+    Args:
+      step: the step of a sampler.
+      x: x before the first step.
+      steps: the number of steps.
+      frames: the number of parts; their ends are rounded to whole steps.
+
+    Returns:
+      [frames + 1, *x.shape].
+    """
     ends = np.round(np.linspace(0, steps, frames + 1)).astype(int)
-    leads_to = jnp.asarray(np.searchsorted(ends, np.arange(steps + 1)))
+    frame_of_step = jnp.asarray(np.searchsorted(ends, np.arange(steps + 1)))
 
-    def record(i, carry):
-        moved, shown = carry
+    def body(i, carry):
+        moved, film = carry
         moved = step(i, moved)
-        return moved, shown.at[leads_to[i + 1]].set(moved[0])  # until its part is over
+        return moved, film.at[frame_of_step[i + 1]].set(moved[0])  # the last step of a part stays
 
     memory = jnp.zeros_like(x), jnp.ones(())
-    shown = jnp.broadcast_to(x[None], (frames + 1, *x.shape))
-    _, shown = jax.lax.fori_loop(0, steps, record, ((x, memory), shown))
-    return shown[np.searchsorted(ends, ends)]
+    film = jnp.broadcast_to(x[None], (frames + 1, *x.shape))
+    _, film = jax.lax.fori_loop(0, steps, body, ((x, memory), film))
+    return film[np.searchsorted(ends, ends)]  # parts without a step repeat the frame before
 
 
 def ode_log_prob(
     path: Path, denoise: Denoise, x: jax.Array, times: jax.Array, key: jax.Array, probes: int
 ) -> jax.Array:
-    """log p_0(x) [B], nats of a density, where x_1 ~ N(0, I) and x_t follows the probability flow:
-    the instantaneous change of variables (Chen et al. 2018, eq. 8; Grathwohl et al. 2019),
+    """Return log p_0(x), where x_1 ~ N(0, I) and x_t follows the probability flow:
 
-        log p_0(x_0) = log N(x_1; 0, I) + ∫_0^1 tr(∂velocity/∂x) dt,
+        log p_0(x_0) = log N(x_1; 0, I) + ∫_0^1 tr(∂velocity/∂x) dt.
 
-    by Heun's method along rising `times`. The trace is Hutchinson's unbiased estimate by so many
-    probes v of ±1 for each example, vᵀ (∂velocity/∂x) v, or with 0 probes exact, by as many
-    derivatives as x has variables. The method's error falls with the square of the steps.
+    This is the instantaneous change of variables (Chen et al. 2018,
+    https://arxiv.org/abs/1806.07366, eq. 8). The trace is Hutchinson's unbiased estimate
+    vᵀ (∂velocity/∂x) v by probes v of ±1 (Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367),
+    or exact, by as many derivatives as x has variables. Both integrals are Heun's method, whose
+    error falls with the square of the number of steps.
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_0, [B, ...].
+      times: rising times from 0 to 1, [steps + 1].
+      key: the source of the probes.
+      probes: the number of probes for each example; 0 takes the exact trace.
+
+    Returns:
+      [B], nats of a density.
     """
     size = flatten(x).shape[1]
     if probes:
@@ -217,6 +306,7 @@ def ode_log_prob(
         v = jnp.broadcast_to(jnp.eye(size).reshape(size, 1, *x.shape[1:]), (size, *x.shape))
 
     def slopes(x, t):
+        """Return dx/dt, and the trace."""
         field_at = partial(velocity, path, denoise, t=t)
         if probes == 1:
             field, pushed = jax.jvp(field_at, (x,), (v[0],))
@@ -246,13 +336,27 @@ def inpaint(
     key: jax.Array,
     resamplings: int,
 ) -> jax.Array:
-    """x [B, ...] with what `shown` (same shape, 1: shown) hides drawn: ancestral sampling, where
-    after each step the rest is replaced by a noisy copy of what it is; and each step but the last
-    is gone `resamplings` times, back by fresh noise in between, for the parts to agree (RePaint,
-    Lugmayr et al. 2022, algorithm 1, with jumps of one step).
+    """Draw the hidden variables of x by RePaint.
 
-    This approaches draws of p(hidden | shown) with many steps of many resamplings. Gone once, the
-    hidden part hardly follows the shown one; in few steps, gone often, it varies too little.
+    Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865, algorithm 1, with jumps of one step. Each
+    step is one of ancestral sampling, after which the shown variables are replaced by a noisy copy
+    of their values. Each step but the last is repeated, with fresh noise to go back in between, so
+    that the two parts agree.
+
+    Many steps with many repetitions approach draws of p(hidden | shown). Without repetitions the
+    hidden part hardly follows the shown one. A few steps with many repetitions vary too little.
+
+    Args:
+      path: the path of noise.
+      denoise: the denoiser.
+      x: x_0 where it is shown, [B, ...].
+      shown: whether a variable is shown, [B, ...].
+      times: falling times, [steps + 1].
+      key: the source of every draw.
+      resamplings: how often each step but the last is taken.
+
+    Returns:
+      x with its hidden variables drawn, [B, ...].
     """
     start_key, key = jax.random.split(key)
 
@@ -267,10 +371,10 @@ def inpaint(
             move_key, copy_key, back_key = jax.random.split(
                 jax.random.fold_in(jax.random.fold_in(key, i), j), 3
             )
-            # At the first time of a step z is x_t already, later it is x_s and goes back.
+            # z is x_t in the first repetition; later it is x_s and goes back to x_t.
             again = kept * z + spread * jax.random.normal(back_key, z.shape)
             z = jnp.where(j > 0, again, z)
-            drawn = ddim(path, denoise, z, jnp.stack([t, s]), move_key, eta=1.0)
+            drawn = ancestral(path, denoise, z, jnp.stack([t, s]), move_key)
             copy = alpha_s * x + sigma_s * jax.random.normal(copy_key, x.shape)
             return jnp.where(shown, copy, drawn)
 

@@ -1,6 +1,9 @@
-"""Hidden Markov models: `HMM`, its emissions, and `inference`, exact inference on plain arrays."""
+"""Hidden Markov models: `HMM`, its emissions, and exact inference on plain arrays.
 
-from gen.models.hmm import inference
+`inference` has the sequential algorithms, and `parallel` those in parallel over blocks of steps.
+"""
+
+from gen.models.hmm import inference, parallel
 from gen.models.hmm.emissions import Bernoulli, Categorical, Gaussian, GaussianMixture, Poisson
 from gen.models.hmm.model import HMM
 
@@ -12,4 +15,5 @@ __all__ = [
     "GaussianMixture",
     "Poisson",
     "inference",
+    "parallel",
 ]

@@ -1,119 +1,124 @@
-"""Exact inference in a hidden Markov chain: pure functions on arrays, usable on their own.
+"""Exact inference in a hidden Markov model: pure functions on the arrays of one sequence.
 
-They take one sequence of T steps and K states (`jax.vmap` takes batches):
+The forward-backward algorithm (filtering, then smoothing), the Viterbi algorithm and sampling from
+the posterior over paths, each by one scan over the T steps of the sequence, O(T K²) for K states
+(Rabiner 1989, https://doi.org/10.1109/5.18626, section III). `jax.vmap` takes batches of sequences.
+`gen.models.hmm.parallel` has the same algorithms in parallel over blocks of steps.
 
-- `log_initial` [K]: log p(z_1);
-- `log_transition` [K, K]: log p(z_t = j | z_t−1 = i), a row for each i;
-- `log_likelihood` [T, K]: log p(x_t | z_t = k); a row of zeros where x_t is missing, which sums it
-  out. −∞ stands for what is impossible.
+Three arrays describe the model and the sequence:
 
-Each step is normalised and the logarithms of the normalisers are summed, so however long the
-sequence is, nothing overflows. A state whose probability given the observations up to then is below
-1e-38 (float32) counts as impossible: where no transition leads there from another state, later
-observations that speak for it come too late. `viterbi` works on logarithms and has no such limit.
+- `log_initial` [K]: log p(z_1 = k).
+- `log_transition` [K, K]: log p(z_t = j | z_t−1 = i), normalised over j, one row for each i.
+- `log_likelihood` [T, K]: log p(x_t | z_t = k). A row of zeros sums out a missing observation.
 
-Every function has two forms that agree but for rounding, and that limit. With `block` 0 it is one
-scan over the steps, O(T K²). Otherwise the sequence is cut into blocks of so many steps, which are
-summarised side by side as K × K kernels, O(T K³); an associative scan joins the kernels, and the
-blocks are run through again from where they then begin (Särkkä & García-Fernández 2021, whose form
-is `block` 1). It takes 2 `block` + O(log(T / block)) steps one after another, holds T / block
-kernels in memory, and is meant for one long sequence on an accelerator.
+−∞ is the logarithm of an impossible event.
+
+Each step is normalised and the logarithms of the normalisers are summed (Rabiner's scaling, section
+V.A), so no length of sequence overflows or underflows. A state whose probability given the
+observations up to its step is below 1e-38 (float32) counts as impossible: if no transition leads to
+it from another state, later observations cannot bring it back. `viterbi` works on logarithms and
+has no such limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gen.distributions import invert_cdf
+
+TINY = 1e-37
+"""A lower bound on divisors, just above the least normal float32."""
+
+matmul = partial(jnp.matmul, precision="highest")
+"""Matrix product in full float32, which a GPU may otherwise round to TF32."""
+
 
 class Filtered(NamedTuple):
-    """What is known of each step's state from the observations up to then."""
+    """The result of the forward pass. x_≤t stands for the observations x_1 … x_t."""
 
-    state: jax.Array  # p(z_t | x_1 … x_t), [T, K]
-    next: jax.Array  # p(z_t+1 | x_1 … x_t), [T, K]
-    log_evidence: jax.Array  # log p(x_t | x_1 … x_t−1), [T] nats
-
-
-class Weighted(NamedTuple):
-    """A distribution over states and the log-weight of the observations that led to it."""
-
-    state: jax.Array  # [K], or a row for each state that a block may begin in
-    log_weight: jax.Array  # []
+    state: jax.Array  # p(z_t = k | x_≤t), [T, K]
+    predicted: jax.Array  # p(z_t+1 = k | x_≤t), [T, K]
+    log_evidence: jax.Array  # log p(x_t | x_≤t−1), [T] nats; the sum is log p(x)
 
 
 def filter(
-    log_initial: jax.Array, log_transition: jax.Array, log_likelihood: jax.Array, block: int = 0
+    log_initial: jax.Array, log_transition: jax.Array, log_likelihood: jax.Array
 ) -> Filtered:
-    """The forward algorithm: p(z_t | x_1 … x_t) ∝ p(z_t | x_1 … x_t−1) p(x_t | z_t)."""
-    transition = jnp.exp(log_transition)
+    """Run the forward pass (filtering).
 
-    def step(carry, log_likelihood):
-        joint = log(carry.state) + log_likelihood
-        state, log_evidence = normalised(joint)
-        following = state @ transition
-        carry = Weighted(following, carry.log_weight + log_evidence)
-        return carry, Filtered(state, following, log_evidence)
+    The state is updated by the observation, whose evidence is the normaliser, then predicted:
 
-    def compose(first, second):
-        state, log_weight = normalised(log(first.state) + second.log_weight[None])
-        return Weighted(state @ second.state, first.log_weight + log_weight)
+        p(z_t = k | x_≤t) ∝ p(z_t = k | x_≤t−1) p(x_t | z_t = k),
+        p(z_t+1 = j | x_≤t) = Σ_i p(z_t = i | x_≤t) p(j | i).
 
-    states = len(log_initial)
-    start = Weighted(jnp.exp(log_initial), jnp.zeros(()))
-    units = Weighted(jnp.eye(states), jnp.zeros(states))
-    return scan(step, start, log_likelihood, block, units, compose)[1]
-
-
-def log_prob(
-    log_initial: jax.Array, log_transition: jax.Array, log_likelihood: jax.Array, block: int = 0
-) -> jax.Array:
-    """log p(x_1 … x_T), exact, [] nats."""
-    return filter(log_initial, log_transition, log_likelihood, block).log_evidence.sum()
-
-
-def predict_next(
-    log_initial: jax.Array, log_transition: jax.Array, log_likelihood: jax.Array, block: int = 0
-) -> jax.Array:
-    """p(z_t+1 | x_1 … x_t), [T, K]; its last row is of the step after the last."""
-    return filter(log_initial, log_transition, log_likelihood, block).next
-
-
-def smooth(log_transition: jax.Array, filtered: Filtered, block: int = 0) -> jax.Array:
-    """p(z_t | x_1 … x_T), [T, K], from what `filter` found: with x_≤t for x_1 … x_t,
-
-    p(z_t = i | x) = p(z_t = i | x_≤t) Σ_j p(j | i) p(z_t+1 = j | x) / p(z_t+1 = j | x_≤t).
+    Args:
+      log_initial: log p(z_1), [K].
+      log_transition: log p(z_t | z_t−1), [K, K].
+      log_likelihood: log p(x_t | z_t), [T, K].
     """
     transition = jnp.exp(log_transition)
 
-    def step(later, now):
-        state, following = now
-        posterior = state * (transition @ ratio(later, following))
-        posterior /= jnp.maximum(posterior.sum(), TINY)  # its sum is 1 but for rounding
-        return posterior, posterior
+    def step(predicted, log_likelihood):
+        log_joint = log(predicted) + log_likelihood  # log p(z_t = k, x_t | x_≤t−1)
+        highest = finite(jax.lax.stop_gradient(log_joint.max()))
+        joint = jnp.exp(log_joint - highest)
+        total = joint.sum()
+        state = joint / jnp.maximum(total, TINY)
+        predicted = matmul(state, transition)
+        return predicted, Filtered(state, predicted, highest + log(total))
 
-    # After the last step nothing is observed: there the two sides of `ratio` are equal.
-    start, units = filtered.next[-1], jnp.eye(filtered.state.shape[1])
-    inputs = (filtered.state, filtered.next)
-    return scan(step, start, inputs, block, units, jnp.matmul, reverse=True)[1]
+    _, filtered = jax.lax.scan(step, jnp.exp(log_initial), log_likelihood)
+    return filtered
 
 
-def pairwise(log_transition: jax.Array, filtered: Filtered, smoothed: jax.Array) -> jax.Array:
-    """p(z_t = i, z_t+1 = j | x_1 … x_T), [T − 1, K, K]."""
-    later = ratio(smoothed[1:], filtered.next[:-1])
-    return filtered.state[:-1, :, None] * jnp.exp(log_transition)[None] * later[:, None]
+def smooth(
+    log_transition: jax.Array, filtered: Filtered, following: jax.Array | None = None
+) -> jax.Array:
+    """Run the backward pass (smoothing): return p(z_t = k | x_1 … x_T), [T, K].
+
+    p(z_t = i | x) = p(z_t = i | x_≤t) Σ_j p(j | i) p(z_t+1 = j | x) / p(z_t+1 = j | x_≤t).
+
+    Args:
+      log_transition: log p(z_t | z_t−1), [K, K].
+      filtered: the result of the forward pass.
+      following: p(z_T+1 | x) where the sequence goes on and x has later observations, [K]. By
+        default x ends at step T, and the prediction of `filtered` stands in its place.
+    """
+    transition = jnp.exp(log_transition)
+
+    def step(following, now):
+        state, predicted = now
+        smoothed = state * matmul(transition, ratio(following, predicted))
+        smoothed /= jnp.maximum(smoothed.sum(), TINY)  # the sum is 1 but for rounding
+        return smoothed, smoothed
+
+    following = filtered.predicted[-1] if following is None else following
+    inputs = filtered.state, filtered.predicted
+    return jax.lax.scan(step, following, inputs, reverse=True)[1]
 
 
 def expected_transitions(
     log_transition: jax.Array, filtered: Filtered, smoothed: jax.Array, length: jax.Array | int
 ) -> jax.Array:
-    """Σ_t p(z_t = i, z_t+1 = j | x) over the first `length` steps, [K, K], as one product."""
-    later = ratio(smoothed[1:], filtered.next[:-1])
+    """Return the expected number of transitions from i to j, [K, K].
+
+    It is Σ_t p(z_t = i, z_t+1 = j | x) = p(j | i) Σ_t p(z_t = i | x_≤t) r_t+1(j) with
+    r_t+1(j) = p(z_t+1 = j | x) / p(z_t+1 = j | x_≤t), one matrix product.
+
+    Args:
+      log_transition: log p(z_t | z_t−1), [K, K].
+      filtered: the result of the forward pass.
+      smoothed: the result of the backward pass, [T, K].
+      length: the number of steps of the sequence; the rest of the T steps is padding.
+    """
+    later = ratio(smoothed[1:], filtered.predicted[:-1])
     within = jnp.arange(1, len(smoothed)) < length
     later = jnp.where(within[:, None], later, 0.0)
-    return jnp.exp(log_transition) * precise(jnp.matmul)(filtered.state[:-1].T, later)
+    return jnp.exp(log_transition) * matmul(filtered.state[:-1].T, later)
 
 
 def viterbi(
@@ -121,166 +126,102 @@ def viterbi(
     log_transition: jax.Array,
     log_likelihood: jax.Array,
     length: jax.Array | int | None = None,
-    block: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """The most probable path arg max p(z | x), [T], and log max p(z, x) (Viterbi 1967).
+    """Run the Viterbi algorithm (Viterbi 1967, https://doi.org/10.1109/TIT.1967.1054010).
 
-    Of a padded sequence, the path of its first `length` steps; after them it stays where it is.
+    Args:
+      log_initial: log p(z_1), [K].
+      log_transition: log p(z_t | z_t−1), [K, K].
+      log_likelihood: log p(x_t | z_t), [T, K].
+      length: the number of steps of a padded sequence; by default T.
+
+    Returns:
+      The most probable path arg max_z p(z | x), [T], which stays in its last state in the padding,
+      and log max_z p(z, x), [].
     """
-    steps, states = log_likelihood.shape
+    steps = len(log_likelihood)
     within = jnp.arange(steps) < (steps if length is None else length)
+    score, came_from, highest = best_scores(
+        log_initial + log_likelihood[0], log_transition, log_likelihood[1:], within[1:]
+    )
 
-    def step(carry, now):
+    def step(later, came_from):
+        return came_from[later], came_from[later]
+
+    last = score.argmax()
+    _, path = jax.lax.scan(step, last, came_from, reverse=True)
+    # The sum of the steps' shares is more accurate than a total that is carried along.
+    return jnp.append(path, last), highest.sum() + score.max()
+
+
+def best_scores(
+    score: jax.Array, log_transition: jax.Array, log_likelihood: jax.Array, within: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Run the forward pass of the Viterbi algorithm.
+
+    δ_t(j) = max_i [δ_t−1(i) + log p(j | i)] + log p(x_t | z_t = j), and its maximum over j is
+    subtracted at each step.
+
+    Args:
+      score: δ before the first of the steps: the log-probability of the best path that ends in each
+        state, up to a constant, [K].
+      log_transition: log p(z_t | z_t−1), [K, K].
+      log_likelihood: log p(x_t | z_t), [T, K].
+      within: False for padding, through which paths stay where they are, [T].
+
+    Returns:
+      δ after the last step, [K]; the state before each state on the best path that ends in it,
+      [T, K]; and what was subtracted at each step, [T].
+    """
+    states = jnp.arange(len(score))
+
+    def step(score, now):
         log_likelihood, within = now
-        joint = carry.state[:, None] + log_transition  # of the best path to i, then j
-        came_from = jnp.where(within, joint.argmax(0), jnp.arange(states))
-        best = jnp.where(within, joint.max(0) + log_likelihood, carry.state)
-        highest = finite(best.max())
-        return Weighted(best - highest, carry.log_weight + highest), (came_from, highest)
+        joint = score[:, None] + log_transition  # of the best path to i, then j
+        came_from = jnp.where(within, joint.argmax(0), states)
+        score = jnp.where(within, joint.max(0) + log_likelihood, score)
+        highest = finite(score.max())
+        return score - highest, (came_from, highest)
 
-    def compose(first, second):
-        joint = first.state[..., None] + (second.state + second.log_weight[:, None])[None]
-        best = joint.max(1)
-        highest = finite(best.max(1))
-        return Weighted(best - highest[:, None], first.log_weight + highest)
-
-    first = log_initial + log_likelihood[0]
-    start = Weighted(first, jnp.zeros(()))
-    units = Weighted(jnp.where(jnp.eye(states) == 1, 0.0, -jnp.inf), jnp.zeros(states))
-    inputs = (log_likelihood[1:], within[1:])
-    scores, (came_from, highest) = scan(step, start, inputs, block, units, compose)
-    last = scores.state.argmax()
-    path = trace_back(lambda later, came_from: came_from[later], last, came_from, states, block)
-    # The sum of the steps' shares is more accurate than one that was carried along.
-    return path, highest.sum() + scores.state.max()
+    score, (came_from, highest) = jax.lax.scan(step, score, (log_likelihood, within))
+    return score, came_from, highest
 
 
-def posterior_sample(
-    key: jax.Array, log_transition: jax.Array, filtered: Filtered, block: int = 0
-) -> jax.Array:
-    """A path z ~ p(z_1 … z_T | x_1 … x_T), [T]: the last state, then backwards
+def posterior_sample(key: jax.Array, log_transition: jax.Array, filtered: Filtered) -> jax.Array:
+    """Draw a path z ~ p(z_1 … z_T | x), [T], by forward filtering and backward sampling.
 
-    z_t ~ p(z_t = i | z_t+1, x_1 … x_t) ∝ p(z_t = i | x_1 … x_t) p(z_t+1 | i).
+    The last state is drawn from p(z_T | x), and then, from later to earlier steps,
+
+        z_t ~ p(z_t = i | z_t+1, x_≤t) ∝ p(z_t = i | x_≤t) p(z_t+1 | i).
+
+    Args:
+      key: the source of the draws.
+      log_transition: log p(z_t | z_t−1), [K, K].
+      filtered: the result of the forward pass.
     """
     transition = jnp.exp(log_transition)
-    steps, states = filtered.state.shape
-    uniforms = jax.random.uniform(key, (steps,))
-
-    def draw(weights, u):
-        cumulative = jnp.cumsum(weights)
-        return jnp.minimum((u * cumulative[-1] >= cumulative).sum(), states - 1)
-
-    def earlier(later, now):
-        state, u = now
-        return draw(state * transition[:, later], u)
-
-    last = draw(filtered.state[-1], uniforms[-1])
-    return trace_back(earlier, last, (filtered.state[:-1], uniforms[:-1]), states, block)
-
-
-def trace_back(
-    earlier: Callable[[jax.Array, Any], jax.Array],
-    last: jax.Array,
-    inputs: Any,
-    states: int,
-    block: int,
-) -> jax.Array:
-    """The path [T] that ends in `last`, from z_t = earlier(z_t+1, inputs[t])."""
+    uniform = jax.random.uniform(key, (len(filtered.state),))
 
     def step(later, now):
-        state = earlier(later, now)
-        return state, state
+        state, uniform = now
+        drawn = invert_cdf(state * transition[:, later], uniform)
+        return drawn, drawn
 
-    _, path = scan(step, last, inputs, block, jnp.arange(states), lambda a, b: b[a], reverse=True)
+    last = invert_cdf(filtered.state[-1], uniform[-1])
+    _, path = jax.lax.scan(step, last, (filtered.state[:-1], uniform[:-1]), reverse=True)
     return jnp.append(path, last)
 
 
-def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]],
-    start: Any,
-    inputs: Any,
-    block: int,
-    units: Any,
-    compose: Callable[[Any, Any], Any],
-    reverse: bool = False,
-) -> tuple[Any, Any]:
-    """`lax.scan(step, start, inputs)`, or the same in parallel over blocks of so many steps.
-
-    `units` are K carries, one row for each state that a block may begin in; run through a block
-    they are its kernel. `compose(a, b)` takes rows `a` on through the kernel `b`.
-    """
-    steps = len(jax.tree.leaves(inputs)[0])
-    if not block or not steps:
-        return jax.lax.scan(precise(step), start, inputs, reverse=reverse)
-    step, compose = precise(step), precise(compose)
-    blocks = -(-steps // block)
-
-    def cut(array):
-        """[T, ...] -> [blocks, block, ...], filled up with zeros."""
-        fill = [(0, blocks * block - steps)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, fill).reshape(blocks, block, *array.shape[1:])
-
-    def guarded(carry, now):
-        real, now = now
-        new, out = step(carry, now)
-        return jax.tree.map(lambda new, old: jnp.where(real, new, old), new, carry), out
-
-    def run(step):
-        return lambda start, inputs: jax.lax.scan(step, start, inputs, reverse=reverse)
-
-    inputs = jax.tree.map(cut, (jnp.ones(steps, bool), inputs))
-    rows = jax.vmap(guarded, in_axes=(0, None))
-    kernels, _ = jax.vmap(
-        lambda inputs: run(lambda c, now: (rows(c, now)[0], None))(units, inputs)
-    )(inputs)
-    through = jax.lax.associative_scan(jax.vmap(compose), kernels, reverse=reverse)
-    one_row = jax.tree.map(lambda leaf: leaf[None], start)
-    ends = jax.vmap(lambda kernel: jax.tree.map(lambda leaf: leaf[0], compose(one_row, kernel)))(
-        through
-    )
-    first, last = (-1, 0) if reverse else (0, -1)
-    begins = jax.tree.map(
-        lambda ends, start: jnp.roll(ends, -1 if reverse else 1, 0).at[first].set(start),
-        ends,
-        start,
-    )
-    _, out = jax.vmap(run(guarded))(begins, inputs)
-    out = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:steps], out)
-    return jax.tree.map(lambda leaf: leaf[last], ends), out
-
-
-TINY = 1e-37  # above the least normal float32
-
-
-def precise(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f with matrix products in full float32, which a GPU may otherwise round to TF32."""
-
-    def g(*arguments):
-        with jax.default_matmul_precision("highest"):
-            return f(*arguments)
-
-    return g
-
-
-def normalised(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights [..., K] as probabilities, and the logarithm of their sum, [...]. Where all are 0, so
-    are the probabilities."""
-    highest = finite(jax.lax.stop_gradient(log_weights.max(-1)))
-    weights = jnp.exp(log_weights - highest[..., None])
-    total = weights.sum(-1)
-    return weights / jnp.maximum(total, TINY)[..., None], highest + log(total)
-
-
 def finite(x: jax.Array) -> jax.Array:
-    """x, with 0 in place of −∞: to be subtracted from it."""
+    """Return x with 0 in place of −∞, to subtract it from values that may all be −∞."""
     return jnp.where(jnp.isneginf(x), 0.0, x)
 
 
 def log(p: jax.Array) -> jax.Array:
-    """log p, −∞ at 0, where its gradient is 0 in place of NaN."""
+    """Return log p, elementwise. Its gradient at 0, where it is −∞, is 0 and not NaN."""
     return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
 
 
 def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and 0 where b is (then a is, too)."""
+    """Return a / b, elementwise, and 0 where b is 0, and a with it."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)

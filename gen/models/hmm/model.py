@@ -1,17 +1,22 @@
-"""Hidden Markov models of sequences, with exact evidence, trained by EM or by gradient."""
+"""Hidden Markov models of sequences, with exact likelihoods, trained by Baum-Welch or by gradient.
+
+Rabiner 1989, "A tutorial on hidden Markov models and selected applications in speech recognition",
+https://doi.org/10.1109/5.18626.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gen import estimate
+from gen import estimate, optimize
 from gen.core import (
     Batch,
     Data,
@@ -19,402 +24,454 @@ from gen.core import (
     Metrics,
     Shape,
     UserError,
-    adam,
-    check_levels,
-    descend,
+    check_fields,
+    negative_log_prob,
     pmean,
     require,
 )
 from gen.estimate import Estimate
-from gen.models.hmm import inference
+from gen.levels import check_density, check_levels
+from gen.models.hmm import inference, parallel
 from gen.models.hmm.emissions import (
+    AnyEmission,
     Bernoulli,
     Categorical,
-    Gaussian,
     GaussianMixture,
     Poisson,
 )
+from gen.optimize import AnyOptimizer, Optimizer
 
-AT_ONCE = 2**25  # numbers [B, T, K] of an E-step's arrays: what is more is taken in parts
+POSTERIORS_AT_ONCE = 2**25
+"""Largest number B · T · K of posteriors that an E-step holds at a time."""
 
 
 class Params(NamedTuple):
-    """The model's parameters, so that gradient steps keep them in range."""
+    """The model's parameters. All values are in range, so gradient steps cannot leave it."""
 
-    initial: jax.Array  # [K], log p(z_1 = k) up to a constant
-    transition: jax.Array  # [K, K], log p(z_t = j | z_t−1 = i) up to a constant for each i
-    emission: Any  # the emission's
+    initial: jax.Array  # log p(z_1 = k) up to a constant, [K]
+    transition: jax.Array  # log p(z_t = j | z_t−1 = i) up to a constant for each i, [K, K]
+    emission: Any  # the emission's parameters
 
 
 class Statistics(NamedTuple):
-    """Expected sufficient statistics of a training sequence."""
+    """Expected sufficient statistics, the mean over training sequences."""
 
-    initial: jax.Array  # [K], of z_1
-    transition: jax.Array  # [K, K], of pairs z_t, z_t+1
-    emission: Any  # the emission's
+    initial: jax.Array  # probability of each first state, [K]
+    transition: jax.Array  # number of transitions from i to j, [K, K]
+    emission: Any  # the emission's statistics
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
     params: Params
-    memory: Any  # by EM: the Statistics; by gradient: Adam's two moments and its step count
+    statistics: Any  # em: Statistics, all 0 before the first step; gradient: ()
+    opt_state: Any  # gradient: the optimiser's state; em: ()
 
 
-class Observed(NamedTuple):
+class Observations(NamedTuple):
     """A batch of padded sequences."""
 
     x: jax.Array  # [B, T, D]
-    seen: jax.Array  # [B, T, D], False where x is missing and in the padding
-    length: jax.Array  # [B]
+    seen: jax.Array  # False where x is missing and in the padding, [B, T, D]
+    length: jax.Array  # number of steps before the padding, [B]
 
 
 @dataclass(frozen=True)
 class HMM:
-    """p(x) = Σ_z p(z_1) Π_t p(z_t | z_t−1) Π_t p(x_t | z_t), z_t one of K states (Rabiner 1989).
+    """p(x) = Σ_z p(z_1) Π_t p(z_t | z_t−1) Π_t p(x_t | z_t), with z_t one of K states.
 
-    An example is a sequence [T, ...]; what follows its first axis is one observation. A batch may
-    have the sequences' `length` [B], what lies behind it being padding, and a `mask` (1: shown), an
-    array like x; masked observations and NaN are missing, and summed out.
+    An example is a sequence [T, ...], and the axes after the first belong to one observation. A
+    batch may have `length` [B], the number of steps of each sequence before its padding, and
+    `mask`, an array like x (1: shown). Masked values and NaN are missing and are summed out.
 
-    By EM (Baum et al. 1970), a step takes the posteriors of its batch under the parameters, the
-    expected counts of starts, of transitions and of the emission's statistics,
+    Training by EM is the Baum-Welch algorithm (Baum et al. 1970,
+    https://doi.org/10.1214/aoms/1177697196). The E-step runs the forward-backward algorithm under
+    the parameters and takes the expected sufficient statistics: counts of starts and transitions,
+    and the emission's statistics,
 
-        s ← (1 − rate) s + rate · mean over the batch of E[counts | x],
+        s ← (1 − rate) s + rate · mean over the batch of E[statistics | x].
 
-    and sets the parameters to what is likeliest under s: with `rate` 1 and the whole training set
-    as the batch this is EM, else stepwise EM (Cappé & Moulines 2009, but at a constant rate).
-    `smoothing` and the emission's `prior` make it maximise the posterior.
+    The M-step sets the parameters to the most likely ones under s. With `rate` 1 and the whole
+    training set as the batch this is EM; otherwise it is stepwise EM (Cappé & Moulines 2009,
+    https://arxiv.org/abs/0712.4273). The first step has rate 1. The priors `smoothing` and the
+    emission's `prior` make EM maximise the posterior of the parameters.
 
-    By gradient, a step lowers −log p by Adam, without priors.
+    Training by gradient minimises −log p(x), without priors.
+
+    Deviations from Rabiner 1989:
+
+    - The backward pass computes p(z_t | x) from the filtered probabilities, without scaled backward
+      variables.
+    - The first emissions come from k-means on single observations, without segmental k-means.
+    - Pseudo-counts act as priors in the M-step.
+
+    Deviation from Cappé & Moulines 2009:
+
+    - The rate is constant; their step sizes fall to 0.
     """
 
     family: ClassVar[str] = "hidden Markov model"
-    sequences: ClassVar[bool] = True
     density: ClassVar[Density] = "tractable"
+    sequences: ClassVar[bool] = True
+
+    score = objective = negative_log_prob
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""
     states: int = 16
     """number K of states"""
-    emission: Bernoulli | Categorical | Poisson | Gaussian | GaussianMixture = Bernoulli()  # noqa: RUF009
+    emission: AnyEmission = Bernoulli()
     """law of an observation given its state"""
     start: Literal["kmeans", "examples", "random"] = "kmeans"
-    """first parameters: clusters of observations, those around K examples, or none of the data"""
+    """first emissions: around the centres of k-means, around K observations, or at random"""
     training: Literal["em", "gradient"] = "em"
-    """how a step learns"""
+    """Baum-Welch algorithm (EM), or gradient descent on −log p"""
     rate: float = 1.0
     """weight of the batch in the statistics (em)"""
     smoothing: float = 1e-4
     """pseudo-counts of each start and transition, per training sequence (em)"""
-    learning_rate: float = 1e-2
-    """step size of Adam (gradient)"""
-    decay_steps: int = 0
-    """let the step size fall to 0 over so many steps, along a cosine (gradient; 0: constant)"""
+    optimizer: AnyOptimizer = Optimizer("adam", learning_rate=1e-2)
+    """optimiser (gradient)"""
     block: int = 0
-    """steps in a block of the parallel form of inference (0: one scan over all steps)"""
+    """steps per block of parallel inference, for long sequences (0: sequential inference)"""
     per: Literal["sequence", "step"] = "sequence"
-    """what `nll` is divided by: the number of sequences, or of time steps"""
+    """unit of `nll`: nats per sequence or per time step"""
 
     def __post_init__(self):
-        require(self.states > 0, f"HMM: states is {self.states}, must be positive")
-        require(0 < self.rate <= 1, f"HMM: rate is {self.rate}, must be in (0, 1]")
-        require(self.smoothing >= 0, f"HMM: smoothing is {self.smoothing}, must not be negative")
-        require(self.block >= 0, f"HMM: block is {self.block}, must not be negative")
+        check_fields(self, positive=("states", "rate"), non_negative=("smoothing", "block"))
+        require(self.rate <= 1, f"HMM: rate is {self.rate}, must be at most 1")
 
     @property
     def levels(self) -> int | None:
-        """Values that a variable can take, if there are so many; they are equally spaced."""
-        return getattr(self.emission, "levels", None)
+        """The emission's number of levels."""
+        return self.emission.levels
+
+    @property
+    def counts(self) -> bool:
+        """Poisson variables are counts."""
+        return isinstance(self.emission, Poisson)
+
+    @property
+    def _inference(self) -> Any:
+        """The algorithms of inference: sequential, or in parallel over blocks of steps."""
+        return parallel.Blocks(self.block) if self.block else inference
 
     def init(self, key: jax.Array) -> State:
-        """Random parameters that know nothing of the data; EM's statistics are still empty."""
+        """Draw parameters that do not depend on data: initial and transition logits ~ N(0, ¼)."""
         initial_key, transition_key, emission_key = jax.random.split(key, 3)
         size = math.prod(self.shape[1:])
+        emission: Any = self.emission
         params = Params(
             0.5 * jax.random.normal(initial_key, (self.states,)),
             0.5 * jax.random.normal(transition_key, (self.states, self.states)),
-            self.emission.init(emission_key, self.states, size),
+            emission.init(emission_key, self.states, size),
         )
         if self.training == "gradient":
-            return State(params, self._optimizer.init(params))
-        return State(params, jax.tree.map(jnp.zeros_like, self._shapes(params, size)))
+            return State(params, (), optimize.init(self.optimizer, params))
+        x, weight = jnp.zeros((1, size)), jnp.zeros((1, self.states))
+        statistics = Statistics(
+            jnp.zeros_like(params.initial),
+            jnp.zeros_like(params.transition),
+            emission.statistics(params.emission, x, x == 0, weight),
+        )
+        return State(params, statistics, ())
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
-        """Emissions from the observations of training examples, if `start` says so.
+        """Estimate the first emissions from training examples, unless `start` is random.
 
-        Each observation belongs to the nearest of K centres, which are observations drawn
-        (`examples`) or their clusters (`kmeans`); each state takes half of its weight from those of
-        its centre, half from all. What is missing counts as the mean of what was seen; categorical
-        levels are compared as numbers.
+        Each observation belongs to the nearest of K centres, one for each state. The centres are
+        drawn observations (`examples`), or k-means moves them from there (`kmeans`). An observation
+        counts for every state with weight 1 / 2K and for the state of its centre with ½ more. In
+        distances a missing value is the mean of the seen values of its variable, and categorical
+        levels are numbers.
         """
         if self.start == "random":
             return state
         emission: Any = self.emission
-        x, seen, length = self._observed(batch)
+        x, seen, length = observations(batch)
         real = (jnp.arange(x.shape[1])[None] < length[:, None]).reshape(-1)
-        x, seen = x.reshape(len(real), -1), seen.reshape(len(real), -1)
+        x, seen = flat(x), flat(seen)
         mean = jnp.where(seen, x, 0.0).sum(0) / jnp.maximum(seen.sum(0), 1)
+        filled = jnp.where(seen, x, mean[None])
         cluster_key, scatter_key = jax.random.split(key)
-        nearest = clusters(
-            jnp.where(seen, x, mean[None]),
-            real,
-            cluster_key,
-            self.states,
-            20 * (self.start == "kmeans"),
-        )
+        iterations = 20 if self.start == "kmeans" else 0
+        nearest = kmeans(filled, real, cluster_key, self.states, iterations)
         own = jax.nn.one_hot(nearest, self.states)
         weight = real[:, None] * (0.5 * own + 0.5 / self.states) / len(length)
-        single = emission.single if isinstance(emission, GaussianMixture) else emission
-        found: Any = single.init(key, self.states, x.shape[1])
-        for _ in range(2):  # moments about a mean that is far off would not be accurate
-            found, _ = single.maximize(found, single.statistics(found, x, seen, weight))
-        if isinstance(emission, GaussianMixture):
-            found = emission.scatter(found, scatter_key)
-        params = state.params._replace(emission=found)
+        mixture = isinstance(emission, GaussianMixture)
+        single: Any = emission.single if mixture else emission
+        first = single.init(key, self.states, x.shape[1])
+        for _ in range(2):  # moments about the first mean, which may be far off, are inaccurate
+            first, _ = single.maximize(first, single.statistics(first, x, seen, weight))
+        if mixture:
+            first = emission.scatter(first, scatter_key)
+        params = state.params._replace(emission=first)
         if self.training == "gradient":
-            return State(params, self._optimizer.init(params))
-        return State(params, state.memory)
+            return State(params, (), optimize.init(self.optimizer, params))
+        return state._replace(params=params)
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """One EM update, or one Adam step; logs −log p before it, in nats per time step, as
-        `loss`."""
-        observed = self._observed(batch)
-        length = pmean(observed.length.mean(), axis_name)
-        if self.training == "gradient":
+        """Take one step of the Baum-Welch algorithm, or one optimiser step.
 
-            def nll(params):
-                value = -self._log_prob(params, observed).mean() / length
-                return value, {"loss": value}
+        Logs −log p before the step, in nats per time step, as `loss`.
+        """
+        if self.training == "em":
+            return self._baum_welch(state, batch, axis_name)
+        mean_length = pmean(observations(batch).length.mean(), axis_name)
 
-            params, opt_state, metrics = descend(
-                nll, self._optimizer, state.params, state.memory, axis_name
-            )
-            return State(params, opt_state), metrics
+        def loss(params):
+            nll = -self.log_prob(state._replace(params=params), batch).mean() / mean_length
+            return nll, {"loss": nll}
 
-        found, log_p = self._expectations(state.params, observed)
-        found, loss = pmean((found, -log_p.mean()), axis_name)
-        empty = state.memory.initial.sum() == 0
-        rate = jnp.where(empty, 1.0, self.rate)
+        gradient, metrics = optimize.gradient(loss, state.params, axis_name)
+        params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
+        return State(params, (), opt_state), metrics
+
+    def _baum_welch(
+        self, state: State, batch: Batch, axis_name: str | None
+    ) -> tuple[State, Metrics]:
+        """Take one step of the Baum-Welch algorithm: the E-step (1) to (4), the M-step (5)."""
+        params, emission, algorithms = state.params, self.emission, self._inference
+        log_initial, log_transition = log_laws(params)
+
+        def e_step(sequences: Observations) -> tuple[Statistics, jax.Array]:
+            """Return the statistics, summed over these sequences, and log p of each, [B]."""
+            # (1) Emission log-likelihoods log p(x_t | z_t = k), [B, T, K].
+            log_likelihood = self._log_likelihood(params, sequences)
+
+            # (2) Forward pass (filtering): p(z_t = k | x_1 … x_t), [B, T, K], and log p(x).
+            forward = partial(algorithms.filter, log_initial, log_transition)
+            filtered = jax.vmap(forward)(log_likelihood)
+            log_p = filtered.log_evidence.sum(1)
+
+            # (3) Backward pass (smoothing): p(z_t = k | x), [B, T, K].
+            smoothed = jax.vmap(partial(algorithms.smooth, log_transition))(filtered)
+
+            # (4) Expected counts of starts and transitions, and the emission's statistics.
+            x, seen, length = sequences
+            within = jnp.arange(x.shape[1])[None] < length[:, None]
+            weight = jnp.where(within[:, :, None], smoothed, 0.0)
+            count_transitions = partial(inference.expected_transitions, log_transition)
+            transitions = jax.vmap(count_transitions)(filtered, smoothed, length)
+            with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
+                emitted = emission.statistics(params.emission, flat(x), flat(seen), flat(weight))
+            return Statistics(weight[:, 0].sum(0), transitions.sum(0), emitted), log_p
+
+        sequences = observations(batch)
+        rows, steps, _ = sequences.x.shape
+        part = max(1, POSTERIORS_AT_ONCE // (steps * self.states))
+        total, log_p = sum_over_parts(e_step, sequences, part)
+        expected = jax.tree.map(lambda total: total / rows, total)
+        expected, nll = pmean((expected, -log_p.mean()), axis_name)
+        mean_length = pmean(sequences.length.mean(), axis_name)
+
+        # Stepwise EM: the statistics move towards this batch's.
+        first_step = state.statistics.initial.sum() == 0
+        rate = jnp.where(first_step, 1.0, self.rate)
         statistics = jax.tree.map(
-            lambda old, new: (1 - rate) * old + rate * new, state.memory, found
+            lambda old, new: (1 - rate) * old + rate * new, state.statistics, expected
         )
-        params, statistics = self.maximize(state.params, statistics)
-        return State(params, statistics), {"loss": loss / length}
 
-    def maximize(self, params: Params, statistics: Statistics) -> tuple[Params, Statistics]:
-        """The M-step, p(z_1 = k) ∝ initial_k + s and p(j | i) ∝ transition_ij + s with the
-        smoothing s, and the emission's; and the statistics as they stand with respect to it."""
-        emission, emission_statistics = self.emission.maximize(params.emission, statistics.emission)
+        # (5) M-step: p(z_1 = k) ∝ initial_k + s and p(j | i) ∝ transition_ij + s with the smoothing
+        # s, and the emission's parameters.
         initial = inference.log(statistics.initial + self.smoothing)
         transition = inference.log(statistics.transition + self.smoothing)
-        never_left = jnp.isneginf(transition).all(1)  # or not reached: any row is as good
+        never_left = jnp.isneginf(transition).all(1)  # or never entered: all rows are as likely
         transition = jnp.where(never_left[:, None], 0.0, transition)
-        return (
-            Params(initial, transition, emission),
-            statistics._replace(emission=emission_statistics),
-        )
+        emission_params, emitted = emission.maximize(params.emission, statistics.emission)
+        statistics = statistics._replace(emission=emitted)
+        params = Params(initial, transition, emission_params)
+        return State(params, statistics, ()), {"loss": nll / mean_length}
 
     def parameters(self, state: State) -> Any:
-        """Of starts, transitions and emissions."""
+        """Return the parameters of starts, transitions and emissions."""
         return state.params
 
-    def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """−log p(x), [B] nats."""
-        return -self.log_prob(state, batch)
-
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
-        """log p(x), exact, [B] nats."""
-        return self._log_prob(state.params, self._observed(batch))
-
-    def score(self, state: State, batch: Batch) -> jax.Array:
-        """−log p(x), [B] nats."""
-        return -self.log_prob(state, batch)
+        """Return log p(x), exact, by the forward algorithm: [B] nats."""
+        log_likelihood = self._log_likelihood(state.params, observations(batch))
+        forward = partial(self._inference.filter, *log_laws(state.params))
+        return jax.vmap(forward)(log_likelihood).log_evidence.sum(1)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """−log p(x) as `nll`, exact, per sequence or per time step as `per` says.
+        """Return −log p(x) as `nll`, exact, per sequence or per time step.
 
-        Per step it is the ratio of two sums over sequences, with the delta method's standard error;
-        then −log p of all of the data is given as `total_nll`, and of categorical emissions `nll`
-        in `bits`, too. Of Gaussian emissions it is a density's. Raises `UserError` if x has other
-        values than the emission's.
+        Per step it is the ratio of two sums over sequences, with the standard error of the delta
+        method. Then `total_nll` is −log p of all of the data, and `bits` is `nll` in bits where the
+        emission is categorical. Gaussian emissions give the negative log of a density.
+
+        Raises:
+          UserError: x has other values than the emission is for.
         """
         x = np.asarray(data["x"])
         x = x[~np.isnan(x)]
+        check_density(self, x)
         if self.levels:
             check_levels({"x": x}, self.levels)
-        if isinstance(self.emission, Poisson) and (x.min() < 0 or np.any(x != np.round(x))):
-            raise UserError("Poisson emissions take counts, the data have other values")
-        density = isinstance(self.emission, Gaussian | GaussianMixture)
-        settings = {"density": True} if density else {}
+        if self.counts and (x.min() < 0 or np.any(x != np.round(x))):
+            raise UserError("Poisson emissions take counts, and the data have other values")
+        settings = {"density": True} if self.levels == 0 else {}
         nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
         nll = np.asarray(nll, np.float64)
         if self.per == "sequence":
             return {"nll": estimate.mean(nll, "exact", **settings)}
         steps = np.asarray(data.get("length", np.full(len(nll), self.shape[0])), np.float64)
+        total = {"per": "data", **settings}
         estimates = {
             "nll": estimate.ratio(nll, steps, "exact", per="step", **settings),
-            "total_nll": Estimate(float(nll.sum()), math.nan, "exact", len(nll), {"per": "data"}),
+            "total_nll": Estimate(float(nll.sum()), math.nan, "exact", len(nll), total),
         }
         if isinstance(self.emission, Categorical):
             estimates["bits"] = estimate.ratio(nll / math.log(2), steps, "exact", per="step")
         return estimates
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """z_1, then z_t ~ p(z_t | z_t−1), and x_t ~ p(x_t | z_t): [n, *shape]."""
+        """Draw z_1, then each z_t ~ p(z_t | z_t−1), then each x_t ~ p(x_t | z_t): [n, *shape]."""
         first_key, path_key, emission_key = jax.random.split(key, 3)
         first = jax.random.categorical(first_key, state.params.initial, shape=(n,))
 
         def move(z, key):
-            later = jax.random.categorical(key, state.params.transition[z])
-            return later, later
+            following = jax.random.categorical(key, state.params.transition[z])
+            return following, following
 
         keys = jax.random.split(path_key, self.shape[0] - 1)
-        _, later = jax.lax.scan(move, first, keys)
-        path = jnp.concatenate([first[None], later]).T
+        _, following = jax.lax.scan(move, first, keys)
+        path = jnp.concatenate([first[None], following]).T
         x = self.emission.sample(state.params.emission, emission_key, path.reshape(-1))
         return x.reshape(n, *self.shape)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
-        """p(z_t = k | x), [B, T, K]."""
-        _, transition = log_laws(state.params)
-        filtered = self._filter(state.params, self._observed(batch))
-        return jax.vmap(lambda f: inference.smooth(transition, f, self.block))(filtered)
+        """Return p(z_t = k | x), [B, T, K], by the forward-backward algorithm."""
+        log_initial, log_transition = log_laws(state.params)
+        log_likelihood = self._log_likelihood(state.params, observations(batch))
+
+        def forward_backward(log_likelihood):
+            filtered = self._inference.filter(log_initial, log_transition, log_likelihood)
+            return self._inference.smooth(log_transition, filtered)
+
+        return jax.vmap(forward_backward)(log_likelihood)
 
     def most_probable_path(self, state: State, batch: Batch) -> jax.Array:
-        """arg max p(z | x), [B, T], by Viterbi's algorithm."""
-        observed = self._observed(batch)
-        each = self._log_likelihood(state.params, observed)
-        return jax.vmap(
-            lambda e, n: inference.viterbi(*log_laws(state.params), e, n, self.block)[0]
-        )(each, observed.length)
+        """Return arg max_z p(z | x), [B, T], by the Viterbi algorithm."""
+        sequences = observations(batch)
+        log_likelihood = self._log_likelihood(state.params, sequences)
+        viterbi = partial(self._inference.viterbi, *log_laws(state.params))
+        return jax.vmap(viterbi)(log_likelihood, sequences.length)[0]
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
-        """x [B, *shape], with what `mask` (1: shown) hides drawn from p(hidden | shown), exactly:
-        a path from its posterior, then the hidden variables given their states and what of the
-        same observation is shown. What lies behind a shorter sequence is to be hidden."""
+        """Draw the hidden variables of x from p(hidden | shown), exactly: [B, *shape].
+
+        A path of states is drawn from its posterior, by forward filtering and backward sampling.
+        The hidden variables follow, given their states and the shown variables of the same
+        observation. The mask has to hide the padding of shorter sequences.
+        """
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        observed = self._observed({"x": x, "mask": mask})
-        _, transition = log_laws(state.params)
-        filtered = self._filter(state.params, observed)
+        sequences = observations({"x": x, "mask": mask})
+        log_initial, log_transition = log_laws(state.params)
+        log_likelihood = self._log_likelihood(state.params, sequences)
         path_key, emission_key = jax.random.split(key)
-        path = jax.vmap(lambda key, f: inference.posterior_sample(key, transition, f, self.block))(
-            jax.random.split(path_key, len(x)), filtered
-        )
-        flat = observed.x.reshape(-1, observed.x.shape[2])
-        filled = self.emission.fill(
+
+        def draw_path(key, log_likelihood):
+            filtered = self._inference.filter(log_initial, log_transition, log_likelihood)
+            return self._inference.posterior_sample(key, log_transition, filtered)
+
+        path = jax.vmap(draw_path)(jax.random.split(path_key, len(x)), log_likelihood)
+        completed = self.emission.complete(
             state.params.emission,
             emission_key,
             path.reshape(-1),
-            flat,
-            observed.seen.reshape(flat.shape),
+            flat(sequences.x),
+            flat(sequences.seen),
         )
-        return filled.reshape(x.shape)
+        return completed.reshape(x.shape)
 
     def tables(self, state: State) -> dict[str, jax.Array]:
-        """What it learned, as matrices: p(j | i) [K, K], and the emission's [K, ·]."""
-        _, transition = log_laws(state.params)
-        return {
-            "transition": jnp.exp(transition),
-            "emission": self.emission.table(state.params.emission),
-        }
+        """Return p(j | i), [K, K], as `transition`, and the table of the `emission`, [K, ...]."""
+        _, log_transition = log_laws(state.params)
+        emission = self.emission.table(state.params.emission)
+        return {"transition": jnp.exp(log_transition), "emission": emission}
 
-    @property
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(self.learning_rate, self.decay_steps)
+    def _log_likelihood(self, params: Params, sequences: Observations) -> jax.Array:
+        """Return log p(x_t | z_t = k), [B, T, K]; 0 where all of x_t is missing."""
+        x, seen, _ = sequences
+        with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
+            log_likelihood = self.emission.log_prob(params.emission, flat(x), flat(seen))
+        return log_likelihood.reshape(*x.shape[:2], self.states)
 
-    def _observed(self, batch: Batch) -> Observed:
-        x = batch["x"].reshape(*batch["x"].shape[:2], -1)
-        length = jnp.asarray(batch.get("length", jnp.full(len(x), x.shape[1])))
-        seen = ~jnp.isnan(x) & (jnp.arange(x.shape[1])[None] < length[:, None])[:, :, None]
-        if "mask" in batch:
-            seen &= batch["mask"].reshape(x.shape) != 0
-        return Observed(x, seen, length)
 
-    def _log_likelihood(self, params: Params, observed: Observed) -> jax.Array:
-        """log p(x_t | z_t = k), [B, T, K]."""
-        x, seen, _ = observed
-        flat = x.reshape(-1, x.shape[2])
-        log_prob = inference.precise(self.emission.log_prob)
-        each = log_prob(params.emission, flat, seen.reshape(flat.shape))
-        return each.reshape(*x.shape[:2], self.states)
+def observations(batch: Batch) -> Observations:
+    """Return the sequences of a batch, with the missing values and the padding marked."""
+    x = batch["x"].reshape(*batch["x"].shape[:2], -1)
+    length = jnp.asarray(batch.get("length", jnp.full(len(x), x.shape[1])))
+    seen = ~jnp.isnan(x) & (jnp.arange(x.shape[1])[None] < length[:, None])[:, :, None]
+    if "mask" in batch:
+        seen &= batch["mask"].reshape(x.shape) != 0
+    return Observations(x, seen, length)
 
-    def _filter(self, params: Params, observed: Observed) -> inference.Filtered:
-        """For each sequence."""
-        each = self._log_likelihood(params, observed)
-        return jax.vmap(lambda e: inference.filter(*log_laws(params), e, self.block))(each)
 
-    def _log_prob(self, params: Params, observed: Observed) -> jax.Array:
-        return self._filter(params, observed).log_evidence.sum(1)
-
-    def _expectations(self, params: Params, observed: Observed) -> tuple[Statistics, jax.Array]:
-        """The E-step: statistics averaged over the sequences, and log p of each, [B]; some
-        sequences at a time where the posteriors of all would not fit into memory."""
-        rows, steps, _ = observed.x.shape
-        part = max(1, AT_ONCE // (steps * self.states))
-        if rows <= part:
-            found, log_p = self._sums(params, observed)
-        else:
-            parts = -(-rows // part)
-
-            def cut(array):  # filled up with sequences of length 0
-                fill = [(0, parts * part - rows)] + [(0, 0)] * (array.ndim - 1)
-                return jnp.pad(array, fill).reshape(parts, part, *array.shape[1:])
-
-            def add(total, observed):
-                found, log_p = self._sums(params, observed)
-                return jax.tree.map(jnp.add, total, found), log_p
-
-            nothing = jax.tree.map(jnp.zeros_like, self._shapes(params, observed.x.shape[2]))
-            found, log_p = jax.lax.scan(add, nothing, jax.tree.map(cut, observed))
-            log_p = log_p.reshape(-1)[:rows]
-        return jax.tree.map(lambda sums: sums / rows, found), log_p
-
-    def _sums(self, params: Params, observed: Observed) -> tuple[Statistics, jax.Array]:
-        """The E-step of these sequences: summed statistics, and log p."""
-        x, seen, length = observed
-        _, transition = log_laws(params)
-        filtered = self._filter(params, observed)
-        smoothed = jax.vmap(lambda f: inference.smooth(transition, f, self.block))(filtered)
-        pairs = jax.vmap(lambda *each: inference.expected_transitions(transition, *each))(
-            filtered, smoothed, length
-        )
-        within = jnp.arange(x.shape[1])[None] < length[:, None]
-        weight = jnp.where(within[:, :, None], smoothed, 0.0)
-        flat = x.reshape(-1, x.shape[2])
-        emission = inference.precise(self.emission.statistics)(
-            params.emission, flat, seen.reshape(flat.shape), weight.reshape(len(flat), -1)
-        )
-        statistics = Statistics(weight[:, 0].sum(0), pairs.sum(0), emission)
-        return statistics, filtered.log_evidence.sum(1)
-
-    def _shapes(self, params: Params, size: int) -> Statistics:
-        """The shapes of the statistics."""
-        nothing = Observed(
-            jnp.zeros((1, 2, size)), jnp.zeros((1, 2, size), bool), jnp.zeros(1, jnp.int32)
-        )
-        return jax.eval_shape(lambda: self._sums(params, nothing))[0]
+def flat(array: jax.Array) -> jax.Array:
+    """Return [B, T, ...] as [B · T, ...]."""
+    return array.reshape(-1, *array.shape[2:])
 
 
 def log_laws(params: Params) -> tuple[jax.Array, jax.Array]:
-    """log p(z_1) [K] and log p(z_t | z_t−1) [K, K], normalised."""
+    """Return log p(z_1), [K], and log p(z_t | z_t−1), [K, K], normalised."""
     return jax.nn.log_softmax(params.initial), jax.nn.log_softmax(params.transition)
 
 
-def clusters(x: jax.Array, real: jax.Array, key: jax.Array, centres: int, rounds: int) -> jax.Array:
-    """The nearest centre of each row of x [N, D], [N]: K of the `real` rows, drawn, then moved
-    through so many rounds of Lloyd's algorithm (k-means). Ties are broken by chance."""
+def sum_over_parts(
+    f: Callable[[Observations], tuple[Any, jax.Array]], sequences: Observations, part: int
+) -> tuple[Any, jax.Array]:
+    """Return the results of f for a batch, from parts of it one after another.
+
+    Args:
+      f: maps sequences to any tree of sums over them, and one value for each, [B]. Sequences of
+        length 0, which fill up the last part, must add nothing to the sums.
+      sequences: the batch.
+      part: the number of sequences in a part.
+    """
+    rows = len(sequences.length)
+    if rows <= part:
+        return f(sequences)
+    parts = -(-rows // part)
+
+    def cut(array):
+        fill = [(0, parts * part - rows)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, fill).reshape(parts, part, *array.shape[1:])
+
+    def add(total, sequences):
+        sums, values = f(sequences)
+        return jax.tree.map(jnp.add, total, sums), values
+
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(f, sequences)[0])
+    total, values = jax.lax.scan(add, zeros, jax.tree.map(cut, sequences))
+    return total, values.reshape(-1)[:rows]
+
+
+def kmeans(
+    x: jax.Array, real: jax.Array, key: jax.Array, clusters: int, iterations: int
+) -> jax.Array:
+    """Return the cluster of each row by k-means (Lloyd's algorithm), [N].
+
+    Args:
+      x: rows, [N, D]; they are centred and scaled to a mean variance of 1.
+      real: False for rows of padding, which count for no cluster, [N].
+      key: the source of the first centres, which are real rows, and of the breaking of ties.
+      clusters: their number K.
+      iterations: updates of the centres; 0 keeps the drawn rows.
+    """
     count = jnp.maximum(real.sum(), 1)
     x = x - (real[:, None] * x).sum(0)[None] / count
     variance = (real[:, None] * x**2).sum() / (count * x.shape[1])
     x = x * jax.lax.rsqrt(jnp.maximum(variance, 1e-30))
     choice_key, tie_key = jax.random.split(key)
     chosen = jax.random.choice(
-        choice_key, len(x), (centres,), replace=centres > len(x), p=real / real.sum()
+        choice_key, len(x), (clusters,), replace=clusters > len(x), p=real / real.sum()
     )
-    noise = 1e-3 * jax.random.uniform(tie_key, (len(x), centres))
+    noise = 1e-3 * jax.random.uniform(tie_key, (len(x), clusters))
 
     def nearest(centre):
         # |x − c|² without |x|², which is the same for all c.
@@ -422,9 +479,9 @@ def clusters(x: jax.Array, real: jax.Array, key: jax.Array, centres: int, rounds
         return (distance + noise).argmin(1)
 
     def move(centre, _):
-        own = jax.nn.one_hot(nearest(centre), centres) * real[:, None]
+        own = jax.nn.one_hot(nearest(centre), clusters) * real[:, None]
         count = own.sum(0)[:, None]
         return jnp.where(count > 0, own.T @ x / jnp.maximum(count, 1), centre), None
 
-    centre, _ = jax.lax.scan(move, x[chosen], length=rounds)
+    centre, _ = jax.lax.scan(move, x[chosen], length=iterations)
     return nearest(centre)

@@ -1,7 +1,8 @@
-"""Speed of EM for hidden Markov models, beside hmmlearn's and dynamax's where they are installed.
+"""Speed of hidden Markov models: EM beside other libraries, and filtering in parallel over blocks.
 
-Each runs the same number of iterations from random parameters on the same data, in this process;
-compiling is left out, by taking the difference of a longer and a shorter run.
+Every library runs the same number of EM iterations from the same random parameters on the same
+data, in this process. Compiling is left out, by taking the difference of a longer and a shorter
+run.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import importlib
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.table import Table
 
-from gen.models.hmm import HMM, Categorical, Gaussian
+from experiments.bench.timing import seconds_of
+from gen.levels import to_index
+from gen.models.hmm import HMM, Categorical, Gaussian, inference
+from gen.models.hmm.parallel import Blocks
 
 
 class Setting(NamedTuple):
-    """A model, and how much data it is trained on."""
+    """A model, and the amount of data that it is trained on."""
 
     model: HMM
     sequences: int
@@ -42,15 +47,21 @@ SETTINGS = {
     ),
 }
 
+STEPS, STATES = 100_000, 16
+"""Size of the sequence that is filtered."""
+BLOCKS = (10, 100, 1_000)
+"""Numbers of steps in a block of parallel filtering."""
+
 
 def em_speeds(seconds: float) -> dict[str, dict[str, float | None]]:
-    """EM iterations per second of each library, by setting; None where it is not installed."""
-    return {name: _speeds(*setting, seconds) for name, setting in SETTINGS.items()}
+    """Return EM iterations per second by setting and library; None where it is not installed."""
+    return {name: _em_speeds(setting, seconds) for name, setting in SETTINGS.items()}
 
 
-def _speeds(model: HMM, sequences: int, seconds: float) -> dict[str, float | None]:
+def _em_speeds(setting: Setting, seconds: float) -> dict[str, float | None]:
+    model = setting.model
     truth = model.init(jax.random.key(0))
-    x = jax.jit(model.sample, static_argnums=2)(truth, jax.random.key(1), sequences)
+    x = jax.jit(model.sample, static_argnums=2)(truth, jax.random.key(1), setting.sequences)
     start = model.init(jax.random.key(2))
     runs = {
         "gen": _gen(model, start, x),
@@ -62,7 +73,7 @@ def _speeds(model: HMM, sequences: int, seconds: float) -> dict[str, float | Non
 
 
 def _rate(run: Callable[[int], None], seconds: float) -> float:
-    """Iterations per second: those that `run(iterations)` adds after its first two."""
+    """Return iterations per second, of those that `run(iterations)` makes after the first two."""
 
     def timed(iterations):
         began = time.perf_counter()
@@ -78,6 +89,7 @@ def _rate(run: Callable[[int], None], seconds: float) -> float:
 
 
 def _gen(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None]:
+    """Return a function that runs a number of EM iterations of this project."""
     step = jax.jit(model.step)
 
     def run(iterations):
@@ -92,14 +104,14 @@ def _gen(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None]:
 def _hmmlearn(
     model: HMM, start: Any, x: np.ndarray, implementation: str
 ) -> Callable[[int], None] | None:
-    """In logarithms, which is its default, or scaled, which is faster."""
+    """Return the same of hmmlearn, in logarithms (`log`, its default) or scaled (`scaling`)."""
     hmm = optional("hmmlearn.hmm")
     if hmm is None:
         return None
     logging.getLogger("hmmlearn").setLevel(logging.ERROR)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start.params)
 
-    def law(logits):
+    def softmax(logits):
         p = np.exp(logits - logits.max(-1, keepdims=True))
         return p / p.sum(-1, keepdims=True)
 
@@ -113,21 +125,17 @@ def _hmmlearn(
             data = x.reshape(-1, x.shape[-1])
         else:
             theirs = hmm.CategoricalHMM(model.states, **options)
-            theirs.emissionprob_ = law(params.emission.logits)[:, 0]
+            theirs.emissionprob_ = softmax(params.emission.logits)[:, 0]
             theirs.n_features = model.levels
-            data = symbols(model, x).reshape(-1, 1)
-        theirs.startprob_, theirs.transmat_ = law(params.initial), law(params.transition)
+            data = np.asarray(to_index(jnp.asarray(x), model.levels or 2)).reshape(-1, 1)
+        theirs.startprob_, theirs.transmat_ = softmax(params.initial), softmax(params.transition)
         theirs.fit(data, [x.shape[1]] * len(x))
 
     return run
 
 
-def symbols(model: HMM, x: np.ndarray) -> np.ndarray:
-    """Levels in [0, 1] as whole numbers."""
-    return np.round(x * ((model.levels or 2) - 1)).astype(np.int32)
-
-
 def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | None:
+    """Return the same of dynamax."""
     hmm = optional("dynamax.hidden_markov_model")
     if hmm is None:
         return None
@@ -142,7 +150,7 @@ def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | No
     else:
         theirs = hmm.CategoricalHMM(model.states, 1, model.levels)
         extra = {"emission_probs": jax.nn.softmax(emission.logits)}
-        data = jnp.asarray(symbols(model, np.asarray(x)))[..., None]
+        data = to_index(x, model.levels or 2)[..., None]
     params, props = theirs.initialize(
         key,
         initial_probs=jax.nn.softmax(start.params.initial),
@@ -159,7 +167,7 @@ def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | No
 
 
 def optional(module: str) -> Any:
-    """The module, or None where it is not installed."""
+    """Return a module, or None where it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -168,13 +176,53 @@ def optional(module: str) -> Any:
             return None
 
 
-def em_table(speeds: dict[str, dict[str, float | None]]) -> Any:
-    """The speeds for the terminal."""
-    from rich.table import Table
-
+def em_table(speeds: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Return a table of what `em_speeds` returned."""
     libraries = list(next(iter(speeds.values())))
     out = Table("model and data", *libraries, title="EM iterations per second")
     for name, row in speeds.items():
         cells = ("not installed" if rate is None else f"{rate:.3g}" for rate in row.values())
         out.add_row(name, *cells)
     return out
+
+
+class Filtering(NamedTuple):
+    """The time of filtering one sequence of `STEPS` steps and `STATES` states."""
+
+    block: int  # steps in a block; 0: one scan over the sequence
+    seconds: float
+
+
+def filtering_speeds(repeats: int = 3) -> list[Filtering]:
+    """Filter one sequence by one scan and in parallel over blocks; return the best times."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    sequence = (
+        jax.nn.log_softmax(jax.random.normal(keys[0], (STATES,))),
+        jax.nn.log_softmax(jax.random.normal(keys[1], (STATES, STATES))),
+        jax.random.normal(keys[2], (STEPS, STATES)),
+    )
+    results = []
+    for block in (0, *BLOCKS):
+        forward = jax.jit(Blocks(block).filter if block else inference.filter)
+        seconds_of(forward, *sequence)  # compiles
+        results.append(
+            Filtering(block, min(seconds_of(forward, *sequence) for _ in range(repeats)))
+        )
+    return results
+
+
+def filtering_table(speeds: list[Filtering]) -> Table:
+    """Return a table of what `filtering_speeds` returned."""
+    out = Table(title=f"filtering one sequence of {STEPS:,} steps, {STATES} states")
+    for column in ("form", "ms", "steps/s"):
+        out.add_column(column, justify="left" if column == "form" else "right")
+    for block, seconds in speeds:
+        form = f"parallel, blocks of {block:,} steps" if block else "sequential"
+        out.add_row(form, f"{1e3 * seconds:.1f}", f"{STEPS / seconds:.3g}")
+    return out
+
+
+def filtering_json(speeds: list[Filtering]) -> dict[str, Any]:
+    """Return the same for a JSON file: the seconds by the number of steps in a block."""
+    seconds = {str(block): round(seconds, 6) for block, seconds in speeds}
+    return {"steps": STEPS, "states": STATES, "seconds": seconds}

@@ -1,0 +1,73 @@
+"""Variational autoencoders, also importance-weighted."""
+
+from experiments.experiment import Experiment
+from gen.models.vae import VAE
+from gen.nets import MLP
+from gen.optimize import Optimizer
+
+EXPERIMENTS = {
+    # python -m experiments train vae_mnist --seeds 0 1 2
+    "vae_mnist": Experiment(
+        VAE(),  # the textbook's networks
+        data="mnist",
+        binarize="dynamic",
+        steps=55_000,  # 100 epochs
+        report_every=550,
+        sample_every=5_500,
+        checkpoint_every=2_750,
+        steps_per_dispatch=50,
+    ),
+    # python -m experiments train vae_digits --seeds 0 1 2
+    # Test −ELBO 23.2 nats; three seeds in 18 s on 2 cores.
+    "vae_digits": Experiment(
+        VAE(
+            encoder=MLP((256, 128), "elu"),
+            decoder=MLP((256, 384, 512), "elu"),
+            optimizer=Optimizer(learning_rate=1e-3),
+        ),
+        data="digits",
+        binarize="dynamic",
+        steps=3_000,
+        sample_every=500,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    # python -m experiments train vae_binarized_mnist
+    # Test ≤ 89.97 nats; 126 minutes.
+    "vae_binarized_mnist": Experiment(
+        VAE(
+            encoder=MLP((200, 200), "tanh"),
+            latent=50,
+            decoder=MLP((200, 200), "tanh"),
+            bound_samples=5_000,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="binarized_mnist",
+        batch_size=20,
+        steps=5_000_000,  # 2,000 epochs
+        report_every=10_000,
+        validate_every=50_000,
+        sample_every=500_000,
+        checkpoint_every=100_000,
+        steps_per_dispatch=50,
+    ),
+    # python -m experiments train iwae_binarized_mnist
+    # Test ≤ 88.41 nats; 128 minutes.
+    "iwae_binarized_mnist": Experiment(
+        VAE(
+            encoder=MLP((200, 200), "tanh"),
+            latent=50,
+            decoder=MLP((200, 200), "tanh"),
+            samples=50,
+            bound_samples=5_000,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="binarized_mnist",
+        batch_size=20,
+        steps=400_000,  # 160 epochs
+        report_every=2_500,
+        validate_every=10_000,
+        sample_every=50_000,
+        checkpoint_every=10_000,
+    ),
+}

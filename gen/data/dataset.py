@@ -1,0 +1,168 @@
+"""Define a data set, and decode its stored values into the values that a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.core import Batch
+
+Arrays = Mapping[str, np.ndarray]
+"""arrays of one split by name, with N rows each: `"x"`, and `"label"` or `"length"`"""
+
+Binarize = Literal["none", "threshold", "dynamic"]
+"""rule by which `decode` makes grey values binary"""
+
+LogProb = Callable[[jax.Array], jax.Array | np.ndarray]
+"""function from x [..., *shape] to its log-density log p(x) [...], in nats"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Hold the three splits of a data set as they are stored, and the facts that a model needs.
+
+    Each split maps names to arrays with N rows:
+
+    - `"x"` [N, *shape]: the stored values.
+    - `"label"` [N] int32: the classes 0 … `classes` − 1, if the examples have labels.
+    - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
+      [N, T, ...], T is the largest length over all splits, and the steps from `length` on are
+      padding with zeros.
+
+    The stored x and the decoded x (`decode`, without binarisation: x / `peak`) depend on the kind
+    of the data:
+
+    - Discrete levels (pixels, keys of a piano, letters): uint8 integers 0 … `levels` − 1, with
+      `peak` = `levels` − 1. Decoded, they are equally spaced in [0, 1].
+    - Counts (`counts` is true, `levels` is 0): uint8 integers without a largest possible value,
+      with `peak` 1. Decoded, they are the same numbers as floats.
+    - Continuous data (`counts` is false, `levels` is 0): `eight_gaussians` stores points of the
+      unit square as uint16 fixed-point numbers with `peak` 65,535. `regimes` stores real numbers as
+      float32 with `peak` 1.
+
+    Only discrete levels can be binarised.
+    """
+
+    name: str
+    """name that `load` takes"""
+    train: Arrays
+    """training split"""
+    validation: Arrays
+    """validation split"""
+    test: Arrays
+    """test split"""
+    peak: int
+    """divisor of x in `decode`: the largest value that x can take, such as 255 for grey bytes and 1
+    for binary pixels, or 1 where x has no largest value"""
+    levels: int = -1
+    """number of equally spaced values 0 … levels − 1 that x can take before it is scaled, such as
+    256 for grey bytes; 0 for counts and continuous data; if it is not given, 0 for counts and
+    `peak` + 1 for all other data"""
+    counts: bool = False
+    """x are counts"""
+    symbols: str = ""
+    """letters that the values 0 … levels − 1 stand for, if they are letters"""
+    words: tuple[str, ...] = ()
+    """words that the variables of x stand for, if they are words"""
+    log_prob: LogProb | None = None
+    """log-density of the decoded x, if the distribution that x was drawn from is known"""
+
+    def __post_init__(self):
+        if self.levels < 0:
+            object.__setattr__(self, "levels", 0 if self.counts else self.peak + 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one example."""
+        return self.train["x"].shape[1:]
+
+    @property
+    def splits(self) -> dict[str, Arrays]:
+        """Return the three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def classes(self) -> int:
+        """Return 1 + the largest label over all splits, or 0 if there are no labels."""
+        if "label" not in self.train:
+            return 0
+        return 1 + max(int(split["label"].max()) for split in self.splits.values())
+
+    @property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the arrays of all splits, with their names, types and shapes."""
+        return arrays_sha256(self.splits)
+
+
+def decode(batch: Batch, key: jax.Array, *, peak: int, binarize: Binarize) -> dict[str, jax.Array]:
+    """Scale the stored x of a batch to x / `peak`, and binarise it.
+
+    Binarisation is for discrete levels, whose x / `peak` lies in [0, 1]; on counts and continuous
+    data it has no meaning.
+
+    Args:
+      batch: stored arrays, with x [B, *shape].
+      key: random key of dynamic binarisation; the other rules ignore it.
+      peak: divisor of x, `Dataset.peak`.
+      binarize: `none` keeps x / `peak`, `threshold` sets values above ½ to 1 and all others to 0,
+        `dynamic` draws Bernoulli variables with the means x / `peak`.
+
+    Returns:
+      The batch with x as float32; its other arrays are unchanged.
+    """
+    x = batch["x"].astype(jnp.float32) / peak
+    if binarize == "threshold":
+        x = (x > 0.5).astype(jnp.float32)
+    elif binarize == "dynamic":
+        x = jax.random.bernoulli(key, x).astype(jnp.float32)
+    return {**batch, "x": x}
+
+
+def split_rows(
+    x: np.ndarray, label: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Return the training, validation and test split of labelled examples.
+
+    Args:
+      x: stored values, [N, *shape].
+      label: classes, [N].
+      rows: row numbers of the training, validation and test split.
+    """
+    train, validation, test = ({"x": x[chosen], "label": label[chosen]} for chosen in rows)
+    return train, validation, test
+
+
+def pad_sequences(
+    splits: Sequence[Sequence[np.ndarray]],
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Return splits of sequences [T_n, ...] as uint8 arrays, padded with zeros to the longest one.
+
+    `splits` holds the sequences of the training, validation and test split.
+    """
+    longest = max(len(sequence) for sequences in splits for sequence in sequences)
+
+    def pad(sequences: Sequence[np.ndarray]) -> Arrays:
+        x = np.zeros((len(sequences), longest, *sequences[0].shape[1:]), np.uint8)
+        for row, sequence in zip(x, sequences, strict=True):
+            row[: len(sequence)] = sequence
+        return {"x": x, "length": np.array([len(sequence) for sequence in sequences], np.int32)}
+
+    train, validation, test = map(pad, splits)
+    return train, validation, test
+
+
+def arrays_sha256(splits: Mapping[str, Arrays]) -> str:
+    """Return the SHA-256 of all arrays of all splits, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        for name in sorted(splits[split]):
+            values = np.ascontiguousarray(splits[split][name])
+            digest.update(f"{split}/{name} {values.dtype} {values.shape}\n".encode())
+            digest.update(values.data)
+    return digest.hexdigest()

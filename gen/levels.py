@@ -1,0 +1,111 @@
+"""Levels and values: which data are discrete, and how continuous models reach them.
+
+K levels 0 ... K − 1 stand in x as the values k / (K − 1) in [0, 1]. A model of a density reaches
+such data by dequantization, y = (k + u) / K with u in [0, 1): the density of y gives a lower bound
+on the log-probability of k (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844,
+section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.core import Data, UserError, facts
+
+
+def to_index(x: jax.Array, levels: int) -> jax.Array:
+    """Return the index of the level nearest to each value of x in [0, 1], int32."""
+    return jnp.round(x * (levels - 1)).astype(jnp.int32)
+
+
+def to_value(index: jax.Array, levels: int) -> jax.Array:
+    """Return the value in [0, 1] of each level index."""
+    return index / (levels - 1)
+
+
+def dequantize(x: jax.Array, levels: int, within: jax.Array | float) -> jax.Array:
+    """Return y = (k + u) / K < 1, a point of the cell of each level.
+
+    Args:
+      x: values of K levels in [0, 1], [...].
+      levels: the number K of levels.
+      within: u in [0, 1), [...]; uniform draws, or ½ for the middle of the cell.
+    """
+    y = (jnp.round(x * (levels - 1)) + within) / levels
+    # For u just below 1 the sum rounds to k + 1, which at the last level would give y = 1.
+    return jnp.minimum(y, jnp.nextafter(jnp.ones((), y.dtype), 0))
+
+
+def quantize(y: jax.Array, levels: int) -> jax.Array:
+    """Return the value of the level whose cell y lies in; the inverse of `dequantize`."""
+    return jnp.clip(jnp.floor(y * levels), 0, levels - 1) / (levels - 1)
+
+
+def infer_levels(x: Any) -> int:
+    """Return the number of levels of data, or 0 for continuous data.
+
+    Integers have levels: one more than the largest. Floats have levels if they take at most 256
+    equally spaced values, and take some value more than once. Missing values (NaN) are left out.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind in "biu":
+        return int(x.max()) + 1 if x.size else 0
+    x = x[np.isfinite(x)].ravel()
+    if not x.size or len(np.unique(x[:10_000])) > 256:  # the first values settle most cases
+        return 0
+    values = np.unique(x.astype(np.float64))
+    if len(values) > 256 or len(values) == x.size:
+        return 0
+    steps = np.diff(values)
+    if not steps.size:
+        return 1
+    # Rounding spreads each level of float32 data by some 1e-7 of the range.
+    distinct = steps[steps > 1e-5 * (values[-1] - values[0])]
+    position = (values - values[0]) / distinct.min()
+    equally_spaced = np.abs(position - np.round(position)).max() < 1e-2
+    levels = round(position[-1]) + 1
+    return levels if equally_spaced and levels <= 256 else 0
+
+
+def check_levels(data: Data, levels: int) -> None:
+    """Check that every x of `data` is one of `levels` equally spaced values in [0, 1].
+
+    Raises:
+      UserError: a value lies between the levels or outside of them.
+    """
+    position = np.asarray(data["x"], np.float64) * (levels - 1)
+    nearest = np.clip(np.round(position), 0, levels - 1)
+    if position.size and not np.abs(position - nearest).max() < 1e-3:
+        raise UserError(
+            f"the model has variables of {levels} levels in [0, 1] and the data have other values: "
+            "decode them, binarise them (--binarize) or set the model's levels"
+        )
+
+
+def check_density(model: Any, x: Any, levels: int | None = None) -> None:
+    """Check that a model of a density gets continuous data.
+
+    Args:
+      model: any model; only one whose fact `levels` is 0 is checked.
+      x: the data, [N, *shape].
+      levels: the number of levels of the data, 0 for continuous data, None to infer it from x.
+
+    Raises:
+      UserError: the data have levels.
+    """
+    if facts(model).levels != 0:
+        return
+    levels = infer_levels(x) if levels is None else levels
+    name = type(model).__name__
+    if levels == 1:
+        raise UserError(f"{name} models a density of continuous data and all values of x are equal")
+    if levels:
+        raise UserError(
+            f"{name} models a density of continuous data and the data have {levels} levels: "
+            f"wrap the model, Dequantized({name}(...), levels={levels}), or pass levels=0 if the "
+            "values are measurements"
+        )

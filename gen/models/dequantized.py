@@ -1,0 +1,195 @@
+"""A model of a density, applied to data with levels by uniform dequantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen import estimate
+from gen.core import (
+    CAPABILITIES,
+    Batch,
+    Data,
+    Density,
+    Metrics,
+    Shape,
+    capabilities,
+    facts,
+    replica_key,
+    require,
+)
+from gen.estimate import BOUND, Estimate
+from gen.levels import check_levels, dequantize, quantize
+
+SUPPORTED = (
+    "begin",
+    "sample",
+    "chains",
+    "encode",
+    "decode",
+    "reconstruct",
+    "complete",
+    "objective",
+    "score",
+    "filters",
+)
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """P(k) = ∫ over the cell of k of p(y) dy, for levels k and a model p of a density.
+
+    The cell of k = (k_1, …, k_D) consists of the points y = (k + u) / K with u in [0, 1)^D and has
+    the volume K^−D. By Jensen's inequality
+
+        log P(k) ≥ E_{u ~ U[0, 1)^D} log p((k + u) / K) − D log K
+
+    (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844, section 3.1). Each
+    training step draws new u. There is a bound and no `log_prob`, whatever the density model has.
+    """
+
+    base: Any
+    """model of the density p"""
+    shape: Shape = (28, 28, 1)
+    """shape of one example"""
+    levels: int = 256
+    """number K of values that a variable can take"""
+
+    def __post_init__(self):
+        require(self.levels > 1, f"Dequantized: levels is {self.levels}, must be 2 or more")
+        require(
+            facts(self.base).levels == 0,
+            f"Dequantized: {type(self.base).__name__} is no model of a density",
+        )
+
+    @property
+    def family(self) -> str:
+        """The family of the density model."""
+        return self.base.family
+
+    @property
+    def density(self) -> Density:
+        """The integral over a cell is bounded, not computed."""
+        return "approximate"
+
+    @property
+    def sequences(self) -> bool:
+        """Sequences are taken if the density model takes them."""
+        return facts(self.base).sequences
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """The methods of this class that need one that the density model has not."""
+        has = capabilities(self.base)
+        return tuple(name for name in CAPABILITIES if name in SUPPORTED and name not in has)
+
+    @property
+    def _model(self) -> Any:
+        return replace(self.base, shape=self.shape)
+
+    def init(self, key: jax.Array) -> Any:
+        """Return the first state of the density model."""
+        return self._model.init(key)
+
+    def begin(self, state: Any, batch: Batch, key: jax.Array) -> Any:
+        """Let the density model begin from dequantized examples."""
+        noise_key, key = jax.random.split(key)
+        return self._model.begin(state, self._dequantized(batch, noise_key), key)
+
+    def step(
+        self, state: Any, batch: Batch, key: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[Any, Metrics]:
+        """Take a step of the density model on a dequantized batch; its metrics are logged."""
+        noise_key, key = jax.random.split(key)
+        noisy = self._dequantized(batch, replica_key(noise_key, axis_name))
+        return self._model.step(state, noisy, key, axis_name=axis_name)
+
+    def parameters(self, state: Any) -> Any:
+        """Return the parameters of the density model."""
+        return self._model.parameters(state)
+
+    def evaluate(self, state: Any, data: Data, key: jax.Array) -> dict[str, Estimate]:
+        """Return the bound on −log P(k) as `nll`, from one dequantized copy of each example.
+
+        `bits_per_dim` is the bound in bits per variable. Other estimates are the density model's,
+        on the dequantized data.
+        """
+        check_levels(data, self.levels)
+        noise_key, key = jax.random.split(key)
+        x = estimate.per_example(
+            lambda batch, row_key: self._dequantized(batch, row_key)["x"], data, noise_key
+        )
+        variables = math.prod(self.shape)
+        results = {}
+        for name, value in self._model.evaluate(state, {**data, "x": x}, key).items():
+            if value.settings.get("density"):
+                settings = {key: item for key, item in value.settings.items() if key != "density"}
+                value = replace(
+                    value,
+                    value=value.value + variables * math.log(self.levels),
+                    kind=BOUND[value.kind],
+                    settings={**settings, "dequantized": "uniform"},
+                )
+            results[name] = value
+        return {**results, "bits_per_dim": estimate.in_bits(results["nll"], variables)}
+
+    def sample(self, state: Any, key: jax.Array, n: int) -> jax.Array:
+        """Draw from the density and return the levels whose cells the draws lie in: [n, *shape]."""
+        return quantize(self._model.sample(state, key, n), self.levels)
+
+    def chains(self, state: Any, key: jax.Array, n: int, sweeps: int) -> jax.Array:
+        """Return the levels of the density model's chains: [n, *shape].
+
+        Args:
+          state: a state of the model.
+          key: the source of every draw.
+          n: the number of chains.
+          sweeps: Gibbs sweeps from the persistent chains.
+        """
+        return quantize(self._model.chains(state, key, n, sweeps), self.levels)
+
+    def encode(self, state: Any, batch: Batch) -> jax.Array:
+        """Return the code of the middle of the cell."""
+        return self._model.encode(state, self._middle(batch))
+
+    def decode(self, state: Any, z: jax.Array) -> jax.Array:
+        """Return the levels of the decoded values, [B, *shape]."""
+        return quantize(self._model.decode(state, z), self.levels)
+
+    def reconstruct(self, state: Any, batch: Batch) -> jax.Array:
+        """Return the levels of the reconstruction of the middle of the cell, [B, *shape]."""
+        return quantize(self._model.reconstruct(state, self._middle(batch)), self.levels)
+
+    def complete(self, state: Any, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """Return x with its hidden variables drawn given the middles of the shown cells."""
+        middle = self._middle({"x": x})["x"]
+        drawn = quantize(self._model.complete(state, middle, mask, key), self.levels)
+        return jnp.where(jnp.broadcast_to(mask, x.shape) != 0, x, drawn)
+
+    def objective(self, state: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the density model's loss of each dequantized example, [B]."""
+        noise_key, key = jax.random.split(key)
+        return self._model.objective(state, self._dequantized(batch, noise_key), key)
+
+    def score(self, state: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the density model's score of each dequantized example, [B]."""
+        noise_key, key = jax.random.split(key)
+        return self._model.score(state, self._dequantized(batch, noise_key), key)
+
+    def filters(self, state: Any) -> jax.Array:
+        """Return the weights of each hidden unit of the density model, [H, *shape]."""
+        return self._model.filters(state)
+
+    def _dequantized(self, batch: Any, key: jax.Array) -> Any:
+        """Return the batch with a uniform draw from the cell of each level."""
+        x = batch["x"]
+        return {**batch, "x": dequantize(x, self.levels, jax.random.uniform(key, np.shape(x)))}
+
+    def _middle(self, batch: Any) -> Any:
+        """Return the batch with the middle of the cell of each level."""
+        return {**batch, "x": dequantize(batch["x"], self.levels, 0.5)}

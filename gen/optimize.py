@@ -1,0 +1,223 @@
+"""Optimisers as frozen values, and the gradient step in two functions.
+
+A model's field `optimizer` is an `Optimizer`, whose fields are command-line flags, or an optax
+transformation of the user's. A step is
+
+    gradient, aux = optimize.gradient(loss, params, axis_name)
+    params, opt_state = optimize.update(optimizer, gradient, opt_state, params)
+
+so that a model whose gradient is not the gradient of a loss, such as a Boltzmann machine, uses the
+second line alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import jax
+import optax
+
+from gen.core import UserError, check_fields, pmean, require
+
+NO_DECAY = ("b", "c", "bias", "biases", "visible", "hidden", "logvar", "scale")
+"""Names of the parameters that weight decay leaves alone: biases, variances and normalisers."""
+
+Config = TypeVar("Config")
+Aux = TypeVar("Aux")
+
+ONLY_FOR = {
+    "momentum": ("sgd",),
+    "b1": ("adam",),
+    "b2": ("adam",),
+    "decay": ("rmsprop",),
+    "eps": ("adam", "rmsprop"),
+}
+"""The kinds of optimiser that a field has a meaning for."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam, SGD or RMSProp with a learning-rate schedule, gradient clipping and weight decay.
+
+    - `adam`: Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1.
+    - `sgd`: θ ← θ − η u with u ← momentum · u + gradient.
+    - `rmsprop`: θ ← θ − η g / (√v + ε) with v ← decay · v + (1 − decay) g² from v = 0 (Hinton's
+      lecture). optax's default puts ε inside of the root.
+
+    The learning rate η rises linearly from 0 over `warmup_steps`. Then it stays, or falls to 0
+    along half a cosine (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5, without
+    restarts). Weight decay is decoupled from the gradient: θ ← θ − η · weight_decay · θ, for
+    weights and not for biases (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101).
+    """
+
+    kind: Literal["adam", "sgd", "rmsprop"] = "adam"
+    """update rule"""
+    learning_rate: float = 1e-3
+    """step size, the largest of the schedule"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """course of the learning rate after the warm-up"""
+    decay_steps: int | None = None
+    """step at which the cosine schedule reaches 0 (default: the last step of the run)"""
+    warmup_steps: int = 0
+    """steps over which the learning rate rises linearly from 0"""
+    clip_norm: float = 0.0
+    """largest global norm of the gradient (0: no clipping)"""
+    weight_decay: float = 0.0
+    """decoupled weight decay, in units of the learning rate"""
+    b1: float = 0.9
+    """decay of the running mean of gradients (adam)"""
+    b2: float = 0.999
+    """decay of the running mean of squared gradients (adam)"""
+    momentum: float = 0.0
+    """momentum (sgd)"""
+    decay: float = 0.9
+    """decay of the running mean of squared gradients (rmsprop)"""
+    eps: float = 1e-8
+    """added to the root of the mean square (adam, rmsprop)"""
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            positive=("learning_rate", "eps"),
+            non_negative=("warmup_steps", "clip_norm", "weight_decay"),
+            fraction=("b1", "b2", "momentum", "decay"),
+        )
+        for field in dataclasses.fields(self):
+            kinds = ONLY_FOR.get(field.name, (self.kind,))
+            unset = getattr(self, field.name) == field.default
+            require(
+                unset or self.kind in kinds,
+                f"Optimizer: {field.name} has no meaning for {self.kind}, only for "
+                f"{' and '.join(kinds)}",
+            )
+        if self.decay_steps is not None:
+            require(
+                self.schedule == "cosine",
+                f"Optimizer: decay_steps is {self.decay_steps}, which needs the schedule cosine",
+            )
+            require(
+                self.decay_steps > self.warmup_steps,
+                f"Optimizer: decay_steps is {self.decay_steps}, must be above warmup_steps, "
+                f"{self.warmup_steps}",
+            )
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Return the optax transformation.
+
+        Raises:
+          UserError: the schedule falls and its length is not known. `gen.train.fit` sets it.
+        """
+        rule = {
+            "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
+            "sgd": optax.trace(self.momentum) if self.momentum else optax.identity(),
+            "rmsprop": optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False),
+        }[self.kind]
+        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        shrink = [optax.add_decayed_weights(self.weight_decay, is_weight)]
+        shrink = shrink if self.weight_decay else []
+        return optax.chain(*clip, rule, *shrink, optax.scale_by_learning_rate(self._rate()))
+
+    def _rate(self) -> optax.ScalarOrSchedule:
+        """Return the learning rate as a function of the step, or as a number if it is constant."""
+        if self.schedule == "constant":
+            rate = optax.constant_schedule(self.learning_rate)
+        elif self.decay_steps is None:
+            raise UserError(
+                "Optimizer: the cosine schedule has no length: set decay_steps to the number of "
+                "training steps"
+            )
+        else:
+            length = self.decay_steps - self.warmup_steps
+            rate = optax.cosine_decay_schedule(self.learning_rate, length)
+        if self.warmup_steps:
+            rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+            return optax.join_schedules([rise, rate], [self.warmup_steps])
+        return self.learning_rate if self.schedule == "constant" else rate
+
+
+AnyOptimizer = Optimizer | optax.GradientTransformation
+"""The type of a model's field `optimizer`: the project's value, or any optax transformation."""
+
+
+def transformation(optimizer: AnyOptimizer) -> optax.GradientTransformation:
+    """Return the optax transformation of an optimiser."""
+    return optimizer.transformation() if isinstance(optimizer, Optimizer) else optimizer
+
+
+def init(optimizer: AnyOptimizer, params: Any) -> optax.OptState:
+    """Return the optimiser's state before the first step."""
+    return transformation(optimizer).init(params)
+
+
+def gradient(
+    loss: Callable[[Any], tuple[jax.Array, Aux]], params: Any, axis_name: str | None = None
+) -> tuple[Any, Aux]:
+    """Return the gradient of a loss, averaged over the replicas.
+
+    Args:
+      loss: maps params to (a scalar, auxiliary arrays such as metrics and batch statistics).
+      params: any tree of arrays.
+      axis_name: the mapped axis to average over, under `pmap`.
+
+    Returns:
+      The gradient, shaped like params, and the auxiliary arrays, both averaged.
+    """
+    return pmean(jax.grad(loss, has_aux=True)(params), axis_name)
+
+
+def update(
+    optimizer: AnyOptimizer, gradient: Any, opt_state: optax.OptState, params: Any
+) -> tuple[Any, optax.OptState]:
+    """Apply one step of an optimiser.
+
+    Args:
+      optimizer: the rule.
+      gradient: the averaged gradient, shaped like params.
+      opt_state: what `init` or an earlier call returned.
+      params: the parameters before the step.
+
+    Returns:
+      The parameters and the optimiser's state after the step.
+    """
+    updates, opt_state = transformation(optimizer).update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def for_run(config: Config, steps: int) -> Config:
+    """Return a model whose falling schedules end with the run, unless they have a length already.
+
+    Args:
+      config: a model or a part of one; optimisers are found in its fields, at any depth.
+      steps: the number of training steps of the run.
+    """
+    if isinstance(config, Optimizer):
+        if config.schedule == "constant" or config.decay_steps is not None:
+            return config
+        return dataclasses.replace(config, decay_steps=steps)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    parts = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, field.name))
+    }
+    changed = {name: for_run(part, steps) for name, part in parts.items()}
+    changed = {name: part for name, part in changed.items() if part is not parts[name]}
+    return dataclasses.replace(config, **changed) if changed else config
+
+
+def is_weight(params: Any) -> Any:
+    """Mark the leaves that weight decay shrinks: all but those whose last name is in NO_DECAY.
+
+    A leaf `biases[0]` is named `biases`. The kernel of a layer named `logvar` is named `kernel`.
+    """
+
+    def marked(path, _):
+        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
+        names = [name for name in names if isinstance(name, str)]
+        return not names or names[-1] not in NO_DECAY
+
+    return jax.tree_util.tree_map_with_path(marked, params)

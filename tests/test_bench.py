@@ -1,0 +1,130 @@
+"""The benchmarks: counts of operations, the shape of their results, and the command."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.__main__ import main
+from experiments.bench import diffusion, hmm, training
+from experiments.experiment import Experiment
+from experiments.registry import EXPERIMENTS
+from gen.models.autoencoder import Autoencoder
+from gen.models.autoregressive import NADE, Autoregressive
+from gen.models.diffusion import DiscreteDiffusion, GaussianDiffusion, ResidualMLP
+from gen.models.hmm import HMM, Categorical, Gaussian
+from gen.nets import MLP
+
+
+def power(x: jax.Array, n: int, **options: Any) -> jax.Array:
+    """Return x^n for a matrix x, by a loop."""
+    return jax.lax.fori_loop(0, n, lambda i, y: x @ y, jnp.eye(len(x)), **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x @ x, False),
+        (lambda x: jax.random.normal(jax.random.key(0), x.shape), False),
+        (partial(power, n=4), True),
+        (lambda x: jax.vmap(jax.jit(partial(power, n=4)))(x[None]), True),
+        (jax.grad(lambda x: power(x, 4).sum()), True),
+        (lambda x: jax.lax.cond(x[0, 0] > 0, partial(power, n=4), jnp.sin, x), True),
+        (lambda x: jax.lax.while_loop(lambda y: y.sum() < 1, lambda y: 2 * y, x), True),
+        (partial(power, n=4, unroll=2), True),
+        (partial(power, n=4, unroll=True), False),
+        (partial(power, n=1), False),
+    ],
+)
+def test_loops_are_found_in_every_part_of_a_program(function, expected):
+    assert training.has_loop(jax.make_jaxpr(function)(jnp.ones((3, 3)))) == expected
+
+
+def test_the_compiler_counts_the_products_of_a_step_without_loops(digits):
+    """The products of a linear layer of D inputs and H outputs cost 2 B D H operations forwards,
+    and as many for each gradient: of the weights, and of the inputs except for the first layer."""
+    hidden, batch, size = 300, 50, 64
+    net = MLP((hidden,), "linear")
+    model = Autoencoder(shape=digits.shape, encoder=net, decoder=net, output="linear")
+    experiment = Experiment(model, data="digits", batch_size=batch).on(digits)
+    layers = 2 * size * hidden, 3 * hidden * hidden, 3 * hidden * size
+    products = 2 * batch * sum(layers)
+    flops = training.step_flops(experiment, digits)
+    assert flops is not None
+    assert products < flops < 1.2 * products
+
+
+def test_a_step_with_a_loop_has_no_count(digits):
+    model = Autoregressive(NADE(5), levels=digits.levels)
+    experiment = Experiment(model, data="digits", batch_size=10).on(digits)
+    assert training.step_flops(experiment, digits) is None
+
+
+def test_filtering_is_timed_for_each_number_of_steps_in_a_block(monkeypatch):
+    monkeypatch.setattr(hmm, "STEPS", 50)
+    monkeypatch.setattr(hmm, "STATES", 3)
+    monkeypatch.setattr(hmm, "BLOCKS", (7,))
+    speeds = hmm.filtering_speeds(repeats=1)
+    assert [row.block for row in speeds] == [0, 7]
+    assert all(row.seconds > 0 for row in speeds)
+    assert hmm.filtering_json(speeds)["seconds"].keys() == {"0", "7"}
+    assert hmm.filtering_table(speeds).row_count == 2
+
+
+@pytest.mark.slow
+def test_em_is_timed_without_the_other_libraries(monkeypatch):
+    gaussian = HMM(shape=(20, 2), states=3, emission=Gaussian())
+    categorical = HMM(shape=(40,), states=2, emission=Categorical(levels=4), block=5)
+    settings = {"gaussian": hmm.Setting(gaussian, 3), "categorical": hmm.Setting(categorical, 1)}
+    monkeypatch.setattr(hmm, "SETTINGS", settings)
+    monkeypatch.setattr(hmm, "optional", lambda module: None)
+    speeds = hmm.em_speeds(0.01)
+    assert speeds.keys() == settings.keys()
+    for row in speeds.values():
+        assert (row["gen"] or 0) > 0
+        assert row["hmmlearn"] is None
+    assert hmm.em_table(speeds).row_count == 2
+
+
+def test_the_timed_diffusion_models_are_registered():
+    for name in diffusion.NAMES:
+        assert EXPERIMENTS[name].model.family == "diffusion"
+
+
+@pytest.mark.slow
+def test_every_sampler_is_timed_and_its_network_calls_are_counted(monkeypatch):
+    net = ResidualMLP(width=8, layers=1)
+    model = GaussianDiffusion(net, levels=17, classes=10, guidance=1.0)
+    monkeypatch.setattr(diffusion, "STEPS", (3,))
+    experiment = Experiment(model, data="digits")
+    guided = diffusion.speed(experiment, None, 0.01, batch=10, n=4)
+    calls = {way.sampler: way.calls for way in guided.sampling}
+    assert calls == {"ancestral": 6, "ddim": 6, "heun": 12, "dpm": 6}  # with labels and without
+    experiment = replace(experiment, model=DiscreteDiffusion(net, levels=17))
+    discrete = diffusion.speed(experiment, None, 0.01, batch=10, n=4)
+    assert [(way.sampler, way.calls) for way in discrete.sampling] == [("ancestral", 3)]
+    rates = [guided.examples_per_second, *(way.samples_per_second for way in guided.sampling)]
+    assert min(rates) > 0
+    stored = json.loads(json.dumps(diffusion.as_json({"name": guided})))
+    assert stored["name"]["sampling"][0]["sampler"] == "ancestral"
+    assert diffusion.table({"guided": guided, "discrete": discrete}).row_count == 7
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_stores_speeds(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    assert main(["bench", "ae_digits", "nade_digits", "--seconds", "0.2", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "ae_digits" in printed
+    assert "naive" in printed
+    bench = json.loads(path.read_text())
+    assert list(bench["sampling"]) == ["nade_digits"]
+    assert bench["sampling"]["nade_digits"]["naive_seconds"] > 0
+    row = bench["experiments"]["ae_digits"]
+    assert row["steps_per_second"] > 0
+    assert bench["matmul_gflops"] > row["gflops"] > 0
+    assert bench["experiments"]["nade_digits"]["gflops"] is None
