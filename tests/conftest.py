@@ -85,9 +85,9 @@ NETWORKS = {
 """Models whose networks have batch statistics, which no registered experiment has."""
 
 
-def structure(value) -> tuple[Any, ...]:
+def structure(value, choices: bool = True) -> tuple[Any, ...]:
     """Return what a model is apart from its sizes and rates: the types of it and of its parts,
-    its choices and switches, and which of its counts are 0, 1 or more."""
+    its choices and switches (optional), and whether its counts are 0, 1 or more."""
     if isinstance(value, optimize.Optimizer):
         return (value.kind,)
     if not is_dataclass(value):
@@ -95,23 +95,26 @@ def structure(value) -> tuple[Any, ...]:
     found: list[Any] = [type(value)]
     for field in fields(value):
         part = getattr(value, field.name)
-        if isinstance(part, str | bool) and field.name not in ALIKE:
+        if choices and isinstance(part, str | bool) and field.name not in ALIKE:
             found.append((field.name, part))
-        if field.name in COUNTS:
-            found.append((field.name, min(part, 2)))
-        found.append(structure(part))
+        if field.name in (COUNTS if choices else COUNTS[:4]):
+            found.append((field.name, min(part, 2) if choices else part > 1))
+        found.append(structure(part, choices))
     return tuple(found)
 
 
 ALIKE = ("activation", "output", "name", "start", "per", "centred", "raster", "direct")
 """Choices that change a formula's details and not the structure of a model."""
-COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixels", "fourier")
+COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixel_features", "fourier")
 """Counts whose being 0, 1 or more changes the structure of a model."""
 
 
 DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
 """One registered experiment for each structure of a model: the first that has it."""
 NAMES = [*reversed(DISTINCT.values()), *NETWORKS]
+TYPES = {structure(EXPERIMENTS[name].model, choices=False): name for name in reversed(EXPERIMENTS)}
+TYPICAL = [*reversed(TYPES.values()), *NETWORKS]
+"""One registered experiment for each combination of types, whatever its choices."""
 
 
 class Entry(NamedTuple):

@@ -246,7 +246,7 @@ def test_parallel_equals_sequential_on_a_long_sequence(block):
 
 @pytest.mark.slow
 def test_a_million_steps_lose_no_precision():
-    """Where the transitions forget, log p is a sum over steps."""
+    """Transitions that forget the state make log p a sum over steps, known in float64."""
     steps, states = 10**6, 2
     share = jnp.log(jnp.array([0.3, 0.7]))
     log_transition = jnp.broadcast_to(share, (states, states))
@@ -271,7 +271,7 @@ def test_a_million_steps_lose_no_precision():
 
 @pytest.mark.parametrize("block", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_huge_differences_and_impossible_data_are_no_nan(block):
-    """A chain that must begin in state 0 and never leave it, and data that speak for state 1."""
+    """The chain has to begin in state 0 and to stay there, and the data speak for state 1."""
     log_initial = jnp.array([0.0, -jnp.inf])
     log_transition = jnp.log(jnp.eye(2))
     each = jnp.array([[-5000.0, 0.0]] * 4)
@@ -307,7 +307,7 @@ def test_posterior_samples_have_the_law_of_the_paths(block):
 @every_emission
 @pytest.mark.parametrize("prior", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_em_never_lowers_what_it_maximises(name, prior):
-    """Σ log p over the batch plus, with priors, their logarithm."""
+    """EM maximises Σ log p over the batch plus the logarithm of the priors, if there are any."""
     model, state, batch = make(name, smoothing=0.02 if prior else 0.0)
     if not prior:
         # A Gaussian without a prior may collapse onto a point: it has to have enough of them.
@@ -419,7 +419,7 @@ def close(a, b):
 
 @pytest.mark.parametrize("name", ["diagonal", "full"])
 def test_stepwise_moments_are_those_of_both_batches(name):
-    """Means and covariances from raw moments in float64, weighted by each batch's posteriors."""
+    """Means and covariances equal those of raw moments in float64, mixed over both batches."""
     model, state, _ = make(name, rate=0.25)
     model = replace(model, emission=replace(model.emission, prior=0.0))
     batches = [
@@ -448,7 +448,7 @@ def test_stepwise_moments_are_those_of_both_batches(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "diagonal", "mixed"])
 def test_gaussians_begin_well_far_from_the_origin(name):
-    """The same data, shifted by a thousand: the same likelihood, and no component takes all."""
+    """A shift of the data by a thousand changes no likelihood, and no component takes all."""
     model, _, _ = make(name)
     z = jax.random.randint(jax.random.key(0), (60, T, 1), 0, 3)
     x = 5.0 * z + jax.random.normal(jax.random.key(1), (60, T, D))
@@ -464,7 +464,7 @@ def test_gaussians_begin_well_far_from_the_origin(name):
 
 @every_emission_in_time
 def test_gradient_is_the_expected_gradient_of_the_complete_data(name):
-    """Fisher's identity: ∇ log p(x) = E[∇ log p(x, z) | x], the posterior held fixed."""
+    """Fisher's identity holds: ∇ log p(x) = E[∇ log p(x, z) | x] with the posterior fixed."""
     model, state, batch = make(name)
     posterior = model.encode(state, batch)
     expected = expected_statistics(model, state, batch)
@@ -495,7 +495,7 @@ def test_many_sequences_are_taken_in_parts(monkeypatch):
 
 
 def test_sample_has_the_law_of_the_model():
-    """Frequencies of all sequences of three binary observations."""
+    """The frequencies of all sequences of three binary observations pass a χ² test."""
     model = HMM(shape=(3, 1), states=2, emission=Bernoulli())
     state = model.init(jax.random.key(3))
     state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
@@ -527,7 +527,7 @@ def test_complete_draws_from_the_exact_conditional():
 
 @pytest.mark.slow
 def test_a_mixture_completes_an_observation_by_what_is_shown_of_it():
-    """Two components far apart: the shown variable tells which one the hidden one is of."""
+    """The shown variable tells which of two distant components the hidden variable belongs to."""
     emission = GaussianMixture(components=2)
     model = HMM(shape=(1, D), states=1, emission=emission)
     state = model.init(jax.random.key(0))
@@ -569,7 +569,7 @@ def test_a_full_covariance_completes_an_observation_by_its_regression():
 
 @every_emission_in_time
 def test_samples_are_likelier_under_their_own_model(name):
-    """Of each emission the samples' mean −log p is the entropy rate: below that of another law."""
+    """The samples' mean −log p is the entropy, and is higher under another state's law."""
     model, state, _ = make(name)
     other = model.init(jax.random.key(9))
 
@@ -586,7 +586,7 @@ def test_samples_are_likelier_under_their_own_model(name):
 
 @pytest.mark.parametrize("start", [pytest.param("kmeans", marks=pytest.mark.slow), "examples"])
 def test_it_begins_from_the_data(start):
-    """Three clusters far apart: k-means finds them, examples lie within them."""
+    """The best of four seeds finds three distant clusters."""
     centres = jnp.array([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]])
     z = jax.random.randint(jax.random.key(0), (50, T), 0, 3)
     x = centres[z] + jax.random.normal(jax.random.key(1), (50, T, D))
@@ -636,7 +636,7 @@ def test_gradient_and_stepwise_em_reach_what_em_reaches(name):
     ],
 )
 def test_the_earthquakes_likelihoods_are_the_published_ones(states, published):
-    """Zucchini & MacDonald 2009, with the initial law free."""
+    """The values are from Zucchini & MacDonald 2009, with free initial probabilities."""
     series = data.load("earthquakes")
     model = HMM(
         shape=series.shape,

@@ -22,7 +22,7 @@ EVERYTHING = jnp.array(list(itertools.product([0.0, 1.0], repeat=8))).reshape(-1
 def random_state(components, key=0):
     weight_key, pixel_key = jax.random.split(jax.random.key(key))
     weight = jax.random.normal(weight_key, (components,))
-    return State(Params(weight, 2 * jax.random.normal(pixel_key, (components, 8))), ())
+    return State(Params(weight, 2 * jax.random.normal(pixel_key, (components, 8))), (), ())
 
 
 def clusters(n=600, key=3):
@@ -38,8 +38,8 @@ def clusters(n=600, key=3):
 def test_log_prob_is_the_definition_and_sums_to_one(components):
     model, state = Mixture(shape=SHAPE, components=components), random_state(components)
     x = np.asarray(EVERYTHING).reshape(-1, 8)
-    pi = np.asarray(jax.nn.softmax(state.params.weight))
-    mu = np.asarray(jax.nn.sigmoid(state.params.pixel))
+    pi = np.asarray(jax.nn.softmax(state.params.log_weight))
+    mu = np.asarray(jax.nn.sigmoid(state.params.log_odds))
     each = np.prod(np.where(x[:, None] == 1, mu[None], 1 - mu[None]), axis=2)
     p = each @ pi
     np.testing.assert_allclose(np.exp(model.log_prob(state, {"x": EVERYTHING})), p, rtol=1e-4)
@@ -52,7 +52,7 @@ def test_one_component_is_the_frequency_of_each_pixel():
     model = Mixture(shape=SHAPE, components=1, smoothing=1e-9)
     state, _ = model.step(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
     np.testing.assert_allclose(
-        jax.nn.sigmoid(state.params.pixel)[0], np.asarray(x).reshape(-1, 8).mean(0), rtol=1e-5
+        jax.nn.sigmoid(state.params.log_odds)[0], np.asarray(x).reshape(-1, 8).mean(0), rtol=1e-5
     )
 
 
@@ -64,9 +64,9 @@ def test_em_never_lowers_what_it_maximises(smoothing):
     mean = (x.reshape(-1, 8).mean(0) + 1e-3) / 1.002
 
     def objective(state):
-        log_pi = jax.nn.log_softmax(state.params.weight)
-        log_mu = jax.nn.log_sigmoid(state.params.pixel)
-        log_not = jax.nn.log_sigmoid(-state.params.pixel)
+        log_pi = jax.nn.log_softmax(state.params.log_weight)
+        log_mu = jax.nn.log_sigmoid(state.params.log_odds)
+        log_not = jax.nn.log_sigmoid(-state.params.log_odds)
         prior = log_pi.sum() + (mean[None] * log_mu + (1 - mean[None]) * log_not).sum()
         return float(model.log_prob(state, {"x": x}).mean() + smoothing * prior)
 
@@ -84,16 +84,16 @@ def test_em_never_lowers_what_it_maximises(smoothing):
 def test_em_update_is_the_weighted_mean_by_hand():
     x = clusters(50)
     model = Mixture(shape=SHAPE, components=3, smoothing=0.02)
-    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6))
+    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6), ())
     r = np.asarray(model.encode(state, {"x": x}))
     share, ones = r.mean(0), r.T @ np.asarray(x).reshape(50, 8) / 50
     mean = (ones.sum(0) + 1e-3) / 1.002
     new, metrics = model.step(state, {"x": x}, jax.random.key(0))
     np.testing.assert_allclose(
-        jax.nn.softmax(new.params.weight), (share + 0.02) / (1 + 0.06), rtol=1e-4
+        jax.nn.softmax(new.params.log_weight), (share + 0.02) / (1 + 0.06), rtol=1e-4
     )
     np.testing.assert_allclose(
-        jax.nn.sigmoid(new.params.pixel),
+        jax.nn.sigmoid(new.params.log_odds),
         (ones + 0.02 * mean) / (share[:, None] + 0.02),
         rtol=1e-4,
     )
@@ -102,10 +102,10 @@ def test_em_update_is_the_weighted_mean_by_hand():
 
 def test_stepwise_em_averages_its_statistics():
     x = clusters(100)
-    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6))
+    state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6), ())
     full, _ = Mixture(shape=SHAPE, components=3).step(state, {"x": x}, jax.random.key(0))
     part, _ = Mixture(shape=SHAPE, components=3, rate=0.25).step(state, {"x": x}, jax.random.key(0))
-    for old, new, mixed in zip(state.memory, full.memory, part.memory, strict=True):
+    for old, new, mixed in zip(state.statistics, full.statistics, part.statistics, strict=True):
         np.testing.assert_allclose(mixed, 0.75 * old + 0.25 * new, rtol=1e-5)
 
 
@@ -142,14 +142,14 @@ def test_em_begins_from_examples():
     model = Mixture(shape=SHAPE, components=4)
     state = model.begin(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
     rows, mean = np.asarray(x).reshape(32, 8), np.asarray(x).reshape(32, 8).mean(0)
-    for mu in np.asarray(jax.nn.sigmoid(state.params.pixel)):
+    for mu in np.asarray(jax.nn.sigmoid(state.params.log_odds)):
         distance = np.abs(mu[None] - 0.5 * (rows + mean[None])).max(1)
         assert distance.min() < 2e-3
-    starts = [train.begin(model, {"x": x}, 8, seed).state.params.pixel for seed in (0, 1)]
-    logits = model.init(train.streams(0).init).params.pixel
+    starts = [train.begin(model, {"x": x}, 8, seed).state.params.log_odds for seed in (0, 1)]
+    logits = model.init(train.streams(0).init).params.log_odds
     assert np.abs(starts[0] - starts[1]).max() > 0.1
     assert np.abs(starts[0] - logits).max() > 0.1
-    seeds = train.begin(model, {"x": x}, 8, [0, 1]).state.params.pixel
+    seeds = train.begin(model, {"x": x}, 8, [0, 1]).state.params.log_odds
     np.testing.assert_allclose(seeds, np.stack(starts), rtol=1e-5)
     gradient = Mixture(shape=SHAPE, components=4, training="gradient")
     state = gradient.init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Mixtures of independent Bernoulli variables; with one component, independent pixels."""
+"""Mixtures of independent Bernoulli variables; with one component, independent variables."""
 
 from __future__ import annotations
 
@@ -27,50 +27,60 @@ from gen.levels import check_levels
 from gen.nets import flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
-PROBABILITY_FLOOR = 1e-3
-"""The least probability of either value of a pixel in EM's prior and in its first components."""
+FLOOR = 1e-3
+"""A lower bound on the probability of either value, in EM's first components and its prior.
+
+Some variables have one value in all training examples. A probability of exactly 0 for the other
+value has no finite logit, and gives probability 0 to every example that has it.
+"""
 
 
 class Params(NamedTuple):
     """The mixture's parameters as logits, so that gradient steps keep them in range."""
 
-    weight: jax.Array  # [K], log π up to a constant
-    pixel: jax.Array  # [K, D], log μ / (1 − μ)
+    log_weight: jax.Array  # [K], log π up to a constant
+    log_odds: jax.Array  # [K, D], log μ / (1 − μ)
 
 
 class Statistics(NamedTuple):
-    """Expected sufficient statistics of an example, under the responsibilities r_k(x)."""
+    """Expected sufficient statistics, the mean over training examples."""
 
-    share: jax.Array  # [K], E r_k
-    ones: jax.Array  # [K, D], E r_k x
+    share: jax.Array  # [K], E r_k(x)
+    ones: jax.Array  # [K, D], E r_k(x) x
 
 
 class State(NamedTuple):
     """Everything that training changes."""
 
     params: Params
-    memory: Any  # by EM: the Statistics; by gradient: the optimiser's state
+    statistics: Any  # em: Statistics, all 0 before the first step; gradient: ()
+    opt_state: Any  # gradient: the optimiser's state; em: ()
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """p(x) = Σ_k π_k Π_d μ_kd^x_d (1 − μ_kd)^(1 − x_d), on binary x.
+    """p(x) = Σ_k π_k Π_d μ_kd^x_d (1 − μ_kd)^(1 − x_d), for binary x.
 
-    By EM (Dempster, Laird & Rubin 1977, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x), the
-    E-step of a training step takes the responsibilities of its batch,
+    Training by EM (Dempster, Laird & Rubin 1977,
+    https://doi.org/10.1111/j.2517-6161.1977.tb01600.x): the E-step takes the responsibilities of
+    the components for each example of the batch, and from them the expected sufficient statistics,
 
-        r_k(x) = π_k p(x | k) / p(x),    s ← (1 − rate) s + rate · mean over the batch of (r, r x),
+        r_k(x) = p(k | x) = π_k p(x | k) / p(x),
+        s ← (1 − rate) s + rate · mean over the batch of (r_k(x), r_k(x) x).
 
-    and the M-step sets the parameters to the maximum of the expected log-likelihood under s. With
-    `rate` 1 and the whole training set as the batch this is EM, else stepwise EM (Cappé & Moulines
-    2009, https://arxiv.org/abs/0712.4273). `smoothing` is a prior (see `maximize`).
+    The M-step sets the parameters to the most likely ones under s. With `rate` 1 and the whole
+    training set as the batch this is EM; otherwise it is stepwise EM (Cappé & Moulines 2009,
+    https://arxiv.org/abs/0712.4273). The first step takes rate 1. With the prior `smoothing`, EM
+    maximises the posterior of the parameters: the prior draws every component towards independent
+    variables.
 
-    By gradient, a step lowers −log p by an optimiser. Values of x between 0 and 1 are rounded in
-    training, and `evaluate` refuses them.
+    Training by gradient minimises −log p(x), without the prior.
+
+    Values of x between 0 and 1 are rounded, and `evaluate` refuses them.
 
     Deviations from Cappé & Moulines 2009:
 
-    - The rate of stepwise EM is constant.
+    - A constant rate, in place of step sizes that fall to 0.
     """
 
     family: ClassVar[str] = "mixture"
@@ -82,9 +92,9 @@ class Mixture:
     shape: Shape = (28, 28, 1)
     """shape of one example"""
     components: int = 500
-    """number K of components (1: independent pixels)"""
+    """number K of components (1: independent variables)"""
     training: Literal["em", "gradient"] = "em"
-    """expectation-maximisation, or gradient steps on −log p"""
+    """EM, or gradient descent on −log p"""
     rate: float = 1.0
     """weight of the batch in the statistics (em)"""
     smoothing: float = 4e-5
@@ -97,76 +107,66 @@ class Mixture:
         require(self.rate <= 1, f"Mixture: rate is {self.rate}, must be at most 1")
 
     def init(self, key: jax.Array) -> State:
-        """Return equal weights and pixels μ uniform in [0.25, 0.75]; EM's statistics are empty."""
-        size = math.prod(self.shape)
-        mu = jax.random.uniform(key, (self.components, size), minval=0.25, maxval=0.75)
+        """Set equal weights π, and draw each μ uniformly from [0.25, 0.75]."""
+        size = (self.components, math.prod(self.shape))
+        mu = jax.random.uniform(key, size, minval=0.25, maxval=0.75)
         params = Params(jnp.zeros(self.components), logit(mu))
         if self.training == "gradient":
-            return State(params, optimize.init(self.optimizer, params))
-        return State(params, Statistics(jnp.zeros(self.components), jnp.zeros_like(mu)))
+            return State(params, (), optimize.init(self.optimizer, params))
+        return State(params, Statistics(jnp.zeros(self.components), jnp.zeros(size)), ())
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
-        """Let EM start from K training examples, drawn: each μ lies halfway to the mean."""
+        """Start EM from K drawn training examples: each μ is halfway between one and the mean."""
         if self.training == "gradient":
             return state
         x, k = _bits(batch), self.components
         rows = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
-        halfway = 0.5 * (rows + x.mean(0)[None])
-        mu = jnp.clip(halfway, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+        mu = jnp.clip(0.5 * (rows + x.mean(0)[None]), FLOOR, 1 - FLOOR)
         return state._replace(params=Params(jnp.zeros(k), logit(mu)))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
-        """Take one EM step or one gradient step; log −log p before it as `loss`."""
+        """Take one step of EM, or one optimiser step; log −log p before it as `loss`."""
+        if self.training == "em":
+            return self._em(state, batch, axis_name)
+
+        def loss(params):
+            nll = -self.log_prob(state._replace(params=params), batch).mean()
+            return nll, {"loss": nll}
+
+        gradient, metrics = optimize.gradient(loss, state.params, axis_name)
+        params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
+        return State(params, (), opt_state), metrics
+
+    def _em(self, state: State, batch: Batch, axis_name: str | None) -> tuple[State, Metrics]:
+        """Take one step of EM: the E-step (1) and (2), the M-step (3)."""
+        # (1) Responsibilities r_k(x) = π_k p(x | k) / p(x), [B, K].
         x = _bits(batch)
-        if self.training == "gradient":
-
-            def loss(params):
-                nll = -jax.nn.logsumexp(log_joint(params, x), axis=1).mean()
-                return nll, {"loss": nll}
-
-            gradient, metrics = optimize.gradient(loss, state.params, axis_name)
-            return State(
-                *optimize.update(self.optimizer, gradient, state.memory, state.params)
-            ), metrics
-
-        # 1. E-step: the responsibilities, and the statistics of the batch.
         joint = log_joint(state.params, x)
         log_p = jax.nn.logsumexp(joint, axis=1)
         r = jnp.exp(joint - log_p[:, None])
-        batch_statistics = Statistics(r.mean(0), r.T @ x / len(x))
-        batch_statistics, nll = pmean((batch_statistics, -log_p.mean()), axis_name)
-        # 2. Stepwise EM: a running mean of the statistics, which begins at the first batch's.
-        rate = jnp.where(state.memory.share.sum() == 0, 1.0, self.rate)
+
+        # (2) Expected sufficient statistics. Stepwise EM moves towards this batch's.
+        found, loss = pmean((Statistics(r.mean(0), r.T @ x / len(x)), -log_p.mean()), axis_name)
+        first_step = state.statistics.share.sum() == 0
+        rate = jnp.where(first_step, 1.0, self.rate)
         statistics = jax.tree.map(
-            lambda old, new: (1 - rate) * old + rate * new, state.memory, batch_statistics
+            lambda old, new: (1 - rate) * old + rate * new, state.statistics, found
         )
-        # 3. M-step.
-        return State(self.maximize(statistics), statistics), {"loss": nll}
 
-    def maximize(self, statistics: Statistics) -> Params:
-        """Return the parameters of the M-step.
-
-        With the smoothing s and the mean x̄ = Σ_k ones_k over all components,
-
-            π_k ∝ share_k + s,    μ_kd = (ones_kd + s x̄_d) / (share_k + s)
-
-        maximise Σ_k E r_k log π_k p(x | k) + s Σ_k (log π_k + Σ_d x̄_d log μ_kd +
-        (1 − x̄_d) log(1 − μ_kd)): the prior draws every component towards independent pixels. x̄ is
-        kept away from 0 and 1 by PROBABILITY_FLOOR.
-        """
-        share, ones = statistics.share[:, None], statistics.ones
-        mean = (ones.sum(0) + PROBABILITY_FLOOR) / (share.sum() + 2 * PROBABILITY_FLOOR)
-        zeros = jnp.maximum(share - ones, 0.0)  # rounding can take it below
-        return Params(
-            jnp.log(statistics.share + self.smoothing),
-            jnp.log(ones + self.smoothing * mean[None])
-            - jnp.log(zeros + self.smoothing * (1 - mean[None])),
-        )
+        # (3) M-step. With the smoothing s and the mean x̄ = Σ_k ones_k of all examples,
+        #         π_k ∝ share_k + s,    μ_kd = (ones_kd + s x̄_d) / (share_k + s)
+        # maximise Σ_k E r_k log π_k p(x | k) + s Σ_k (log π_k + Σ_d x̄_d log μ_kd +
+        # (1 − x̄_d) log(1 − μ_kd)). FLOOR keeps x̄ away from 0 and 1.
+        (share, ones), s = statistics, self.smoothing
+        mean = ((ones.sum(0) + FLOOR) / (share.sum() + 2 * FLOOR))[None]
+        zeros = jnp.maximum(share[:, None] - ones, 0.0)  # rounding can take it below 0
+        log_odds = jnp.log(ones + s * mean) - jnp.log(zeros + s * (1 - mean))
+        return State(Params(jnp.log(share + s), log_odds), statistics, ()), {"loss": loss}
 
     def parameters(self, state: State) -> Any:
-        """Return π and μ, as logits."""
+        """Return the logits of π and μ."""
         return state.params
 
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
@@ -174,31 +174,28 @@ class Mixture:
         return jax.nn.logsumexp(log_joint(state.params, _bits(batch)), axis=1)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return −log p(x) as `nll`, exact. Raises `UserError` if x is not binary."""
-        check_levels(data, 2)
-        nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
+        """Return −log p(x) as `nll`, exact."""
+        check_levels(data, self.levels)
+        nll = estimate.per_example(lambda batch, _: -self.log_prob(state, batch), data, key)
         return {"nll": estimate.mean(nll, "exact")}
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Draw k ~ π, then x ~ p(x | k): [n, *shape]."""
-        component_key, pixel_key = jax.random.split(key)
-        k = jax.random.categorical(component_key, state.params.weight, shape=(n,))
-        return bernoulli_sample(pixel_key, state.params.pixel[k]).reshape(-1, *self.shape)
+        component_key, x_key = jax.random.split(key)
+        k = jax.random.categorical(component_key, state.params.log_weight, shape=(n,))
+        return bernoulli_sample(x_key, state.params.log_odds[k]).reshape(-1, *self.shape)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the responsibilities p(k | x), [B, K]."""
         return jax.nn.softmax(log_joint(state.params, _bits(batch)), axis=1)
 
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
-        """Return x with its hidden pixels drawn from p(hidden | shown), exactly.
-
-        k ~ p(k | shown), then the hidden pixels are drawn given k.
-        """
-        component_key, pixel_key = jax.random.split(key)
+        """Draw k ~ p(k | shown), then the hidden variables given k, from p(hidden | shown)."""
+        component_key, x_key = jax.random.split(key)
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         joint = log_joint(state.params, jnp.round(flatten(x)), flatten(mask))
         k = jax.random.categorical(component_key, joint, axis=1)
-        drawn = bernoulli_sample(pixel_key, state.params.pixel[k])
+        drawn = bernoulli_sample(x_key, state.params.log_odds[k])
         return jnp.where(mask, jnp.round(x), drawn.reshape(x.shape))
 
 
@@ -212,12 +209,12 @@ def log_joint(params: Params, x: jax.Array, shown: jax.Array | None = None) -> j
       x: binary examples, [B, D].
       shown: where x is shown, [B, D]; the other pixels are summed out. None: everywhere.
     """
-    weight = jax.nn.log_softmax(params.weight)[None]
-    normaliser = jax.nn.softplus(params.pixel)
+    weight = jax.nn.log_softmax(params.log_weight)[None]
+    normaliser = jax.nn.softplus(params.log_odds)
     if shown is None:
-        return weight + x @ params.pixel.T - normaliser.sum(1)[None]
+        return weight + x @ params.log_odds.T - normaliser.sum(1)[None]
     seen = shown.astype(x.dtype)
-    return weight + (x * seen) @ params.pixel.T - seen @ normaliser.T
+    return weight + (x * seen) @ params.log_odds.T - seen @ normaliser.T
 
 
 def _bits(batch: Batch) -> jax.Array:

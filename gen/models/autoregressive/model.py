@@ -139,18 +139,14 @@ class Autoregressive:
         return "raster" if self._net.masks == 1 and self._net.raster else "order"
 
     def init(self, key: jax.Array) -> State:
-        x, needed = jnp.zeros((1, *self.shape)), list(self._out)
-        params, others = nets.init(self._net, key, x, 0)
-        name = type(self.net).__name__
+        net, name, x = self._net, type(self.net).__name__, jnp.zeros((1, *self.shape))
+        params, others = nets.init(net, key, x, 0)
+        others = sorted(set(others) - {"cache"})
+        require(not others, f"{name} has {others}, Autoregressive takes parameters alone")
+        needed, logits = (1, *self._out), jax.eval_shape(self.logits, params, x, 0)
         require(
-            not set(others) - {"cache"},
-            f"{name} has the collections {sorted(others)}: Autoregressive takes networks with "
-            "parameters alone",
-        )
-        logits = jax.eval_shape(self.logits, params, x, 0)
-        require(
-            list(logits.shape) == [1, *needed],
-            f"{name} returns logits {list(logits.shape)} for one example, needed are {[1, *needed]}",
+            logits.shape == needed,
+            f"{name} returns logits {list(logits.shape)} of one example, needed is {list(needed)}",
         )
         return State(params, optimize.init(self.optimizer, params))
 

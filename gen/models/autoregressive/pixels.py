@@ -185,7 +185,7 @@ def check_one_channel(net: nn.Module, x: jax.Array) -> None:
 class PixelCNN(nn.Module):
     """PixelCNN of one channel: a 7 × 7 mask-A layer, residual blocks, two 1 × 1 layers.
 
-    The layers are those of table 1 in van den Oord, Kalchbrenner & Kavukcuoglu 2016a,
+    The layers follow table 1 of van den Oord, Kalchbrenner & Kavukcuoglu 2016a,
     https://arxiv.org/abs/1601.06759. A residual block is 2F → F → F → 2F. The network does not see
     all pixels before: masked kernels leave a blind spot to the right above.
 

@@ -12,7 +12,7 @@ For data from N(2, ¼) the denoiser has a closed form:
 ...     mean = 2 + gain * (x - 2 * (1 - t))
 ...     return Prediction(mean, (x - (1 - t) * mean) / jnp.maximum(t, 1e-6))
 >>> noise = jnp.array([[-1.0], [0.0], [1.0]])
->>> x = dpm_solver(straight, denoise, noise, falling(20))
+>>> x = dpm_solver(straight, denoise, noise, falling(40))
 >>> print(jnp.round(x[:, 0], 2))  # mean − sd, mean, mean + sd
 [1.5 2.  2.5]
 """

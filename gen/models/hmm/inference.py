@@ -144,14 +144,8 @@ def viterbi(
     score, came_from, highest = best_scores(
         log_initial + log_likelihood[0], log_transition, log_likelihood[1:], within[1:]
     )
-
-    def step(later, came_from):
-        return came_from[later], came_from[later]
-
-    last = score.argmax()
-    _, path = jax.lax.scan(step, last, came_from, reverse=True)
     # The sum of the steps' shares is more accurate than a total that is carried along.
-    return jnp.append(path, last), highest.sum() + score.max()
+    return trace_back(came_from, score.argmax()), highest.sum() + score.max()
 
 
 def best_scores(
@@ -185,6 +179,16 @@ def best_scores(
 
     score, (came_from, highest) = jax.lax.scan(step, score, (log_likelihood, within))
     return score, came_from, highest
+
+
+def trace_back(came_from: jax.Array, last: jax.Array) -> jax.Array:
+    """Return the path [T] that ends in the state `last` and has z_t = came_from[t, z_t+1]."""
+
+    def step(later, came_from):
+        return came_from[later], came_from[later]
+
+    _, path = jax.lax.scan(step, last, came_from, reverse=True)
+    return jnp.append(path, last)
 
 
 def posterior_sample(key: jax.Array, log_transition: jax.Array, filtered: Filtered) -> jax.Array:

@@ -30,9 +30,9 @@ from gen.models.hmm.inference import TINY, Filtered, finite, log, matmul, ratio
 
 
 class Weighted(NamedTuple):
-    """Rows over states, normalised, and the logarithm of the weight that normalising took out."""
+    """Normalised rows over states, and the logarithms of their normalisers."""
 
-    rows: jax.Array  # [R, K]
+    rows: jax.Array  # probabilities, or log-probabilities with the maximum 0, [R, K]
     log_weight: jax.Array  # [R]
 
 
@@ -129,7 +129,7 @@ class Blocks:
         score, came_from, highest = jax.vmap(inference.best_scores, in_axes=(0, None, 0, 0))(
             entered.rows[:, 0], log_transition, *blocks
         )
-        path = trace_back(self._join(came_from, steps - 1), score[-1].argmax())
+        path = self._trace_back(self._join(came_from, steps - 1), score[-1].argmax())
         return path, highest.sum() + score[-1].max()
 
     def posterior_sample(
@@ -150,9 +150,21 @@ class Blocks:
             state, uniform = now
             return invert_cdf(state[None] * transition.T, jnp.broadcast_to(uniform, states))
 
-        side_by_side = -(-steps // self.block)
-        drawn = jax.lax.map(draw, (filtered.state, uniform), batch_size=side_by_side)
-        return trace_back(drawn[:-1], invert_cdf(filtered.state[-1], uniform[-1]))
+        at_once = -(-steps // self.block)  # as many steps as there are blocks: T would be too many
+        drawn = jax.lax.map(draw, (filtered.state, uniform), batch_size=at_once)
+        return self._trace_back(drawn[:-1], invert_cdf(filtered.state[-1], uniform[-1]))
+
+    def _trace_back(self, came_from: jax.Array, last: jax.Array) -> jax.Array:
+        """Return the path [T] that ends in the state `last` and has z_t = came_from[t, z_t+1]."""
+        blocks = self._cut(came_from, reverse=True)
+
+        def compose(states, came_from):
+            return came_from[states]
+
+        enter_in = jnp.arange(came_from.shape[1])
+        entered = entries(compose, compose, enter_in, last[None], blocks, reverse=True)
+        path = jax.vmap(inference.trace_back)(blocks, entered[:, 0])[:, :-1]
+        return jnp.append(self._join(path, len(came_from), reverse=True), last)
 
     def _cut(self, arrays: Any, reverse: bool = False) -> Any:
         """Cut arrays [T, ...] into blocks, [blocks, block, ...].
@@ -210,16 +222,6 @@ def entries(
         return jnp.concatenate([left[1:], first[None]] if reverse else [first[None], left[:-1]])
 
     return jax.tree.map(shift, first, left)
-
-
-def trace_back(came_from: jax.Array, last: jax.Array) -> jax.Array:
-    """Return the path [T] that ends in the state `last` and has z_t = came_from[t, z_t+1]."""
-
-    def compose(later, earlier):
-        return jnp.take_along_axis(earlier, later, axis=1)
-
-    from_last = jax.lax.associative_scan(compose, came_from, reverse=True)  # [T − 1, K]
-    return jnp.append(from_last[:, last], last)
 
 
 def normalize(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
