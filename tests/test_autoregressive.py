@@ -1,16 +1,16 @@
 """Fully visible belief nets against enumeration: at 9 pixels everything can be summed."""
 
 import itertools
-from typing import Any
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy import stats
 
 from experiments.bench.sampling import naive_samples
-from gen import nets
 from gen.core import UserError
 from gen.distributions import categorical_from_uniform, categorical_log_prob
 from gen.models.autoregressive import (
@@ -22,6 +22,7 @@ from gen.models.autoregressive import (
     PixelCNN,
 )
 from gen.models.autoregressive.pixels import taps
+from gen.nets import MLP
 from gen.optimize import Optimizer
 
 NETS = {
@@ -49,12 +50,6 @@ def random_state(model, key=0, scale=0.7):
     keys = jax.random.split(jax.random.key(key + 1), len(leaves))
     moved = [w + scale * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
     return state._replace(params=jax.tree.unflatten(tree, moved))
-
-
-def logits_of(net, params, x, mask_index) -> Any:
-    """Return the logits of a binary network, [B, D, 1]."""
-    logits: Any = net.apply({"params": params}, x, mask_index)
-    return logits
 
 
 def everything(shape, levels=2):
@@ -103,8 +98,9 @@ def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
     model = Autoregressive(net, shape=shape)
     params = random_state(model).params
     x = jax.random.uniform(jax.random.key(4), (1, *shape))
+    jacobian_of = jax.jit(jax.jacobian(lambda x, m: model.logits(params, x, m)[0, :, 0]))
     for mask_index in range(net.masks):
-        jacobian = jax.jacobian(lambda x, m=mask_index: logits_of(net, params, x, m)[0, :, 0])(x)
+        jacobian = jacobian_of(x, mask_index)
         order = np.asarray(net.order(mask_index, size))
         assert sorted(order) == list(range(size))
         ordered = np.asarray(jacobian).reshape(size, size)[order][:, order]
@@ -123,8 +119,9 @@ def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
     x = jax.random.uniform(jax.random.key(0), (1, *shape))
 
     def unseen(net):
-        params = random_state(Autoregressive(net, shape=shape)).params
-        gradient = jax.grad(lambda x: logits_of(net, params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
+        model = Autoregressive(net, shape=shape)
+        params = random_state(model).params
+        gradient = jax.grad(lambda x: model.logits(params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
         return [(int(i), int(j)) for i, j in np.argwhere(gradient == 0) if i < 8]
 
     assert unseen(GatedPixelCNN(8, 6)) == []
@@ -134,28 +131,25 @@ def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
 
 def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
     """Both draw the same from the same uniforms, through the whole network or through its cache."""
-    shape, n = (3, 4, 1), 40
-    size = 12
+    shape, n, size = (3, 4, 1), 40, 12
     model = Autoregressive(net, shape=shape)
     state = random_state(model)
     u = jax.random.uniform(jax.random.key(5), (n, size))
-    log_p = []
+    ancestral, whole_pass = jax.jit(model.ancestral), jax.jit(model.logits)
     for mask_index in range(net.masks):
-        fast, log_shown = jax.jit(model.ancestral)(
+        fast, log_shown = ancestral(
             state.params, u, mask_index, jnp.zeros((n, *shape)), jnp.zeros(shape, bool)
         )
         x, product = jnp.zeros((n, size)), jnp.zeros(n)
         for d in net.order(mask_index, size):
-            logits = logits_of(net, state.params, x.reshape(n, *shape), mask_index)[:, d]
+            logits = whole_pass(state.params, x.reshape(n, *shape), mask_index)[:, d]
             level = categorical_from_uniform(logits, u[:, d])
             product += categorical_log_prob(logits, level)
             x = x.at[:, d].set(level)
         np.testing.assert_array_equal(fast.reshape(n, size), x)
         np.testing.assert_array_equal(log_shown, 0)
-        log_p.append(product)
-        # Clamped everywhere, the same scan gives log p of what is clamped.
-        shown = jnp.ones(shape, bool)
-        again, log_all = jax.jit(model.ancestral)(state.params, u, mask_index, fast, shown)
+        # Clamped everywhere, the same scan gives log p of the clamped values.
+        again, log_all = ancestral(state.params, u, mask_index, fast, jnp.ones(shape, bool))
         np.testing.assert_array_equal(again, fast)
         np.testing.assert_allclose(log_all, product, rtol=1e-4, atol=1e-4)
         if net.masks == 1:
@@ -169,7 +163,7 @@ def test_log_prob_of_several_masks_is_the_log_prob_of_their_mixture():
     state, x = random_state(model), everything((3, 3, 1))
     each = []
     for mask_index in range(3):
-        logits = logits_of(model.net, state.params, x, mask_index)[..., 0]
+        logits = model.logits(state.params, x, mask_index)[..., 0]
         bits = x.reshape(len(x), -1)
         each.append(
             np.prod(np.where(bits == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), 1)
@@ -286,7 +280,7 @@ def test_gradient_of_nade_equals_the_gradient_of_its_definition():
         return jnp.sum(jnp.sin(out)), out
 
     def fast(params):
-        out = logits_of(net, params, x, 0)[..., 0]
+        out = model.logits(params, x, 0)[..., 0]
         return jnp.sum(jnp.sin(out)), out
 
     expected, out = jax.grad(plain, has_aux=True)(params)
@@ -307,24 +301,17 @@ def test_taps_equal_the_masks_of_the_papers():
     np.testing.assert_array_equal(taps("left and self", 5), [[1, 1, 1, 0, 0]])
 
 
-def degrees_of(made, mask_index, size=10):
-    """Return the places of the variables and the degrees of the hidden units, from the cache."""
-    x = jnp.zeros((1, size))
-    params, _ = nets.init(made, jax.random.key(0), x, 0)
-    return made.begin(params, x, mask_index)["degrees"]
-
-
 def test_made_degrees_are_in_range_and_reproducible():
     made = MADE((50, 40), masks=4, raster=False)
-    place, first, second = degrees_of(made, 2)
+    place, first, second = made.degrees(2, 10)
     assert sorted(np.asarray(place)) == list(range(1, 11))
     assert first.min() >= 1
     assert first.max() == 9
     assert second.min() >= first.min()
-    again = degrees_of(made.clone(activation="tanh"), 2)
+    again = replace(made, activation="tanh").degrees(2, 10)
     np.testing.assert_array_equal(place, again[0])
-    assert not np.array_equal(place, degrees_of(made, 1)[0])
-    other = degrees_of(made.clone(mask_seed=1), 2)
+    assert not np.array_equal(place, made.degrees(1, 10)[0])
+    other = replace(made, mask_seed=1).degrees(2, 10)
     assert not np.array_equal(first, other[1])
 
 
@@ -373,10 +360,44 @@ def test_values_between_levels_are_refused_in_evaluation():
             model.evaluate(state, {"x": np.full((3, 2, 2, 1), value)}, jax.random.key(0))
 
 
+class UserNet(nn.Module):
+    """A causal network of the user's own, without a cache: x_<d is summed with one weight each."""
+
+    masks = 1
+    raster = True
+    size: int = 6
+    channels: int = 1
+    statistics: bool = False
+
+    def order(self, mask_index, size):
+        return jnp.arange(size)
+
+    @nn.compact
+    def __call__(self, x, mask_index):
+        x = x.reshape(len(x), -1)
+        if self.statistics:
+            x = nn.BatchNorm(use_running_average=True)(x)
+        before = jnp.cumsum(x * self.param("w", nn.initializers.ones, (self.size,))[None], axis=1)
+        before = jnp.pad(before, ((0, 0), (1, 0)))[:, :-1, None]
+        return nn.Dense(self.channels)(before)
+
+
+def test_a_network_of_the_users_own_needs_no_cache():
+    shape = (2, 3, 1)
+    model = Autoregressive(UserNet(), shape=shape)
+    state = random_state(model)
+    state, _ = model.step(state, {"x": everything(shape)}, jax.random.key(0))
+    log_p = model.log_prob(state, {"x": everything(shape)})
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
+    x = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(8), 6000)
+    assert chi_square(x, log_p, shape) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: NADE(0), "hidden is 0"),
+        (lambda: MADE(()), "must have one width or more"),
         (lambda: MADE((0, 5)), "hidden is .0, 5., must be positive"),
         (lambda: MADE(masks=0), "masks is 0"),
         (lambda: PixelCNN(size=4), "size is 4, must be odd"),
@@ -384,7 +405,20 @@ def test_values_between_levels_are_refused_in_evaluation():
         (lambda: Autoregressive(FVSBN(), levels=1), "levels is 1"),
         (
             lambda: Autoregressive(PixelCNN(), shape=(5,)).init(jax.random.key(0)),
-            "images .H, W, 1., not examples of shape .5.",
+            "images .H, W, C., not examples of shape .5.",
+        ),
+        (
+            lambda: Autoregressive(PixelCNN(), shape=(5, 5, 3)).init(jax.random.key(0)),
+            "images .H, W, 1., not 3 channels",
+        ),
+        (lambda: Autoregressive(MLP()), "the network MLP lacks `masks`"),
+        (
+            lambda: Autoregressive(UserNet(statistics=True), shape=(6,)).init(jax.random.key(0)),
+            "UserNet has .'batch_stats'., Autoregressive takes parameters alone",
+        ),
+        (
+            lambda: Autoregressive(UserNet(), shape=(6,), levels=3).init(jax.random.key(0)),
+            "returns logits .1, 6, 1. of one example, needed is .1, 6, 3.",
         ),
         (
             lambda: Autoregressive(FVSBN(), optimizer=Optimizer(weight_decay=-1.0)),

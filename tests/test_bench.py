@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import bench
 from experiments.__main__ import main
-from experiments.bench import diffusion, hmm, training
+from experiments.bench import boltzmann, diffusion, hmm, sampling, training
 from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
 from gen.models.autoencoder import Autoencoder
@@ -114,6 +115,37 @@ def test_every_sampler_is_timed_and_its_network_calls_are_counted(monkeypatch):
     assert diffusion.table({"guided": guided, "discrete": discrete}).row_count == 7
 
 
+def test_the_subjects_of_each_family_are_measured(monkeypatch):
+    way = diffusion.Sampling("ddim", 10, 10, 5.0)
+    results = {
+        (training, "matmul_gflops"): 500.0,
+        (training, "speed"): training.Speed(100.0, 1.5, 30.0),
+        (sampling, "speed"): sampling.Speed(64, 0.01, 2.0),
+        (hmm, "em_speeds"): {"setting": {"gen": 2.0, "hmmlearn": None}},
+        (hmm, "filtering_speeds"): [hmm.Filtering(0, 0.05), hmm.Filtering(100, 0.02)],
+        (boltzmann, "speed"): boltzmann.Speed(10_000, 20_000.0, 5_000.0, 90.0),
+        (diffusion, "speed"): diffusion.Speed(300.0, 16, [way]),
+    }
+    for (module, name), result in results.items():
+        monkeypatch.setattr(module, name, lambda *_, result=result: result)
+    families = {
+        "ae_digits": set(),
+        "nade_digits": set(),
+        "hmm_earthquakes": {"em", "filtering"},
+        "rbm_news": {"rbm"},
+        diffusion.NAMES[0]: {"diffusion"},
+    }
+    always = {"device", "matmul_gflops", "experiments", "sampling"}
+    for name, subjects in families.items():
+        assert bench.run([name], None, 1.0, lambda table: None).keys() == always | subjects
+    tables: list[Any] = []
+    record = bench.run(list(families), None, 1.0, tables.append)
+    assert [table.row_count for table in tables] == [5, 1, 1, 2, 2, 2]
+    assert list(record["experiments"]) == list(families)
+    assert list(record["sampling"]) == ["nade_digits"]
+    assert json.loads(json.dumps(record)) == record
+
+
 @pytest.mark.slow
 def test_the_command_prints_and_stores_speeds(tmp_path, capsys):
     path = tmp_path / "bench.json"
@@ -121,10 +153,10 @@ def test_the_command_prints_and_stores_speeds(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "ae_digits" in printed
     assert "naive" in printed
-    bench = json.loads(path.read_text())
-    assert list(bench["sampling"]) == ["nade_digits"]
-    assert bench["sampling"]["nade_digits"]["naive_seconds"] > 0
-    row = bench["experiments"]["ae_digits"]
+    record = json.loads(path.read_text())
+    assert list(record["sampling"]) == ["nade_digits"]
+    assert record["sampling"]["nade_digits"]["naive_seconds"] > 0
+    row = record["experiments"]["ae_digits"]
     assert row["steps_per_second"] > 0
-    assert bench["matmul_gflops"] > row["gflops"] > 0
-    assert bench["experiments"]["nade_digits"]["gflops"] is None
+    assert record["matmul_gflops"] > row["gflops"] > 0
+    assert record["experiments"]["nade_digits"]["gflops"] is None

@@ -161,7 +161,7 @@ def test_the_contributed_model_passes_its_truth_test(contributed):
     namespace = {}
     exec(compile(contributed["tests/test_ppca.py"], "test_ppca.py", "exec"), namespace)
     tests = [value for name, value in namespace.items() if name.startswith("test_")]
-    assert len(tests) == 2
+    assert len(tests) == 3
     for test in tests:
         test()
 

@@ -29,6 +29,7 @@ from experiments.registry import EXPERIMENTS
 from experiments.run import Run, load_run
 from gen import data, train, weights
 from gen.core import UserError
+from gen.models.autoregressive import Autoregressive
 from gen.models.gan import GAN
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -840,8 +841,17 @@ def evaluated(folder):
 
 
 @pytest.mark.slow
-def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(tmp_path, capsys):
-    flags = ["--validate-every", "20", "--model.optimizer.learning-rate", "2", "--seeds", "0", "1"]
+def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(
+    tmp_path, capsys, monkeypatch
+):
+    """Validation prefers unlikely data here, so that an early state is the best."""
+
+    def log_prob(self, state, batch, key):
+        return self.log_prob(state, batch)
+
+    monkeypatch.setattr(Autoregressive, "objective", log_prob)
+    flags = ["--validate-every", "20", "--model.optimizer.learning-rate", "0.03"]
+    flags += ["--seeds", "0", "1"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert main([*NADE, *flags, "--steps", "80", "--out", str(whole)]) == 0
     for steps in ("40", "80"):
@@ -852,13 +862,13 @@ def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(tmp_path,
     seen = {line["step"]: line["validation"] for line in lines if "validation" in line}
     assert list(seen) == [20, 40, 60, 80]
     best = [min(seen, key=lambda step, s=seed: seen[step][s]) for seed in range(2)]
-    assert min(best) < 80  # at such a step size the last state need not be the best
+    assert best == [20, 20]
     record = evaluated(whole)
     assert record["chosen_step"] == best
     assert record["per_seed"] == evaluated(halved)["per_seed"]
     for seed, of_seed in enumerate(record["per_seed"]):
         # Another split and another binarisation, yet near the value at the best step.
-        assert abs(of_seed["nll"]["value"] - seen[best[seed]][seed]) < 3
+        assert abs(of_seed["nll"]["value"] + seen[best[seed]][seed]) < 3
     assert main([*NADE, "--validate-every", "10", "--seeds", "0", "1", "--out", str(whole)]) == 2
     assert "validate_every: 20 -> 10" in capsys.readouterr().err
 

@@ -132,45 +132,35 @@ def gate(a: jax.Array) -> jax.Array:
 
 
 def start(net: nn.Module, x: jax.Array, mask_index: Any) -> None:
-    """Cache the image so far, [B, H, W, 1]; a pass over all of it makes the other caches.
+    """Cache the image so far, [B, H, W, 1]; a pass over it makes the caches of the convolutions.
 
-    Args:
-      net: a PixelCNN of either kind.
-      x: an image of zeros.
-      mask_index: the mask, of which there is one.
+    The arguments after the network are as in `CausalNet.start`.
     """
     net(x, mask_index)
     net.put_variable("cache", "x", x)
 
 
 def logits_at(net: nn.Module, d: jax.Array, mask_index: Any) -> jax.Array:
-    """Run the network at pixel d, and return the logits there, [B, C].
+    """Run the network at pixel d, in raster order, and return its logits there, [B, C].
 
-    Args:
-      net: a PixelCNN of either kind.
-      d: the number of the pixel in raster order, [].
-      mask_index: the mask, of which there is one.
+    The arguments after the network are as in `CausalNet.logits_at`.
     """
     x = net.get_variable("cache", "x")
     return net(x, mask_index, At(*jnp.divmod(d, x.shape[2])))[:, 0]
 
 
 def put(net: nn.Module, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
-    """Set pixel d of the cached image to the values [B].
+    """Set pixel d of the cached image.
 
-    Args:
-      net: a PixelCNN of either kind.
-      d: the number of the pixel in raster order, [].
-      value: its values in [0, 1], [B].
-      mask_index: the mask, of which there is one.
+    The arguments after the network are as in `CausalNet.put`.
     """
     x = net.get_variable("cache", "x")
     row, column = jnp.divmod(d, x.shape[2])
     net.put_variable("cache", "x", x.at[:, row, column, 0].set(value))
 
 
-def check(net: nn.Module, depth: str) -> None:
-    """Check the fields of a PixelCNN, of which `depth` is the name of its number of layers."""
+def check_sizes(net: nn.Module, depth: str) -> None:
+    """Check the fields of a PixelCNN, whose number of layers is the field named `depth`."""
     check_fields(net, positive=("features", depth, "size"))
     require(net.size % 2 == 1, f"{type(net).__name__}: size is {net.size}, must be odd")
 
@@ -212,7 +202,7 @@ class PixelCNN(nn.Module):
     order, start, logits_at, put = raster_order, start, logits_at, put
 
     def __post_init__(self):
-        check(self, "blocks")
+        check_sizes(self, "blocks")
         super().__post_init__()
 
     @nn.compact
@@ -257,7 +247,7 @@ class GatedPixelCNN(nn.Module):
     order, start, logits_at, put = raster_order, start, logits_at, put
 
     def __post_init__(self):
-        check(self, "layers")
+        check_sizes(self, "layers")
         super().__post_init__()
 
     @nn.compact

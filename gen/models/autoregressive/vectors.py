@@ -35,12 +35,9 @@ GLOROT_OUT = nn.initializers.glorot_uniform(in_axis=1, out_axis=0, batch_axis=2)
 
 
 def raster_order(net: nn.Module, mask_index: Any, size: int) -> jax.Array:
-    """Return the variables in their own order, [D]; the method `order` of a network.
+    """Return the variables in their own order, [D].
 
-    Args:
-      net: the network.
-      mask_index: the mask.
-      size: the number D of variables.
+    The arguments after the network are as in `CausalNet.order`.
     """
     return jnp.arange(size)
 

@@ -77,7 +77,7 @@ class DiscreteDiffusion:
     mean over all orders of the variables of −log p of an autoregressive model (Hoogeboom et al.
     2022, https://arxiv.org/abs/2110.02037).
 
-    Everything but training computes by the moving average of the parameters.
+    Evaluation and sampling use the moving average of the parameters.
 
     Deviations from Austin et al. 2021:
 

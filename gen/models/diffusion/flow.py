@@ -51,7 +51,7 @@ class FlowMatching:
     cell of a level gives a bound on the log-probability of the level (uniform dequantization; Theis
     et al. 2016, https://arxiv.org/abs/1511.01844, eq. 4). Values are scaled to [−1, 1].
 
-    Everything but training computes by the moving average of the parameters.
+    Evaluation and sampling use the moving average of the parameters.
 
     Deviations from Lipman et al. 2023:
 

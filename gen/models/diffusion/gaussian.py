@@ -67,6 +67,11 @@ class Terms(NamedTuple):
     diffusion: jax.Array  # [B], an unbiased estimate of Σ_t E KL(q(x_s|x_t, x) ‖ p(x_s|x_t))
     reconstruction: jax.Array  # [B], −log p(x|x_0) at one x_0 ~ q(x_0|x)
 
+    @property
+    def total(self) -> jax.Array:
+        """The bound, [B]."""
+        return self.prior + self.diffusion + self.reconstruction
+
 
 @dataclass(frozen=True)
 class GaussianDiffusion:
@@ -96,8 +101,7 @@ class GaussianDiffusion:
     Samples with `guidance` w follow x̂ = (1 + w) x̂(label) − w x̂(no label) (Ho & Salimans 2022,
     https://arxiv.org/abs/2207.12598, eq. 6).
 
-    Images are scaled to [−1, 1]. Everything but training computes by the moving average of the
-    parameters.
+    Images are scaled to [−1, 1]. Evaluation and sampling use the moving average of the parameters.
 
     Deviations from Kingma et al. 2021:
 
@@ -106,6 +110,7 @@ class GaussianDiffusion:
     - `fourier` Fourier features of x_t, with periods of 1, 2, 4, … levels; there the first two.
     - Samples are the levels nearest to x_0, not draws of p(x|x_0), and take `sample_steps` steps
       for any T.
+    - The default optimiser is Adam without weight decay.
 
     Deviations from the papers of the fixed schedules: λ has the ends `log_snr_min` and
     `log_snr_max`, to which time is rescaled.
@@ -207,8 +212,8 @@ class GaussianDiffusion:
         """Take one optimiser step on the loss of `weighting`, logged as `loss`.
 
         The moving average follows. In continuous time the curve of a learned schedule minimises the
-        variance of the bound, by its square, whose mean differs by the bound's squared mean alone,
-        which the curve does not change.
+        mean square of the bound. This is the variance of the bound plus its squared mean, and the
+        mean does not depend on the curve.
         """
         key = replica_key(key, axis_name)
 
@@ -236,8 +241,7 @@ class GaussianDiffusion:
 
     def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
         """Return the bound on −log p(x), or on −log p(x|label), [B] nats."""
-        terms = self.bound(state, batch, key)
-        return terms.prior + terms.diffusion + terms.reconstruction
+        return self.bound(state, batch, key).total
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the bound on −log p(x) as `nll`, and −log p(x) by the probability flow.
@@ -256,11 +260,10 @@ class GaussianDiffusion:
         check_density(self, data["x"])
         bound_key, ode_key = jax.random.split(key)
         terms = estimate.per_example(partial(self.bound, state), data, bound_key, block=100)
-        total = terms.prior + terms.diffusion + terms.reconstruction
         settings: dict[str, Any] = {} if self.levels else {"density": True}
         settings |= {"conditional": True} if self.classes else {}
         draws = {"timesteps": self.timesteps or "infinite", "time_draws": self.time_draws}
-        results = {"nll": estimate.mean(total, "upper bound", **draws, **settings)}
+        results = {"nll": estimate.mean(terms.total, "upper bound", **draws, **settings)}
         for name, values in terms._asdict().items():
             results[name] = estimate.mean(values, "Monte Carlo")
         if self.ode_examples:
@@ -301,7 +304,8 @@ class GaussianDiffusion:
             keys = noise_key, x_0_key, None
             return self._terms(state.ema, state.stats, x, label, t, keys, timesteps)[0]
 
-        # The mean over the time draws. The other terms do not depend on t.
+        # The diffusion term is the mean over the time draws, the other terms do not depend on t.
+        # The compiler drops what is not used of each call.
         diffusion = jax.lax.map(lambda draw: at(draw).diffusion, (times, noise_keys)).mean(0)
         return at((times[0], noise_keys[0]))._replace(diffusion=diffusion)
 

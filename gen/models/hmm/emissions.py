@@ -359,7 +359,7 @@ class Gaussian:
 
     def init(self, key: jax.Array, states: int, size: int) -> Normal:
         """Draw means from N(0, I); covariances are v I."""
-        log_variance = jnp.full((states, size), math.log(self.variance))
+        log_variance = math.log(self.variance) * jnp.ones((states, size))
         full = self.covariance == "full"
         spread = diagonals(log_variance / 2) if full else log_variance
         return Normal(jax.random.normal(key, (states, size)), spread)
