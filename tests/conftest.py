@@ -94,11 +94,11 @@ def structure(value, choices: bool = True) -> tuple[Any, ...]:
         return ()
     found: list[Any] = [type(value)]
     for field in fields(value):
-        part = getattr(value, field.name)
+        part: Any = getattr(value, field.name)
         if choices and isinstance(part, str | bool) and field.name not in ALIKE:
             found.append((field.name, part))
         if field.name in (COUNTS if choices else COUNTS[:4]):
-            found.append((field.name, min(part, 2) if choices else part > 1))
+            found.append((field.name, min(int(part), 2) if choices else int(part) > 1))
         found.append(structure(part, choices))
     return tuple(found)
 
