@@ -814,7 +814,7 @@ def exact_ddim(path, data, steps, eta):
 
 
 @ALL_PATHS
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [slow(0.0), 0.5, 1.0])
 def test_ddim_has_the_moments_of_its_chain(path, eta):
     n, steps = 20_000, 8
 
@@ -906,7 +906,7 @@ def ode(path, x, steps, probes=0, seed=0, data=NORMAL):
     return jax.jit(go)(jnp.asarray(x, jnp.float32), times, jax.random.key(seed))
 
 
-@pytest.mark.parametrize("path", ["cosine", slow("linear"), "straight"])
+@pytest.mark.parametrize("path", ["cosine", slow("linear"), slow("straight")])
 def test_error_of_the_flow_likelihood_falls_with_the_square_of_the_steps(path):
     of = SMOOTH.get(path, straight)
     x = 2 * Y2 - 1
@@ -1439,7 +1439,15 @@ def test_marginals_and_their_composition(noise, levels, schedule):
 
 
 @CHAINS
-@pytest.mark.parametrize(("s", "t"), [(0.0, 0.25), (0.3, 0.6), (0.75, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("s", "t"),
+    [
+        (0.0, 0.25),
+        pytest.param(0.3, 0.6, marks=SLOW),
+        (0.75, 1.0),
+        pytest.param(0.0, 1.0, marks=SLOW),
+    ],
+)
 def test_reverse_is_bayes_rule(noise, levels, schedule, s, t):
     model, _ = small(noise, levels, schedule=schedule)
     size = model.states
@@ -1507,8 +1515,15 @@ def test_bound_and_samples_of_a_chain_equal_sums_over_its_paths(noise, levels, s
     assert 0.5 * abs(share - law[:levels, :levels].ravel()).sum() < 0.02
 
 
-@NOISES
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("noise", "schedule"),
+    [
+        ("absorbing", "linear"),
+        ("uniform", "cosine"),
+        pytest.param("absorbing", "cosine", marks=SLOW),
+        pytest.param("uniform", "linear", marks=SLOW),
+    ],
+)
 def test_continuous_bound_is_finite_near_both_ends(noise, schedule):
     """The rate of the bound is −α' / α, and α_1 is 0."""
     model, state = small(noise, 3, schedule=schedule)

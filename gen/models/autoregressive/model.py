@@ -57,7 +57,7 @@ class CausalNet(Protocol):
         ...
 
     def start(self, x: jax.Array, mask_index: Any) -> None:
-        """Fill the cache as it is before the first variable; x is an image of zeros."""
+        """Fill the cache as it is before the first variable; x is zeros, [B, *shape]."""
         ...
 
     def logits_at(self, d: jax.Array, mask_index: Any) -> jax.Array:
