@@ -101,7 +101,7 @@ class Model(Protocol[State]):
         ...
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Estimate what the model can be judged by.
+        """Return the estimates that judge a trained model.
 
         Args:
           state: a trained state.

@@ -119,7 +119,7 @@ def from_json(fields: Mapping[str, Any]) -> Estimate:
 def evaluate(
     model: Any, state: Any, data: Data, key: jax.Array, *, levels: int | None = None
 ) -> dict[str, Estimate]:
-    """Return `model.evaluate(state, data, key)`, after a check that densities meet continuous data.
+    """Return `model.evaluate(state, data, key)`, after checking that a density has continuous data.
 
     Args:
       model: any model.

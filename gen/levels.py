@@ -1,4 +1,4 @@
-"""Levels and values: which data are discrete, and how continuous models reach them.
+"""Levels and values: which data are discrete, and how a density model is applied to them.
 
 K levels 0 ... K − 1 stand in x as the values k / (K − 1) in [0, 1]. A model of a density reaches
 such data by dequantization, y = (k + u) / K with u in [0, 1): the density of y gives a lower bound
@@ -87,7 +87,7 @@ def check_levels(data: Data, levels: int) -> None:
 
 
 def check_density(model: Any, x: Any, levels: int | None = None) -> None:
-    """Check that a model of a density gets continuous data.
+    """Check that a density model is given continuous data.
 
     Args:
       model: any model; only one whose fact `levels` is 0 is checked.

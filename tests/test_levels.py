@@ -22,6 +22,7 @@ from gen.core import (
 )
 from gen.distributions import gaussian_log_prob
 from gen.models.dequantized import Dequantized
+from gen.models.hmm import HMM, Gaussian
 from gen.models.vae import VAE
 from gen.nets import MLP
 from gen.optimize import Optimizer
@@ -211,7 +212,7 @@ def test_a_vae_of_gaussian_pixels_is_a_density_and_one_of_bernoulli_pixels_is_no
 
 
 def test_only_densities_can_be_dequantized():
-    with pytest.raises(UserError, match="VAE is no model of a density"):
+    with pytest.raises(UserError, match="VAE is not a density model"):
         Dequantized(VAE())
     with pytest.raises(UserError, match="levels is 1, must be 2 or more"):
         Dequantized(Gaussians(), levels=1)
@@ -248,6 +249,13 @@ def nats_of_levels(state, x, count):
     mean_square = ((k + 0.5) / count - mean) ** 2 + 1 / (12 * count**2)
     bound = 0.5 * (mean_square / sd**2 + np.log(2 * np.pi * sd**2)) + math.log(count)
     return -np.log(mass).sum(1).mean(), bound.sum(1).mean()
+
+
+def test_a_density_per_step_is_refused_and_padded_sequences_are_not_taken(grey):
+    model = Dequantized(HMM(states=2, emission=Gaussian(), per="step"), shape=(8, 8, 1), levels=17)
+    assert not facts(model).sequences
+    with pytest.raises(UserError, match="nll per step, needed are nats per example"):
+        model.evaluate(model.init(jax.random.key(0)), {"x": grey[:20]}, jax.random.key(1))
 
 
 @pytest.mark.parametrize(

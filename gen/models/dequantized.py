@@ -51,6 +51,7 @@ class Dequantized:
 
     (Theis, van den Oord & Bethge 2016, https://arxiv.org/abs/1511.01844, section 3.1). Each
     training step draws new u. There is a bound and no `log_prob`, whatever the density model has.
+    Padded sequences are not taken: their padding has no cells.
     """
 
     base: Any
@@ -64,7 +65,7 @@ class Dequantized:
         require(self.levels > 1, f"Dequantized: levels is {self.levels}, must be 2 or more")
         require(
             facts(self.base).levels == 0,
-            f"Dequantized: {type(self.base).__name__} is no model of a density",
+            f"Dequantized: {type(self.base).__name__} is not a density model",
         )
 
     @property
@@ -78,13 +79,8 @@ class Dequantized:
         return "approximate"
 
     @property
-    def sequences(self) -> bool:
-        """Sequences are taken if the density model takes them."""
-        return facts(self.base).sequences
-
-    @property
     def lacks(self) -> tuple[str, ...]:
-        """The methods of this class that need one that the density model has not."""
+        """Methods that are unavailable because the density model lacks them."""
         has = capabilities(self.base)
         return tuple(name for name in CAPABILITIES if name in SUPPORTED and name not in has)
 
@@ -128,6 +124,11 @@ class Dequantized:
         results = {}
         for name, value in self._model.evaluate(state, {**data, "x": x}, key).items():
             if value.settings.get("density"):
+                require(
+                    "per" not in value.settings,
+                    f"Dequantized: {type(self.base).__name__} gives {name} per "
+                    f"{value.settings.get('per')}, needed are nats per example: per sequence",
+                )
                 settings = {key: item for key, item in value.settings.items() if key != "density"}
                 value = replace(
                     value,

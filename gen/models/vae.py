@@ -93,7 +93,7 @@ class VAE:
     Deviations from Burda et al. 2016:
 
     - Adam's ε is 1e-8, not 1e-4; a cosine schedule takes the place of their steps.
-    - Their 3,280 epochs are a matter of the run's steps.
+    - The number of epochs, 3,280 in the paper, is set by the run.
     """
 
     family: ClassVar[str] = "VAE"
