@@ -115,13 +115,17 @@ class Optimizer:
             "sgd": optax.trace(self.momentum) if self.momentum else optax.identity(),
             "rmsprop": optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False),
         }[self.kind]
-        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        shrink = [optax.add_decayed_weights(self.weight_decay, is_weight)]
-        shrink = shrink if self.weight_decay else []
-        return optax.chain(*clip, rule, *shrink, optax.scale_by_learning_rate(self._rate()))
+        parts = [rule]
+        if self.clip_norm:
+            parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        if self.weight_decay:
+            parts.append(optax.add_decayed_weights(self.weight_decay, is_weight))
+        return optax.chain(*parts, optax.scale_by_learning_rate(self._rate()))
 
     def _rate(self) -> optax.ScalarOrSchedule:
         """Return the learning rate as a function of the step, or as a number if it is constant."""
+        if self.schedule == "constant" and not self.warmup_steps:
+            return self.learning_rate
         if self.schedule == "constant":
             rate = optax.constant_schedule(self.learning_rate)
         elif self.decay_steps is None:
@@ -132,10 +136,10 @@ class Optimizer:
         else:
             length = self.decay_steps - self.warmup_steps
             rate = optax.cosine_decay_schedule(self.learning_rate, length)
-        if self.warmup_steps:
-            rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
-            return optax.join_schedules([rise, rate], [self.warmup_steps])
-        return self.learning_rate if self.schedule == "constant" else rate
+        if not self.warmup_steps:
+            return rate
+        rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([rise, rate], [self.warmup_steps])
 
 
 AnyOptimizer = Optimizer | optax.GradientTransformation

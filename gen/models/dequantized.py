@@ -26,19 +26,6 @@ from gen.core import (
 from gen.estimate import BOUND, Estimate
 from gen.levels import check_levels, dequantize, quantize
 
-SUPPORTED = (
-    "begin",
-    "sample",
-    "chains",
-    "encode",
-    "decode",
-    "reconstruct",
-    "complete",
-    "objective",
-    "score",
-    "filters",
-)
-
 
 @dataclass(frozen=True)
 class Dequantized:
@@ -82,7 +69,7 @@ class Dequantized:
     def lacks(self) -> tuple[str, ...]:
         """Methods that are unavailable because the density model lacks them."""
         has = capabilities(self.base)
-        return tuple(name for name in CAPABILITIES if name in SUPPORTED and name not in has)
+        return tuple(name for name in CAPABILITIES if name not in has)
 
     @property
     def _model(self) -> Any:

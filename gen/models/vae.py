@@ -250,14 +250,12 @@ class VAE:
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the mean of q(z|x), [B, latent]."""
-        posterior, _ = self._networks()
-        encoder = state.params["encoder"], state.stats["encoder"]
-        return nets.apply(posterior, *encoder, batch["x"])[0][0]
+        (mean, _), _ = self._encode(state, batch["x"])
+        return mean
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """Return the mean of p(x|z), [B, *shape]."""
-        _, decoder = self._networks()
-        x, _ = nets.apply(decoder, state.params["decoder"], state.stats["decoder"], z)
+        x, _ = self._decode(state, z)
         x = nn.sigmoid(x) if self.likelihood == "bernoulli" else x
         return jnp.reshape(x, (-1, *self.shape))
 
@@ -271,6 +269,32 @@ class VAE:
         decoder = nets.fitted(self.decoder, out=self.shape, axis_name=axis_name)
         return Posterior(encoder, self.latent), decoder
 
+    def _encode(
+        self,
+        state: State,
+        x: jax.Array,
+        key: jax.Array | None = None,
+        train: bool = False,
+        axis_name: str | None = None,
+    ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        """Return (mean, logvar) of q(z|x), each [B, latent], and the encoder's statistics."""
+        posterior, _ = self._networks(axis_name)
+        params, stats = state.params["encoder"], state.stats["encoder"]
+        return nets.apply(posterior, params, stats, x, train=train, key=key)
+
+    def _decode(
+        self,
+        state: State,
+        z: jax.Array,
+        key: jax.Array | None = None,
+        train: bool = False,
+        axis_name: str | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Return the decoder's output, logits or means of the pixels, and its statistics."""
+        _, decoder = self._networks(axis_name)
+        params, stats = state.params["decoder"], state.stats["decoder"]
+        return nets.apply(decoder, params, stats, z, train=train, key=key)
+
     def _terms(
         self,
         state: State,
@@ -281,19 +305,13 @@ class VAE:
     ) -> tuple[Terms, Any]:
         """Return the terms of −ELBO, and the networks' statistics."""
         z_key, encoder_key, decoder_key = jax.random.split(key, 3)
-        posterior, decoder = self._networks(axis_name)
-        x, (params, stats, _) = batch["x"], state
-        encoder = params["encoder"], stats["encoder"]
+        x = batch["x"]
         # 1. q(z|x) = N(mean, diag exp(logvar)).
-        (mean, logvar), encoder_stats = nets.apply(
-            posterior, *encoder, x, train=train, key=encoder_key
-        )
+        (mean, logvar), encoder_stats = self._encode(state, x, encoder_key, train, axis_name)
         # 2. The reparameterization trick.
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(z_key, mean.shape)
         # 3. −log p(x|z), and the KL in closed form.
-        out, decoder_stats = nets.apply(
-            decoder, params["decoder"], stats["decoder"], z, train=train, key=decoder_key
-        )
+        out, decoder_stats = self._decode(state, z, decoder_key, train, axis_name)
         terms = Terms(-self._log_likelihood(out, x), gaussian_kl(mean, logvar))
         return terms, {"encoder": encoder_stats, "decoder": decoder_stats}
 
@@ -312,12 +330,8 @@ class VAE:
         statistics. One more draw of z for each example does.
         """
         z_key, encoder_key, stats_key = jax.random.split(key, 3)
-        posterior, decoder = self._networks(axis_name)
-        x, (params, stats, _) = batch["x"], state
-        encoder = params["encoder"], stats["encoder"]
-        (mean, logvar), encoder_stats = nets.apply(
-            posterior, *encoder, x, train=train, key=encoder_key
-        )
+        x = batch["x"]
+        (mean, logvar), encoder_stats = self._encode(state, x, encoder_key, train, axis_name)
 
         def draw(key, n):
             """Return n draws z ~ q(z|x), [n, B, latent]."""
@@ -329,29 +343,17 @@ class VAE:
             noise_key, decoder_key = jax.random.split(key)
             z = draw(noise_key, n)
             repeated = jnp.broadcast_to(x[None], (n, *x.shape)).reshape(-1, *x.shape[1:])
-            out, _ = nets.apply(
-                decoder,
-                params["decoder"],
-                stats["decoder"],
-                z.reshape(-1, self.latent),
-                train=train,
-                key=decoder_key,
-            )
+            each = z.reshape(-1, self.latent)
+            out, _ = self._decode(state, each, decoder_key, train, axis_name)
             log_p = self._log_likelihood(out, repeated).reshape(n, -1)
             prior = gaussian_log_prob(z, jnp.zeros(()), jnp.zeros(()))
             return log_p + prior - gaussian_log_prob(z, mean[None], logvar[None])
 
-        decoder_stats = stats["decoder"]
+        decoder_stats = state.stats["decoder"]
         if train and decoder_stats:
             noise_key, decoder_key = jax.random.split(stats_key)
-            _, decoder_stats = nets.apply(
-                decoder,
-                params["decoder"],
-                decoder_stats,
-                draw(noise_key, 1)[0],
-                train=True,
-                key=decoder_key,
-            )
+            z = draw(noise_key, 1)[0]
+            _, decoder_stats = self._decode(state, z, decoder_key, train, axis_name)
         bound = importance_bound(log_weight, z_key, samples)
         return bound, {"encoder": encoder_stats, "decoder": decoder_stats}
 

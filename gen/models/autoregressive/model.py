@@ -196,7 +196,7 @@ class Autoregressive:
         """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats."""
         index = to_index(x, self.levels)
         values = to_value(index, self.levels)
-        logits = self._net.apply({"params": params}, values, mask_index)
+        logits = self.logits(params, values, mask_index)
         return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
 
     def logits(self, params: Any, x: jax.Array, mask_index: Any) -> jax.Array:
