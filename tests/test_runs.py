@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DISTINCT, NETWORKS, QUICK, equal
+from safetensors.numpy import save_file
 
 from experiments import evaluation, registry
 from experiments import folder as files
@@ -627,6 +628,9 @@ def test_publishing_writes_record_pictures_and_weights(copy, results, capsys, mo
     with pytest.raises(UserError, match=r"Dense_0/bias is absent and not float32\[3\]"):
         weights.load(path, GAN(shape=(8, 8, 1), generator=MLP((3,)), discriminator=MLP((3,))))
     path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        weights.load(path, run.experiment.model)
+    save_file({}, path, metadata={"gen": "not JSON"})
     with pytest.raises(UserError, match="cannot be read as weights"):
         weights.load(path, run.experiment.model)
 
