@@ -1,1 +1,1 @@
-"""Experiments: `python -m experiments {list,train,evaluate,sample,bench}`."""
+"""Experiments: `python -m experiments {list,train,evaluate,sample,table,bench}`."""

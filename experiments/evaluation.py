@@ -26,11 +26,11 @@ LARGEST_COMMITTED = 6_000_000
 
 
 def evaluate_run(run: Run, split: str) -> dict[str, Any]:
-    """Estimate what the model of a run can be judged by, and write the record into its folder.
+    """Evaluate the model of a run, and write the record to the run's folder.
 
-    The estimates are means over the seeds of the run. Restarts are represented by the best of them
-    on validation. The file is evaluation.json, or evaluation-SPLIT.json for another split than the
-    test split.
+    The estimates are means over the seeds of the run. Of several restarts, the best on the
+    validation split is taken. The file is evaluation.json, or evaluation-SPLIT.json for another
+    split than the test split.
 
     Args:
       run: the run.

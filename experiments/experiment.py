@@ -107,16 +107,16 @@ class Experiment:
         """Return the experiment with the model's shape set to the shape of the data.
 
         Raises:
-          UserError: the model is one of other values than the data have (levels, counts, a
-            density), takes no sequences, or needs labels that the data lack; the data cannot be
-            binarised; or there are no labels or no codes to probe.
+          UserError: the model does not fit the data's values (levels, counts or continuous), takes
+            no sequences, or needs labels that the data lack; the data cannot be binarised; or
+            there are no labels or no codes to probe.
         """
         self._check_values(dataset)
         self._check_labels(dataset)
         return replace(self, model=replace(self.model, shape=dataset.shape))
 
     def _check_values(self, dataset: Dataset) -> None:
-        """Raise `UserError` unless the model is one of values as the decoded data have them."""
+        """Raise `UserError` unless the model fits the values of the decoded data."""
         name, known, levels = type(self.model).__name__, facts(self.model), self.levels(dataset)
         values = "counts" if dataset.counts else "continuous values"
         if "length" in dataset.train and not known.sequences:
@@ -215,7 +215,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Options:
-    """Where and on which devices a run trains. Its result does not depend on these."""
+    """Where and on which devices a run trains. The result does not depend on these fields."""
 
     out: Path | None = None
     """run folder (default: runs/NAME-seedN)"""

@@ -183,7 +183,7 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, except for a last one that a kill cut short.
+    """Return the lines of metrics.jsonl, except for an incomplete last line.
 
     Raises:
       UserError: a line, which is named by its number, is damaged.

@@ -212,7 +212,8 @@ def _lines_until(
 ) -> list[dict[str, Any]]:
     """Return the reports up to step `done`, from which a run is resumed.
 
-    A shorter run ended with a report off the interval, which a longer one does not make.
+    The last report of a shorter run can be off the interval. It is dropped, because a longer run
+    does not make it.
     """
     every = experiment.report_every
     same = old.get("report_every") == every

@@ -60,9 +60,10 @@ def reverse_ais(
 ) -> jax.Array:
     """Run the chain of `ais` backwards from draws of p_1 and return log w, with E 1/w = 1/Z.
 
-    Grosse, Ghahramani & Adams 2015, https://arxiv.org/abs/1511.02543. The weights are taken at
-    x_{T−1} = x, then after the transition at β_{T−1} at x_{T−2}, and so on. −log mean 1/w is at
-    least log Z on average if x are exact draws; draws that miss a part of p_1 can take it below.
+    Grosse, Ghahramani & Adams 2015, https://arxiv.org/abs/1511.02543. It starts at x_{T−1} = x.
+    For t = T, …, 1 it adds the term of log w at x_{t−1}, then draws x_{t−2} by the transition at
+    β_{t−1}. −log mean 1/w is at least log Z on average if x are exact draws; draws that miss a part
+    of p_1 can take it below.
 
     Args:
       path: the densities.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class ImportanceBound(NamedTuple):
-    """The bound that importance weights w_1 … w_k give, for each example."""
+    """The importance-weighted bound of each example, with the effective sample size."""
 
     log_mean: jax.Array  # [B], log 1/k Σ w_i, whose expectation is at most log E w
     ess: jax.Array  # [B], effective sample size (Σ w_i)² / Σ w_i², in [1, k]

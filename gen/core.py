@@ -62,7 +62,7 @@ class UserError(Exception):
 class Model(Protocol[State]):
     """The members that every model has.
 
-    `State` is a NamedTuple of arrays. No array stands in it twice, and no key stands in it at all.
+    `State` is a NamedTuple of arrays. It holds no array twice, and no random key.
     """
 
     family: ClassVar[str]
@@ -146,7 +146,7 @@ class Facts(NamedTuple):
     """
 
     levels: int | None = None  # K: x has K equally spaced values in [0, 1]; 0: x is continuous and
-    # likelihoods are densities; None: the likelihood makes no such assumption, or there is none
+    # likelihoods are densities; None: the model requires neither
     counts: bool = False  # x are counts 0, 1, 2, ...
     sequences: bool = False  # examples are sequences [T, ...] that may be padded
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
@@ -177,7 +177,7 @@ def negative_log_prob(model: Any, state: Any, batch: Batch, key: jax.Array) -> j
     """Return −log p(x), [B] nats.
 
     A model with an exact `log_prob` writes `score = objective = negative_log_prob` in its class
-    body: likelihood is what it trains on, and unlikely examples are strange.
+    body: it trains on the likelihood, and the less likely an example is, the higher is its score.
 
     Args:
       model: a model with `log_prob`.

@@ -187,10 +187,14 @@ def check_image(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def fitted(net: Net, **known: Any) -> Net:
-    """Return a network that has what the model knows: output shape, devices, number of classes.
+    """Return a network with those fields set that the model determines, such as its output shape.
 
-    A network of the project lists the fields that a model sets in `set_by_model`. A module of the
-    user's has none and is returned as it is.
+    A network of the project lists these fields in `set_by_model`. A user's module has no such list
+    and is returned unchanged.
+
+    Args:
+      net: a network.
+      **known: values by field: `out`, `axis_name`, `classes`; fields that are not listed are left.
     """
     names = set(getattr(type(net), "set_by_model", ()))
     values = {name: value for name, value in known.items() if name in names}

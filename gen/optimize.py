@@ -35,7 +35,7 @@ ONLY_FOR = {
     "decay": ("rmsprop",),
     "eps": ("adam", "rmsprop"),
 }
-"""The kinds of optimiser that a field has a meaning for."""
+"""For each field, the kinds of optimiser that use it. All kinds use the other fields."""
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ def update(
 
 
 def for_run(config: Config, steps: int) -> Config:
-    """Return a model whose falling schedules end with the run, unless they have a length already.
+    """Return a model with `decay_steps` set to `steps` in each falling schedule that lacks it.
 
     Args:
-      config: a model or a part of one; optimisers are found in its fields, at any depth.
+      config: a model or a part of one; its optimisers are found in its fields, at any depth.
       steps: the number of training steps of the run.
     """
     if isinstance(config, Optimizer):

@@ -57,7 +57,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
 
 
 def signed(weights: np.ndarray) -> np.ndarray:
-    """Return ½ + ½ w / max |w|, the maximum over each row of weights [N, ...]: 0 is mid-grey."""
+    """Scale each row of weights [N, ...] to [0, 1], with 0 at mid-grey: ½ + ½ w / max |w|."""
     weights = np.asarray(weights, np.float32)
     largest = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True)
     return 0.5 + 0.5 * weights / np.where(largest == 0, 1, largest)

@@ -119,7 +119,7 @@ def begin(
       seed: one seed, or several; then every array has a leading axis, one row for each.
       decode: maps raw rows to a batch.
       mesh: devices that hold the carry.
-      validated: whether the run keeps its best state; the first state stands in its place.
+      validated: whether the run keeps its best state, which is the first state until a validation.
     """
     from_data = model.begin if "begin" in capabilities(model) else None  # type: ignore
 
@@ -168,8 +168,8 @@ def train_step(
 ) -> Carry:
     """Take step number `step` of a run, from raw data to the next carry.
 
-    An epoch has N // batch_size steps. The rows that are left over take their turn in the order of
-    another epoch.
+    An epoch has N // batch_size steps. The rows left over are skipped in that epoch; the next
+    epoch is shuffled anew.
 
     Args:
       model: the model.
@@ -240,7 +240,7 @@ def score_gap(
     decode: Decode = no_decode,
     block: int = 100,
 ) -> jax.Array:
-    """Return the mean score of the validation data, minus the mean of as many training examples.
+    """Return the mean score of the validation data minus the mean over equally many training rows.
 
     A growing gap shows overfitting where scores share an unknown normaliser, as free energies do.
 
@@ -328,7 +328,8 @@ def fit(
       steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops make
         convolutions slow, and 100 elsewhere.
       mesh: devices over which the batch is split.
-      start: (steps done, carry) to continue from, on the mesh if there is one.
+      start: (steps done, carry) to continue from, on the mesh if there is one. A run that continues
+        with more steps keeps its falling schedule only if the model gives `decay_steps`.
       validation: raw arrays of the validation split.
       validate_every: steps between two validations (0: none). The state with the lowest mean
         `objective` is kept as `carry.best`. A model without an objective logs its `score_gap`, and

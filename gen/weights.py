@@ -25,7 +25,7 @@ from gen import optimize
 from gen.core import UserError
 
 ANY_STEPS = 10**9
-"""A length for falling schedules, on which an optimiser's first state does not depend."""
+"""A length for falling schedules; an optimiser's first state is the same for every length."""
 
 
 def save(path: str | os.PathLike[str], state: Any, experiment: str, step: int) -> None:

@@ -104,7 +104,7 @@ def _gen(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None]:
 def _hmmlearn(
     model: HMM, start: Any, x: np.ndarray, implementation: str
 ) -> Callable[[int], None] | None:
-    """Return the same of hmmlearn, in logarithms (`log`, its default) or scaled (`scaling`)."""
+    """Return a function that runs EM in hmmlearn, by logarithms (`log`) or by `scaling`."""
     hmm = optional("hmmlearn.hmm")
     if hmm is None:
         return None
@@ -135,7 +135,7 @@ def _hmmlearn(
 
 
 def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | None:
-    """Return the same of dynamax."""
+    """Return a function that runs EM in dynamax, or None if it is not installed."""
     hmm = optional("dynamax.hidden_markov_model")
     if hmm is None:
         return None
@@ -177,7 +177,7 @@ def optional(module: str) -> Any:
 
 
 def em_table(speeds: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Return a table of what `em_speeds` returned."""
+    """Return the table of the speeds that `em_speeds` measured."""
     libraries = list(next(iter(speeds.values())))
     out = Table("model and data", *libraries, title="EM iterations per second")
     for name, row in speeds.items():

@@ -4,7 +4,7 @@
 training step. The data sets come from four places, one module for each:
 
 - `images`: image sets of tensorflow-datasets, prepared and read without TensorFlow;
-- `files`: single files, downloaded under a SHA-256 sum, and one series that stands in the code;
+- `files`: single files, downloaded and checked by SHA-256, and one short series in the code;
 - `digits`: the digits that scikit-learn includes;
 - `generated`: draws from a distribution whose density is known.
 """

@@ -61,9 +61,8 @@ class Dataset:
     """divisor of x in `decode`: the largest value that x can take, such as 255 for grey bytes and 1
     for binary pixels, or 1 where x has no largest value"""
     levels: int = -1
-    """number of equally spaced values 0 … levels − 1 that x can take before it is scaled, such as
-    256 for grey bytes; 0 for counts and continuous data; if it is not given, 0 for counts and
-    `peak` + 1 for all other data"""
+    """number of equally spaced values 0 … levels − 1 that the stored x can take, such as 256 for
+    grey bytes, or 0 for counts and continuous data (default: 0 for counts, else `peak` + 1)"""
     counts: bool = False
     """x are counts"""
     symbols: str = ""
@@ -103,8 +102,7 @@ class Dataset:
 def decode(batch: Batch, key: jax.Array, *, peak: int, binarize: Binarize) -> dict[str, jax.Array]:
     """Scale the stored x of a batch to x / `peak`, and binarise it.
 
-    Binarisation is for discrete levels, whose x / `peak` lies in [0, 1]; on counts and continuous
-    data it has no meaning.
+    Only data with levels can be binarised: there x / `peak` lies in [0, 1].
 
     Args:
       batch: stored arrays, with x [B, *shape].

@@ -58,8 +58,8 @@ def eight_gaussians_log_prob(x: jax.Array) -> jax.Array:
 
     Neighbouring c_k are 13 s apart, and every c_k is at least 7.5 s away from the edges of the unit
     square. Overlaps of the components and mass outside of the square therefore change the entropy
-    by less than 1e-9: it is log 8 + log(2πe s²) = −2.907 nats, and no model's expected −log p(x) is
-    lower.
+    by less than 1e-9. It is log 8 + log(2πe s²) = −2.907 nats, and the expected −log p(x) of every
+    model is at least as large.
     """
     z = (x[..., None, :] - CENTRES.reshape(*[1] * (x.ndim - 1), 8, 2)) / DEVIATION
     log_components = -0.5 * jnp.sum(z**2, axis=-1) - math.log(2 * math.pi * DEVIATION**2)

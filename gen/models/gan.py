@@ -202,10 +202,10 @@ class GAN:
         return state.generator.params, state.discriminator.params
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return how the final discriminator, without dropout, judges `data` and as many samples.
+        """Return the discriminator's verdict, without dropout, on `data` and as many samples.
 
         `d_real` and `d_fake` are the means of D(x) and D(G(z)), and `d_accuracy` is the share that
-        it tells right. A GAN has no likelihood; these measure the game and not the samples.
+        it classifies correctly. A GAN has no likelihood; these measure the game, not the samples.
         """
         _, discriminator = self._networks(None)
         params, stats, _ = state.discriminator

@@ -98,7 +98,8 @@ class Mixture:
     rate: float = 1.0
     """weight of the batch in the statistics (em)"""
     smoothing: float = 4e-5
-    """pseudo-examples like the mean in each component, per training example (em)"""
+    """weight of the prior: the number of examples, each equal to the data mean, that it adds to
+    every component, as a fraction of the training set (em)"""
     optimizer: AnyOptimizer = Optimizer("adam", learning_rate=1e-2)
     """optimiser (gradient)"""
 

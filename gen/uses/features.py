@@ -53,8 +53,8 @@ def probe(
 ) -> dict[str, Estimate]:
     """Estimate how well labels are predicted from a model's codes and from the raw variables.
 
-    Hyperparameters are selected on the validation split, so errors on that split are too low. So
-    are errors on the training split, where each row also retrieves itself.
+    Hyperparameters are selected on the validation split, so errors on that split are too low.
+    Errors on the training split are too low as well, because each row retrieves itself.
 
     Args:
       model: a model with `encode`.

@@ -76,7 +76,7 @@ class CausalNet(Protocol):
 
 
 class WholePasses(nn.Module):
-    """The incremental form of a network that has none: a whole pass for each variable."""
+    """Incremental sampling for a network that lacks it: one whole pass for each variable."""
 
     net: nn.Module
 
@@ -235,10 +235,11 @@ class Autoregressive:
 
         With one mask these are draws of p(hidden | shown) if all shown variables come before the
         first hidden one, as the upper half of an image does in raster order. Otherwise a draw
-        ignores what is shown after it, and with several masks each particle draws one regardless of
-        what is shown. One of the particles is chosen in proportion to Π p(x_d | x_<d) over the
-        shown variables, and its law tends to p(hidden | shown) as their number grows (sampling
-        importance resampling; Smith & Gelfand 1992, https://doi.org/10.1080/00031305.1992.10475856).
+        ignores the shown variables that come after it in the order, and with several masks each
+        particle takes a random mask whatever is shown. One of the particles is chosen
+        in proportion to Π p(x_d | x_<d) over the shown variables, and its law tends to
+        p(hidden | shown) as their number grows (sampling importance resampling; Smith & Gelfand
+        1992, https://doi.org/10.1080/00031305.1992.10475856).
 
         Args:
           particles: the number of draws of which one is chosen.

@@ -31,7 +31,7 @@ Taps = Literal["A", "B", "above", "upto", "left", "left and self"]
 
 
 class At(NamedTuple):
-    """The place that is computed: a pixel, or a row where the column is None."""
+    """The position to compute: one pixel, or a whole row if the column is None."""
 
     row: Any
     column: Any = None
@@ -51,9 +51,9 @@ class CausalConv(nn.Module):
     """A masked convolution, [B, H, W, ·] ↦ [B, H, W, features], with zeros around the image.
 
     Called `at` a pixel or a row, it returns its output there, [B, 1, 1 or W, features]. A kernel
-    that does not see the pixel itself stands on the image, and is given all of it. Other kernels
-    stand on features. They are given the features at this place alone, and keep them in the cache;
-    `upto` is called at rows, `B` and `left and self` are called at pixels.
+    that excludes its centre reads the image, and is given all of it. Other kernels read features.
+    They are given the features of this position alone and keep them in the cache. `upto` is called
+    at rows, `B` and `left and self` are called at pixels.
 
     The initialisation is He's (He et al. 2015, https://arxiv.org/abs/1502.01852, eq. 10), with the
     fan-in of the taps that the mask leaves.

@@ -1,6 +1,6 @@
 """Causal networks over vectors: FVSBN, NADE and MADE.
 
-`gen.models.autoregressive.CausalNet` says what their methods compute. Shapes: B examples, D
+`gen.models.autoregressive.CausalNet` documents their methods. Shapes: B examples, D
 variables, C logits for each variable, H hidden units.
 """
 

@@ -75,8 +75,8 @@ class DBM:
 
     Deviations from Salakhutdinov & Hinton 2009:
 
-    - In pretraining, hidden biases are learned as the upper biases of one pair only, and visible
-      biases as the lower biases of the first pair. The upward pass draws each layer.
+    - In pretraining, the hidden biases of a layer are learned only when it is the upper layer of a
+      pair, and the visible biases with the first pair. The upward pass samples each layer.
     - Gradients are centred (Montavon & Müller 2012, https://doi.org/10.1007/978-3-642-35289-8_33)
       unless `centred` is off.
     - The chains' even layers enter the gradient as their means given the odd layers.

@@ -57,7 +57,7 @@ class BoltzmannMachine:
 
     Deviations from Ackley, Hinton & Sejnowski 1985:
 
-    - The hidden units are summed over in both phases; the paper draws them by simulated annealing.
+    - The hidden units are summed out in both phases; the paper samples them by annealing.
     - The negative phase takes persistent chains (Tieleman 2008,
       https://doi.org/10.1145/1390156.1390290); the paper anneals from a random state each time.
     - Units are drawn in a fixed order, so that a sweep is reversible; the paper's order is random.
@@ -292,7 +292,7 @@ def gibbs(
       x: all units, [n, N].
       key: the source of every draw.
       sweeps: the number of sweeps.
-      base: what is added to the logits of the units, [N] or 0.
+      base: numbers added to the logits of the units, [N] or 0.
       beta: the factor of the machine's logits b_i + Σ_j U_ij x_j.
       clamped: the units that keep their values, [n, N]; None draws all.
     """

@@ -57,8 +57,8 @@ def centred_gradient(
       weights: ∂W_l for l = 0 … L − 1, [D_l, D_{l+1}].
       biases: ∂b_l for l = 0 … L, [D_l].
       offsets: μ_l for l = 0 … L, [D_l], for example the means of the units over the data.
-      up: factor of the inputs from below, by which the second line's W_{l−1}ᵀ μ_{l−1} counts.
-      down: factor of the inputs from above, by which W_l μ_{l+1} counts.
+      up: factor applied to the inputs from below, W_{l−1}ᵀ μ_{l−1}, in the second line.
+      down: factor applied to the inputs from above, W_l μ_{l+1}, in the second line.
 
     Returns:
       The centred ∂W_l and ∂b_l.

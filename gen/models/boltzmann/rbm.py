@@ -96,8 +96,8 @@ class RBM:
 
     Deviations from Hinton 2002 and Tieleman 2008:
 
-    - The hidden units are summed over in both phases; the papers draw them in one. No expectation
-      changes.
+    - The hidden units are summed out in both phases; the papers sample them in one. The expected
+      gradient is the same.
     - The gradient is centred (Melchior, Fischer & Wiskott 2016,
       https://jmlr.org/papers/v17/14-237.html) unless `centred` is off. Running means over the data
       are the offsets of both phases.

@@ -22,7 +22,7 @@ class State(NamedTuple):
 
     params: Any  # the parameters of the network and of a learned schedule
     stats: Any  # the network's batch statistics; empty without them
-    ema: Any  # exponential moving average of params, by which everything but training computes
+    ema: Any  # exponential moving average of params, used in evaluation and sampling
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
 
 
@@ -30,7 +30,7 @@ def init_state(params: Any, stats: Any, optimizer: AnyOptimizer) -> State:
     """Return the state before the first step; the moving average starts at the parameters.
 
     Args:
-      params: what is learned.
+      params: the learned parameters.
       stats: the network's other collections (batch statistics).
       optimizer: the optimiser.
     """

@@ -65,8 +65,8 @@ class DiscreteDiffusion:
 
         p(x_s|x_t) ∝ q(x_t|x_s) Σ_{x_0} q(x_s|x_0) p̂(x_0|x_t).
 
-    Since q(x_t|x_s) is a factor, too, the best p̂ of a variable conditions on x_t of the other
-    variables alone.
+    The factor q(x_t|x_s) already accounts for the variable's own x_t, so the optimal p̂ of a
+    variable depends on the other variables of x_t alone.
 
     The optimiser minimises the bound
 
@@ -84,8 +84,8 @@ class DiscreteDiffusion:
     - The loss is the bound alone, without the auxiliary cross-entropy.
     - A variable that is not masked is predicted to keep its value, which changes nothing (Sahoo et
       al. 2024, https://arxiv.org/abs/2406.07524).
-    - The times of a batch are one in each B-th part of [0, 1), in a drawn order (Kingma et al.
-      2021, https://arxiv.org/abs/2107.00630, appendix I.1).
+    - The times of a batch are stratified, one in each B-th part of [0, 1), and shuffled (Kingma et
+      al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1).
     """
 
     family: ClassVar[str] = "diffusion"

@@ -56,9 +56,9 @@ class FlowMatching:
     Deviations from Lipman et al. 2023:
 
     - Time runs from data to noise.
-    - The times of a batch are one in each B-th part of [0, 1), in a drawn order (Kingma et al.
-      2021, https://arxiv.org/abs/2107.00630, appendix I.1).
-    - The ODE is solved by Heun's method in equal steps; there by an adaptive solver.
+    - The times of a batch are stratified, one in each B-th part of [0, 1), and shuffled (Kingma et
+      al. 2021, https://arxiv.org/abs/2107.00630, appendix I.1).
+    - The ODE is solved by Heun's method in equal steps; the paper uses an adaptive solver.
     """
 
     family: ClassVar[str] = "diffusion"

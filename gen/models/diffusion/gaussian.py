@@ -101,13 +101,15 @@ class GaussianDiffusion:
     Samples with `guidance` w follow x̂ = (1 + w) x̂(label) − w x̂(no label) (Ho & Salimans 2022,
     https://arxiv.org/abs/2207.12598, eq. 6).
 
-    Images are scaled to [−1, 1]. Evaluation and sampling use the moving average of the parameters.
+    Images are scaled to [−1, 1]. Evaluation and sampling use the moving average of the parameters;
+    the batch statistics of a user's network are not averaged.
 
     Deviations from Kingma et al. 2021:
 
     - The network is given the position of λ between its two ends, as a time in [0, 1].
-    - The times of a batch are one in each B-th part of [0, 1), in a drawn order; there they rise.
-    - `fourier` Fourier features of x_t, with periods of 1, 2, 4, … levels; there the first two.
+    - The times of a batch are stratified, one in each B-th part of [0, 1), and shuffled; the paper
+      does not shuffle them.
+    - `fourier` Fourier features of x_t, with periods of 1, 2, 4, … levels; the paper has two.
     - Samples are the levels nearest to x_0, not draws of p(x|x_0), and take `sample_steps` steps
       for any T.
     - The default optimiser is Adam without weight decay.
@@ -250,10 +252,9 @@ class GaussianDiffusion:
         gives `nll_ode`, for the first `ode_examples` (`generation.ode_estimate`). If x has more
         than two levels, `bits_per_dim` and `bits_per_dim_ode` are the same in bits per variable.
 
-        The probability flow has a density of x_0. On levels it gives a bound on −log p(x) of a
-        model whose x_0 is drawn from q(x_0|x), the bound's own noise at t = 0, with one draw and
-        one probe of the trace for each example (dequantization by this Gaussian; Kingma et al.
-        2021, eq. 8).
+        The probability flow defines a density of x_0. For data with levels, x is dequantized by the
+        bound's own noise at t = 0, x_0 ~ q(x_0|x) (Kingma et al. 2021, eq. 8), which gives a bound
+        on −log p(x). Each example takes one draw of x_0 and one probe of the trace.
         """
         if self.levels:
             check_levels(data, self.levels)
@@ -400,7 +401,7 @@ class GaussianDiffusion:
     ) -> tuple[Terms, jax.Array, Any]:
         """Return the terms of the bound and the training loss at one time for each example.
 
-        A caller pays for the results that it uses: the compiler drops the others.
+        The compiler removes the computation of results that a caller does not use.
 
         Args:
           params: the parameters.

@@ -340,8 +340,8 @@ def inpaint(
 
     Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865, algorithm 1, with jumps of one step. Each
     step is one of ancestral sampling, after which the shown variables are replaced by a noisy copy
-    of their values. Each step but the last is repeated, with fresh noise to go back in between, so
-    that the two parts agree.
+    of their values. Each step but the last is repeated, after a return to its start by fresh noise,
+    so that the two parts agree.
 
     Many steps with many repetitions approach draws of p(hidden | shown). Without repetitions the
     hidden part hardly follows the shown one. A few steps with many repetitions vary too little.

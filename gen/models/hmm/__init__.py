@@ -1,6 +1,6 @@
 """Hidden Markov models: `HMM`, its emissions, and exact inference on plain arrays.
 
-`inference` has the sequential algorithms, and `parallel` those in parallel over blocks of steps.
+`inference` has the sequential algorithms; `parallel` has them in parallel over blocks of steps.
 """
 
 from gen.models.hmm import inference, parallel

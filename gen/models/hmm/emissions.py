@@ -75,7 +75,7 @@ class Emission(Protocol):
     def maximize(self, params: Any, statistics: Any) -> tuple[Any, Any]:
         """M-step: return the new parameters, and the statistics re-expressed about the new means.
 
-        Only the moments of Gaussians are changed by the second.
+        The statistics of all emissions but the Gaussian ones are returned unchanged.
 
         Args:
           params: the parameters that the statistics are expressed about.
@@ -545,7 +545,7 @@ AnyEmission = Bernoulli | Categorical | Poisson | Gaussian | GaussianMixture
 def factor(covariance: jax.Array) -> jax.Array:
     """Return the Cholesky factors of [K, D, D] with the logarithms of their diagonals in place.
 
-    Every lower triangle is such a factor, so gradient steps cannot leave the range.
+    Every lower triangle is such a factor, so gradient steps need no constraints.
     """
     root = jnp.linalg.cholesky(covariance)
     return jnp.tril(root, -1) + diagonals(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)))

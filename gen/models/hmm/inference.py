@@ -15,9 +15,8 @@ Three arrays describe the model and the sequence:
 
 Each step is normalised and the logarithms of the normalisers are summed (Rabiner's scaling, section
 V.A), so no length of sequence overflows or underflows. A state whose probability given the
-observations up to its step is below 1e-38 (float32) counts as impossible: if no transition leads to
-it from another state, later observations cannot bring it back. `viterbi` works on logarithms and
-has no such limit.
+observations up to its step is below 1e-38 (float32) is set to 0. It becomes positive again only by
+a transition from another state. `viterbi` works on logarithms and has no such limit.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def smooth(
       log_transition: log p(z_t | z_t−1), [K, K].
       filtered: the result of the forward pass.
       following: p(z_T+1 | x) where the sequence goes on and x has later observations, [K]. By
-        default x ends at step T, and the prediction of `filtered` stands in its place.
+        default x ends at step T, and the prediction of `filtered` is taken.
     """
     transition = jnp.exp(log_transition)
 

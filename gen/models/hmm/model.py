@@ -46,7 +46,7 @@ POSTERIORS_AT_ONCE = 2**25
 
 
 class Params(NamedTuple):
-    """The model's parameters. All values are in range, so gradient steps cannot leave it."""
+    """The model's parameters. Every real value is valid, so gradient steps need no constraints."""
 
     initial: jax.Array  # log p(z_1 = k) up to a constant, [K]
     transition: jax.Array  # log p(z_t = j | z_t−1 = i) up to a constant for each i, [K, K]
@@ -182,9 +182,9 @@ class HMM:
 
         Each observation belongs to the nearest of K centres, one for each state. The centres are
         drawn observations (`examples`), or k-means moves them from there (`kmeans`). An observation
-        counts for every state with weight 1 / 2K and for the state of its centre with ½ more. In
-        distances a missing value is the mean of the seen values of its variable, and categorical
-        levels are numbers.
+        has weight 1 / 2K in every state, and ½ more in the state of its centre. In distances a
+        missing value is the mean of the seen values of its variable, and categorical levels are
+        numbers.
         """
         if self.start == "random":
             return state
