@@ -56,7 +56,7 @@ Tree = TypeVar("Tree")
 
 
 class UserError(Exception):
-    """An error that the user can mend. Its text is one line: what is wrong, where, what to do."""
+    """An error that the user can correct. One line says what is wrong, where, and what to do."""
 
 
 class Model(Protocol[State]):

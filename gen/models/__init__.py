@@ -1,1 +1,1 @@
-"""One file or one folder for each family of models; every model follows `gen.core`'s contract."""
+"""Generative models, one module or package for each family, by the contract in `gen.core`."""
