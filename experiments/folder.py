@@ -38,8 +38,8 @@ Log = Callable[[int, dict[str, np.ndarray]], None]
 """function of (step, metrics) that appends a report to metrics.jsonl"""
 
 
-NOT_RESULTS = (":(top)", ":(top,exclude)experiments/results")
-"""All files of the checkout except for published results, as git takes paths."""
+NO_RESULTS = ":(top,exclude)experiments/results"
+"""Leaves published results out, as git takes paths."""
 
 
 @contextmanager
@@ -261,8 +261,8 @@ def device_name() -> str:
 def commit() -> str | None:
     """Return the commit of this checkout, or None outside of one.
 
-    It ends in `-dirty` if tracked files have changed since, results excepted: publishing one result
-    does not make the next one dirty.
+    It ends in `-dirty` if a tracked file has changed since, or a module of `gen` or `experiments`
+    is not tracked. Results are excepted: publishing one does not make the next one dirty.
     """
 
     def git(*arguments: str) -> str:
@@ -272,8 +272,10 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *NOT_RESULTS)
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+        changed = git("diff", "HEAD", "--name-only", "--", ":(top)", NO_RESULTS)
+        modules = (":(top,glob)gen/**/*.py", ":(top,glob)experiments/**/*.py")
+        untracked = git("ls-files", "--others", "--exclude-standard", "--", *modules, NO_RESULTS)
+        return git("rev-parse", "HEAD") + ("-dirty" if changed or untracked else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -103,6 +103,9 @@ class Model(Protocol[State]):
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the estimates that judge a trained model.
 
+        Call it through `gen.estimate.evaluate`, which first checks that a density is given
+        continuous data.
+
         Args:
           state: a trained state.
           data: all examples of a split, decoded.

@@ -48,12 +48,13 @@ def quantize(y: jax.Array, levels: int) -> jax.Array:
 def infer_levels(x: Any) -> int:
     """Return the number of levels of data, or 0 for continuous data.
 
-    Integers have levels: one more than the largest. Floats have levels if they take at most 256
+    Integers have levels: one more than the largest, counted from 0 or from the smallest negative
+    value. Floats have levels if they take at most 256
     equally spaced values, and take some value more than once. Missing values (NaN) are left out.
     """
     x = np.asarray(x)
     if x.dtype.kind in "biu":
-        return int(x.max()) + 1 if x.size else 0
+        return int(x.max()) - min(int(x.min()), 0) + 1 if x.size else 0
     x = x[np.isfinite(x)].ravel()
     if not x.size or len(np.unique(x[:10_000])) > 256:  # the first values settle most cases
         return 0

@@ -196,10 +196,18 @@ def for_run(config: Config, steps: int) -> Config:
     Args:
       config: a model or a part of one; its optimisers are found in its fields, at any depth.
       steps: the number of training steps of the run.
+
+    Raises:
+      UserError: the warm-up of a falling schedule takes the whole run.
     """
     if isinstance(config, Optimizer):
         if config.schedule == "constant" or config.decay_steps is not None:
             return config
+        require(
+            config.warmup_steps < steps,
+            f"Optimizer: warmup_steps is {config.warmup_steps} and the run has {steps} steps: take "
+            "a shorter warm-up or a longer run",
+        )
         return dataclasses.replace(config, decay_steps=steps)
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return config

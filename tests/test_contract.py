@@ -207,8 +207,17 @@ def check_capabilities(model, state, batch, estimates):
     if "layers" in able:
         for weight, bias in model.layers(state):
             assert weight.shape[1:] == bias.shape
+    if "begin" in able:
+        begun = jax.jit(model.begin)(state, batch, jax.random.key(11))
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, begun))
+        assert shapes[0] == shapes[1]
     if "bracket" in able:
-        assert model.bracket(state, jax.random.key(9), 20, 10).width >= 0
+        bracket = model.bracket(state, jax.random.key(9), 20, 10)
+        exact = model.log_partition(state) if "log_partition" in able else None
+        for end in (bracket.forward, bracket.reverse):
+            assert np.isfinite(end)
+            # AIS of a model that has hardly moved from its base rate is near to the truth.
+            assert exact is None or abs(end - exact) < 2
 
 
 def test_init_is_deterministic_and_depends_on_the_key(some):

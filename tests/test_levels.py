@@ -22,6 +22,7 @@ from gen.core import (
 )
 from gen.distributions import gaussian_log_prob
 from gen.models.dequantized import Dequantized
+from gen.models.diffusion import GaussianDiffusion, ResidualMLP
 from gen.models.hmm import HMM, Gaussian
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -37,6 +38,7 @@ NORMAL = RNG.randn(400).astype(np.float32)
         (np.array([0, 3, 1, 3]), 4),
         (np.array([0, 255], np.uint8), 256),
         (np.array([True, False]), 2),
+        (np.array([-1, 1, 0]), 3),
         (np.arange(0, 17).repeat(3) / 16, 17),
         (np.tile(np.arange(256) / 255, 2).astype(np.float32), 256),
         (np.array([0, 0.25, 1, 1], np.float32), 5),  # the levels 2 and 3 do not occur
@@ -206,7 +208,11 @@ def test_a_vae_of_gaussian_pixels_is_a_density_and_one_of_bernoulli_pixels_is_no
         next(train.fit(model, {"x": grey}, steps=1, batch_size=10))
     untrained: Any = None
     with pytest.raises(UserError, match="levels=17"):
-        model.evaluate(untrained, {"x": grey}, jax.random.key(0))
+        estimate.evaluate(model, untrained, {"x": grey}, jax.random.key(0))
+    # Measurements may be rounded to few values; the caller can say so.
+    key = jax.random.key(0)
+    nll = estimate.evaluate(model, model.init(key), {"x": grey}, key, levels=0)["nll"]
+    assert nll.settings["density"]
     assert facts(model).levels == 0
     assert facts(VAE(**small)).levels is None
 
@@ -234,6 +240,29 @@ def test_a_dequantized_density_has_a_bound_and_no_log_prob(grey):
     assert samples.shape == (9, 8, 8, 1)
     with pytest.raises(UserError, match="17 levels"):
         estimate.evaluate(model, state, {"x": grey + 0.01}, jax.random.key(0))
+
+
+def test_a_dequantized_model_states_the_facts_of_its_density_model():
+    net = ResidualMLP(width=8, layers=1)
+    base = GaussianDiffusion(net, levels=0, classes=3, sample_steps=4, sampler="ddim")
+    model = Dequantized(base, shape=(8, 8, 1), levels=17)
+    expected = facts(base)._replace(levels=17, lacks=facts(model).lacks)
+    assert facts(model) == expected
+    assert (expected.classes, expected.codes, expected.sample_steps) == (3, "noise", 4)
+    state, key = model.init(jax.random.key(0)), jax.random.key(1)
+
+    def scatter(leaf):  # the network starts with an output that does not depend on the label
+        return leaf + RNG.randn(*leaf.shape).astype(np.float32)
+
+    state = state._replace(ema=jax.tree.map(scatter, state.ema))
+    samples = model.sample(state, key, 4, label=2)
+    np.testing.assert_array_equal(samples, model.sample(state, key, 4, jnp.full(4, 2)))
+    assert not np.array_equal(samples, model.sample(state, key, 4, label=0))
+    levels.check_levels({"x": samples}, 17)
+    assert model.sample_in(state, key, 4, 2).shape == (4, 8, 8, 1)
+    frames = model.denoising(state, key, 4, 2)
+    assert frames.shape == (3, 4, 8, 8, 1)
+    levels.check_levels({"x": frames}, 17)
 
 
 def nats_of_levels(state, x, count):

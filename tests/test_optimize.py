@@ -180,6 +180,13 @@ def test_a_falling_schedule_needs_a_length():
         jax.eval_shape(model.init, jax.random.key(0))
 
 
+def test_a_warm_up_must_end_before_the_run():
+    warm = Optimizer(schedule="cosine", warmup_steps=50)
+    assert optimize.for_run(warm, 51).decay_steps == 51
+    with pytest.raises(UserError, match="warmup_steps is 50 and the run has 50 steps"):
+        optimize.for_run(warm, 50)
+
+
 @dataclass(frozen=True)
 class Part:
     optimizer: Any = COSINE

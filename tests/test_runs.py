@@ -724,6 +724,12 @@ def test_results_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
     code.write_text("second")
     assert str(files.commit()).endswith("-dirty")
     assert not files.is_clean(files.commit())
+    code.write_text("first")
+    (tmp_path / "notes.txt").write_text("an untracked file that no run imports")
+    assert files.is_clean(files.commit())
+    (tmp_path / "gen").mkdir()
+    (tmp_path / "gen/new.py").write_text("an untracked module")
+    assert not files.is_clean(files.commit())
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,26 @@ class Dequantized:
         return "approximate"
 
     @property
+    def classes(self) -> int:
+        """The classes that condition the density model."""
+        return facts(self.base).classes
+
+    @property
+    def codes(self) -> Literal["features", "noise"]:
+        """The kind of the density model's codes."""
+        return facts(self.base).codes
+
+    @property
+    def completion(self) -> Literal["any", "raster", "order"]:
+        """The masks for which the density model completes."""
+        return facts(self.base).completion
+
+    @property
+    def sample_steps(self) -> int:
+        """The steps of the density model's sampler."""
+        return facts(self.base).sample_steps
+
+    @property
     def lacks(self) -> tuple[str, ...]:
         """Methods that are unavailable because the density model lacks them."""
         has = capabilities(self.base)
@@ -116,6 +136,11 @@ class Dequantized:
                     f"Dequantized: {type(self.base).__name__} gives {name} per "
                     f"{value.settings.get('per')}, needed are nats per example: per sequence",
                 )
+                require(
+                    value.kind in BOUND,
+                    f"Dequantized: {name} of {type(self.base).__name__} is of the kind "
+                    f"{value.kind!r}, which gives no upper bound",
+                )
                 settings = {key: item for key, item in value.settings.items() if key != "density"}
                 value = replace(
                     value,
@@ -126,9 +151,41 @@ class Dequantized:
             results[name] = value
         return {**results, "bits_per_dim": estimate.in_bits(results["nll"], variables)}
 
-    def sample(self, state: Any, key: jax.Array, n: int) -> jax.Array:
-        """Draw from the density and return the levels whose cells the draws lie in: [n, *shape]."""
-        return quantize(self._model.sample(state, key, n), self.levels)
+    def sample(
+        self, state: Any, key: jax.Array, n: int, label: jax.Array | int | None = None
+    ) -> jax.Array:
+        """Draw from the density and return the levels whose cells the draws lie in: [n, *shape].
+
+        Args:
+          state: a state of the model.
+          key: the source of every draw.
+          n: the number of examples.
+          label: the class of each example, [n] or one for all, for a model with classes.
+        """
+        condition = {"label": label} if self.classes else {}
+        return quantize(self._model.sample(state, key, n, **condition), self.levels)
+
+    def sample_in(self, state: Any, key: jax.Array, n: int, steps: int) -> jax.Array:
+        """Return the levels of draws in another number of steps: [n, *shape].
+
+        Args:
+          state: a state of the model.
+          key: the source of every draw.
+          n: the number of examples.
+          steps: steps of the density model's sampler.
+        """
+        return quantize(self._model.sample_in(state, key, n, steps), self.levels)
+
+    def denoising(self, state: Any, key: jax.Array, n: int, frames: int) -> jax.Array:
+        """Return the levels on the way from noise to data: [frames + 1, n, *shape].
+
+        Args:
+          state: a state of the model.
+          key: the source of every draw.
+          n: the number of examples.
+          frames: the number of frames after the noise.
+        """
+        return quantize(self._model.denoising(state, key, n, frames), self.levels)
 
     def chains(self, state: Any, key: jax.Array, n: int, sweeps: int) -> jax.Array:
         """Return the levels of the density model's chains: [n, *shape].

@@ -22,7 +22,6 @@ from gen.bounds import ImportanceBound, importance_bound
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.distributions import bernoulli_nll, gaussian_kl, gaussian_log_prob
 from gen.estimate import Estimate
-from gen.levels import check_density
 from gen.nets import MLP, dense, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
@@ -194,12 +193,14 @@ class VAE:
         If the pixels are Bernoulli and any value of x is neither 0 nor 1, there is no likelihood to
         bound: `nll` is then called `bce_elbo` or `bce_bound`.
         """
-        check_density(self, data["x"])
         k = self.bound_samples
 
         def one(batch, row_key):
-            terms = self.terms(state, batch, row_key)
-            return terms, self.bound(state, batch, row_key, k) if k > 1 else None
+            if k == 1:
+                return self.terms(state, batch, row_key), None
+            terms_key, bound_key = jax.random.split(row_key)
+            bound = self.bound(state, batch, bound_key, k)
+            return self.terms(state, batch, terms_key), bound
 
         terms, bound = estimate.per_example(one, data, key)
         x = np.asarray(data["x"])

@@ -25,7 +25,6 @@ from gen.ais import Annealing, LogZ, log_sum_over_bits
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.distributions import bernoulli_sample
 from gen.estimate import Estimate, Kind
-from gen.levels import check_density
 from gen.models.boltzmann.learning import (
     autocorrelation,
     base_rate_biases,
@@ -327,7 +326,6 @@ class RBM:
         log Z is exact if H, or D of binary units, is at most 25. `reconstruction` is the error that
         a step logs. For binary units and grey values `nll` is of the kind `no likelihood`.
         """
-        check_density(self, data["x"])
         data_key, key = jax.random.split(key)
 
         def one(batch, row_key):

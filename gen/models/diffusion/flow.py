@@ -18,7 +18,7 @@ from flax import linen as nn
 from gen import estimate, nets
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.estimate import Estimate
-from gen.levels import check_density, check_levels, dequantize, quantize
+from gen.levels import check_levels, dequantize, quantize
 from gen.models.diffusion import generation, samplers
 from gen.models.diffusion.common import (
     State,
@@ -139,7 +139,6 @@ class FlowMatching:
         """
         if self.levels:
             check_levels(data, self.levels)
-        check_density(self, data["x"])
         settings: dict[str, Any] = {"dequantized": "uniform"} if self.levels else {"density": True}
         nll = generation.ode_estimate(
             partial(self._nll, state),

@@ -31,7 +31,7 @@ from gen.core import (
 )
 from gen.distributions import categorical_log_prob
 from gen.estimate import Estimate
-from gen.levels import check_density, check_levels, to_index, to_value
+from gen.levels import check_levels, to_index, to_value
 from gen.models.diffusion import generation, samplers, schedules
 from gen.models.diffusion.common import (
     State,
@@ -258,7 +258,6 @@ class GaussianDiffusion:
         """
         if self.levels:
             check_levels(data, self.levels)
-        check_density(self, data["x"])
         bound_key, ode_key = jax.random.split(key)
         terms = estimate.per_example(partial(self.bound, state), data, bound_key, block=100)
         settings: dict[str, Any] = {} if self.levels else {"density": True}

@@ -30,7 +30,7 @@ from gen.core import (
     require,
 )
 from gen.estimate import Estimate
-from gen.levels import check_density, check_levels
+from gen.levels import check_levels
 from gen.models.hmm import inference, parallel
 from gen.models.hmm.emissions import (
     AnyEmission,
@@ -194,14 +194,14 @@ class HMM:
         x, seen = flat(x), flat(seen)
         mean = jnp.where(seen, x, 0.0).sum(0) / jnp.maximum(seen.sum(0), 1)
         filled = jnp.where(seen, x, mean[None])
-        cluster_key, scatter_key = jax.random.split(key)
+        cluster_key, scatter_key, init_key = jax.random.split(key, 3)
         iterations = 20 if self.start == "kmeans" else 0
         nearest = kmeans(filled, real, cluster_key, self.states, iterations)
         own = jax.nn.one_hot(nearest, self.states)
         weight = real[:, None] * (0.5 * own + 0.5 / self.states) / len(length)
         mixture = isinstance(emission, GaussianMixture)
         single: Any = emission.single if mixture else emission
-        first = single.init(key, self.states, x.shape[1])
+        first = single.init(init_key, self.states, x.shape[1])
         for _ in range(2):  # moments about the first mean, which may be far off, are inaccurate
             first, _ = single.maximize(first, single.statistics(first, x, seen, weight))
         if mixture:
@@ -308,7 +308,6 @@ class HMM:
         """
         x = np.asarray(data["x"])
         x = x[~np.isnan(x)]
-        check_density(self, x)
         if self.levels:
             check_levels({"x": x}, self.levels)
         if self.counts and (x.min() < 0 or np.any(x != np.round(x))):
