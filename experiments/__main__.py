@@ -105,7 +105,9 @@ def main(arguments: list[str]) -> int:
       was interrupted, and the same command resumes it.
     """
     from gen.core import UserError
+    from gen.memory import keep_freed_memory
 
+    keep_freed_memory()
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
         if command in ("-h", "--help"):

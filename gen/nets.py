@@ -34,6 +34,9 @@ Output = Annotated[tuple[int, ...] | None, tyro.conf.Suppress]
 Axis = Annotated[str | None, tyro.conf.Suppress]
 """The mapped axis of devices that share a batch, which the model sets under `pmap`."""
 
+Sides = tuple[tuple[int, int], tuple[int, int]]
+"""Rows of zeros above and below an image, and columns to its left and right; negative: cut off."""
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -69,6 +72,218 @@ def batch_norm(train: bool, axis_name: str | None) -> nn.BatchNorm:
     bias of its own.
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) -> jax.Array:
+    """Return the convolution (cross-correlation) of images with a kernel, [B, H', W', O].
+
+    out[b, i, j, o] = Σ_u,v,c x[b, stride · i + u, stride · j + v, c] · kernel[u, v, c, o]
+
+    Accelerators run XLA's convolution. A CPU runs matrix products where they are faster than XLA's
+    convolution, by `cpu_form`; BUILD.md has the measurements. The two agree within rounding.
+
+    Args:
+      x: images, [B, H, W, C].
+      kernel: [rows, columns, C, O].
+      around: zeros around the image.
+      stride: pixels between two positions of the kernel.
+    """
+
+    def by_xla(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), around, dimension_numbers=layout
+        )
+
+    form = cpu_form(x.shape, kernel.shape, stride)
+    if form == "xla":
+        return by_xla(x, kernel)
+    by_products = {
+        "patches": lambda x, kernel: convolve_by_patches(x, kernel, around, stride),
+        "rows": lambda x, kernel: convolve_by_rows(x, kernel, around),
+    }[form]
+    return jax.lax.platform_dependent(x, kernel, cpu=by_products, default=by_xla)
+
+
+def cpu_form(
+    x: tuple[int, ...], kernel: tuple[int, ...], stride: int
+) -> Literal["patches", "rows", "xla"]:
+    """Return the fastest form of a convolution on a CPU, as measured.
+
+    Args:
+      x: the shape of the images, [B, H, W, C].
+      kernel: the shape of the kernel, [rows, columns, C, O].
+      stride: pixels between two positions of the kernel.
+    """
+    taps = math.prod(kernel[:3])
+    if stride == 1:
+        return "patches" if taps <= 64 else "rows"
+    patches = math.prod(x[:3]) // stride**2 * taps
+    return "patches" if patches <= 2**21 else "xla"  # beyond 8 MiB they leave the caches
+
+
+def convolve_by_patches(
+    x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1
+) -> jax.Array:
+    """Return `convolve`, with its arguments, as one matrix product of all patches with the kernel.
+
+    The patches take rows · columns · C floats for each output pixel.
+    """
+    rows, columns, channels, features = kernel.shape
+    x = pad(x, around)
+    height = (x.shape[1] - rows) // stride + 1
+    width = (x.shape[2] - columns) // stride + 1
+    patches = [
+        x[:, u : u + stride * height : stride, v : v + stride * width : stride][:, :height, :width]
+        for u in range(rows)
+        for v in range(columns)
+    ]
+    patches = jnp.concatenate(patches, axis=-1).reshape(-1, rows * columns * channels)
+    return (patches @ kernel.reshape(-1, features)).reshape(len(x), height, width, features)
+
+
+def convolve_by_rows(x: jax.Array, kernel: jax.Array, around: Sides) -> jax.Array:
+    """Return `convolve`, with its arguments, as a product of patches that are one row high.
+
+    The product gives the contribution of every image row through every row of the kernel. Each
+    output row sums the contributions of the image rows under the kernel. Patches and product take
+    columns · C + rows · O floats for each pixel.
+    """
+    rows, columns, channels, features = kernel.shape
+    batch, height, _, _ = x.shape
+    (above, below), sides = around
+    x = pad(x, ((0, 0), sides))
+    width = x.shape[2] - columns + 1
+    patches = jnp.concatenate([x[:, :, v : v + width] for v in range(columns)], axis=-1)
+    patches = patches.reshape(-1, columns * channels)
+    by_row = kernel.transpose(1, 2, 0, 3).reshape(columns * channels, rows * features)
+    product = (patches @ by_row).reshape(batch, height, width, rows * features)
+    out = jnp.zeros((batch, height + above + below - rows + 1, width, features), x.dtype)
+    for u in range(rows):
+        contribution = product[..., u * features : (u + 1) * features]
+        first = above - u  # the output row to which the first image row contributes
+        begin, end = max(0, -first), min(height, out.shape[1] - first)
+        margin = (begin + first, out.shape[1] - end - first)
+        out += pad(contribution[:, begin:end], (margin, (0, 0)))
+    return out
+
+
+def pad(x: jax.Array, around: Sides) -> jax.Array:
+    """Return images [B, H, W, C] with rows and columns of zeros around them, or some cut off."""
+    return jax.lax.pad(
+        x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*n, 0) for n in around), (0, 0, 0))
+    )
+
+
+class Conv(nn.Module):
+    """A convolution, [B, H, W, C] ↦ [B, ⌈H / stride⌉, ⌈W / stride⌉, features].
+
+    It has the parameters of `flax.linen.Conv`, under the same names and equally initialised.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        rows, columns = (same_padding(n, self.size, self.stride) for n in x.shape[1:3])
+        return with_bias(self, convolve(x, kernel, (rows, columns), self.stride))
+
+
+class ConvTranspose(nn.Module):
+    """A transposed convolution, [B, H, W, C] ↦ [B, stride · H, stride · W, features].
+
+    It has the parameters of `flax.linen.ConvTranspose` with padding `SAME`, under the same names
+    and equally initialised. Which taps of the kernel meet an input pixel depends on the place of
+    the output pixel in its cell of stride × stride pixels. So one convolution computes an output
+    channel for every place, and the channels are laid out as pixels (Shi et al. 2016,
+    https://arxiv.org/abs/1609.05158, section 3.2). XLA's own form inserts zeros between the input
+    pixels and multiplies by them.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 2
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        place, first, last = transposed_taps(self.size, self.stride)
+        cells = jnp.einsum("nas,mbt,stco->nmcabo", place, place, kernel)
+        cells = cells.reshape(len(place), len(place), x.shape[-1], -1)
+        sides = (-first, last)
+        out = convolve(x, cells, (sides, sides))
+        size = (self.stride * x.shape[1], self.stride * x.shape[2])
+        return with_bias(self, depth_to_space(out, self.stride, size))
+
+
+def with_bias(layer: Conv | ConvTranspose, x: jax.Array) -> jax.Array:
+    """Add the layer's parameter `bias`, if it has one, to each channel."""
+    if not layer.use_bias:
+        return x
+    return x + layer.param("bias", nn.initializers.zeros, (x.shape[-1],))[None, None, None]
+
+
+def same_padding(n: int, size: int, stride: int) -> tuple[int, int]:
+    """Return the zeros before and after a row of pixels, which give it ⌈n / stride⌉ outputs.
+
+    Args:
+      n: the number of pixels.
+      size: the number of taps of the kernel.
+      stride: pixels between two positions of the kernel.
+    """
+    total = max(0, (-(-n // stride) - 1) * stride + size - n)
+    return total // 2, total - total // 2
+
+
+def transposed_taps(size: int, stride: int) -> tuple[np.ndarray, int, int]:
+    """Return which tap of a transposed convolution stands between an input and an output pixel.
+
+    Returns:
+      A mask [last − first + 1, stride, size]: 1 where the pixel at place a of the cell i sees the
+      input pixel i + first + n through tap t; then `first` and `last`, relative to the cell.
+    """
+    before = size - 1 if stride > size - 1 else -(-(size + stride - 2) // 2)
+    seen = [
+        ((a + t - before) // stride, a, t)
+        for a in range(stride)
+        for t in range(size)
+        if (a + t - before) % stride == 0
+    ]
+    first, last = min(seen)[0], max(seen)[0]
+    mask = np.zeros((last - first + 1, stride, size), np.float32)
+    for n, a, t in seen:
+        mask[n - first, a, t] = 1
+    return mask, first, last
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """Return [B, H, W, C] as patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C], with zeros beyond the edges."""
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
+    return x.reshape(b, h // patch, w // patch, -1)
+
+
+def depth_to_space(x: jax.Array, patch: int, size: tuple[int, ...]) -> jax.Array:
+    """Return the images [B, *size, C] whose `space_to_depth` is x.
+
+    Args:
+      x: patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C].
+      patch: the height and width p of a patch.
+      size: (H, W).
+    """
+    b, h, w, depth = x.shape
+    x = x.reshape(b, h, w, patch, patch, depth // patch**2).swapaxes(2, 3)
+    return x.reshape(b, h * patch, w * patch, -1)[:, : size[0], : size[1]]
 
 
 class MLP(nn.Module):
@@ -132,7 +347,7 @@ class ConvEncoder(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         check_image("ConvEncoder", x.shape[1:])
         for channels in self.channels:
-            x = nn.Conv(channels, (3, 3), strides=2, use_bias=not self.batch_norm)(x)
+            x = Conv(channels, stride=2, use_bias=not self.batch_norm)(x)
             if self.batch_norm:
                 x = batch_norm(train, self.axis_name)(x)
             x = activate(self.activation, x)
@@ -175,8 +390,8 @@ class ConvDecoder(nn.Module):
         h = dense(math.prod(lowest) * self.channels[0], use_bias=bias)(first(z, train=train))
         h = normalised(h).reshape(len(z), *lowest, self.channels[0])
         for channels in self.channels[1:]:
-            h = normalised(nn.ConvTranspose(channels, (3, 3), (2, 2), use_bias=bias)(h))
-        return nn.ConvTranspose(colours, (3, 3), (2, 2))(h)[:, :height, :width]
+            h = normalised(ConvTranspose(channels, use_bias=bias)(h))
+        return ConvTranspose(colours)(h)[:, :height, :width]
 
 
 def check_image(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

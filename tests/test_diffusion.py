@@ -32,7 +32,7 @@ from gen.models.diffusion import (
 from gen.models.diffusion.flow import straight
 from gen.models.diffusion.gaussian import target
 from gen.models.diffusion.samplers import Prediction
-from gen.nets import fitted
+from gen.nets import depth_to_space, fitted, space_to_depth
 from gen.optimize import Optimizer
 
 SLOW = pytest.mark.slow
@@ -1772,10 +1772,10 @@ def test_images_of_several_channels_keep_each_variables_states_together():
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_patches_become_depth_and_back(size, patch):
     x = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    depth = nets.space_to_depth(x, patch)
+    depth = space_to_depth(x, patch)
     rows, columns = (-(-n // patch) for n in size)
     assert depth.shape == (2, rows, columns, patch**2 * 3)
-    np.testing.assert_array_equal(nets.depth_to_space(depth, patch, size), x)
+    np.testing.assert_array_equal(depth_to_space(depth, patch, size), x)
     for i, j in itertools.product(range(rows), range(columns)):
         block = x[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
         np.testing.assert_allclose(

@@ -266,3 +266,61 @@ def test_a_network_that_does_not_fit_gives_one_clear_line(model, message):
 def test_impossible_fields_are_refused(kind: Any, fields, message):
     with pytest.raises(UserError, match=message):
         kind(**fields)
+
+
+CONVOLUTIONS = [  # images, kernel, stride, around, form on a CPU
+    ((4, 9, 8, 3), (3, 5, 3, 5), 1, ((2, 0), (2, 2)), "patches"),
+    ((3, 7, 6, 30), (3, 3, 30, 4), 1, ((1, 1), (1, 1)), "rows"),
+    ((2, 8, 8, 40), (1, 2, 40, 3), 1, ((0, 0), (2, -1)), "rows"),  # a column is cut off
+    ((2, 8, 8, 40), (2, 5, 40, 3), 1, ((2, -1), (0, 0)), "rows"),  # a row is cut off
+    ((3, 7, 6, 30), (3, 3, 30, 4), 2, ((1, 1), (0, 1)), "patches"),
+    ((64, 14, 14, 256), (4, 4, 256, 2), 2, ((1, 1), (1, 1)), "xla"),
+]
+
+
+@pytest.mark.parametrize(("image", "kernel", "stride", "around", "form"), CONVOLUTIONS)
+def test_convolutions_by_products_equal_those_of_xla(image, kernel, stride, around, form):
+    """The output, both gradients, the forward derivative and a vmap over kernels."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], image)
+    weights = jax.random.normal(keys[1], kernel) / np.sqrt(np.prod(kernel[:3]))
+    assert nets.cpu_form(image, kernel, stride) == form
+
+    def by_xla(x, weights):
+        layout = ("NHWC", "HWIO", "NHWC")
+        strides = (stride, stride)
+        return jax.lax.conv_general_dilated(x, weights, strides, around, dimension_numbers=layout)
+
+    def ours(x, weights):
+        return nets.convolve(x, weights, around, stride)
+
+    def derivatives(f):
+        cotangent = jax.random.normal(keys[2], jax.eval_shape(f, x, weights).shape)
+        out, pull = jax.vjp(f, x, weights)
+        tangent = jax.jvp(f, (x, weights), (x, weights))[1]
+        many = jax.vmap(f, in_axes=(None, 0))(x, jnp.stack([weights, -weights]))
+        return out, pull(cotangent), tangent, many
+
+    chex.assert_trees_all_close(
+        jax.jit(derivatives, static_argnums=0)(ours),
+        jax.jit(derivatives, static_argnums=0)(by_xla),
+        atol=2e-5,
+        rtol=2e-5,
+    )
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 2), (5, 2), (2, 2), (4, 3)])
+def test_convolution_layers_equal_those_of_flax(size, stride):
+    """They have the same parameters, from the same key, and the same outputs."""
+    x = jax.random.normal(jax.random.key(0), (3, 5, 4, 6))
+    kernel, strides = (size, size), (stride, stride)
+    pairs = [
+        (nets.Conv(7, size, stride), nn.Conv(7, kernel, strides)),
+        (nets.ConvTranspose(7, size, stride), nn.ConvTranspose(7, kernel, strides)),
+    ]
+    for ours, theirs in pairs:
+        variables = ours.init(jax.random.key(1), x)
+        assert equal(variables, theirs.init(jax.random.key(1), x))
+        np.testing.assert_allclose(
+            ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5, rtol=1e-5
+        )

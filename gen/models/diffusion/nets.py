@@ -23,7 +23,7 @@ import tyro
 from flax import linen as nn
 
 from gen.core import check_fields, require
-from gen.nets import Output, check_image, flatten
+from gen.nets import Conv, Output, check_image, depth_to_space, flatten, space_to_depth
 
 Classes = Annotated[int, tyro.conf.Suppress]
 """The number of classes, which the model sets."""
@@ -76,12 +76,12 @@ class UNet(nn.Module):
         first, *deeper = self.channels
         condition = Condition(4 * first, self.classes)(t, label)
         # 1. Down: the features before and after each block are kept for the way up.
-        h = nn.Conv(first, (3, 3))(space_to_depth(x, self.patch))
+        h = Conv(first)(space_to_depth(x, self.patch))
         kept = [[h]]
         for _ in range(self.blocks):
             kept[-1].append(h := Block(first)(h, condition))
         for features in deeper:
-            kept.append([h := nn.Conv(features, (3, 3), strides=2)(h)])
+            kept.append([h := Conv(features, stride=2)(h)])
             for _ in range(self.blocks):
                 kept[-1].append(h := Block(features)(h, condition))
         # 2. The lowest resolution.
@@ -91,7 +91,7 @@ class UNet(nn.Module):
         for features, skips in zip(reversed(self.channels), reversed(kept), strict=True):
             if h.shape[1:3] != (wider := skips[0].shape[1:3]):
                 h = jax.image.resize(h, (len(h), *wider, h.shape[-1]), "nearest")
-                h = nn.Conv(features, (3, 3))(h)
+                h = Conv(features)(h)
             for skip in reversed(skips):
                 h = Block(features)(jnp.concatenate([h, skip], axis=-1), condition)
         h = nn.swish(group_norm(h)(h))
@@ -161,9 +161,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        h = nn.Conv(self.features, (3, 3))(nn.swish(group_norm(x)(x)))
+        h = Conv(self.features)(nn.swish(group_norm(x)(x)))
         h = nn.swish(modulate(group_norm(h)(h), condition))
-        h = nn.Conv(self.features, (3, 3), kernel_init=nn.initializers.zeros)(h)
+        h = Conv(self.features, kernel_init=nn.initializers.zeros)(h)
         return h + (x if x.shape[-1] == self.features else nn.Dense(self.features)(x))
 
 
@@ -214,25 +214,3 @@ def group_norm(x: jax.Array) -> nn.GroupNorm:
     Wu & He 2018, https://arxiv.org/abs/1803.08494.
     """
     return nn.GroupNorm(num_groups=math.gcd(x.shape[-1], max(1, x.shape[-1] // 16)))
-
-
-def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """Return [B, H, W, C] as patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C], with zeros beyond the edges."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)))
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
-    return x.reshape(b, h // patch, w // patch, -1)
-
-
-def depth_to_space(x: jax.Array, patch: int, size: tuple[int, ...]) -> jax.Array:
-    """Return the images [B, *size, C] whose `space_to_depth` is x.
-
-    Args:
-      x: patches [B, ⌈H/p⌉, ⌈W/p⌉, p² C].
-      patch: the height and width p of a patch.
-      size: (H, W).
-    """
-    b, h, w, depth = x.shape
-    x = x.reshape(b, h, w, patch, patch, depth // patch**2).swapaxes(2, 3)
-    return x.reshape(b, h * patch, w * patch, -1)[:, : size[0], : size[1]]
