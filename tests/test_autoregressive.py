@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -430,3 +431,23 @@ def test_bad_hyperparameters_are_one_line(make, message):
     with pytest.raises(UserError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_evaluation_uses_the_moving_average_of_the_parameters():
+    """ema ← d · ema + (1 − d) · params, from the first parameters, in every step."""
+    net, x = FVSBN(), jnp.asarray([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    model = Autoregressive(net, shape=(3,), optimizer=Optimizer("sgd", 1.0), ema_decay=0.5)
+    state = model.init(jax.random.key(0))
+    expected, step = state.params, jax.jit(model.step)
+    for i in range(3):
+        state, _ = step(state, {"x": x}, jax.random.key(i))
+        expected = jax.tree.map(lambda ema, new: (ema + new) / 2, expected, state.params)
+    chex.assert_trees_all_close(state.ema, expected, rtol=1e-6)
+    plain = Autoregressive(net, shape=(3,))
+    averaged = plain.init(jax.random.key(0))._replace(params=expected)
+    np.testing.assert_allclose(
+        model.log_prob(state, {"x": x}), plain.log_prob(averaged, {"x": x}), rtol=1e-6
+    )
+    key = jax.random.key(9)
+    np.testing.assert_array_equal(model.sample(state, key, 20), plain.sample(averaged, key, 20))
+    assert plain.init(jax.random.key(0)).ema == ()

@@ -8,10 +8,20 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
 from gen import estimate, nets, optimize
-from gen.core import Batch, Data, Density, Metrics, Shape, negative_log_prob, require
+from gen.core import (
+    Batch,
+    Data,
+    Density,
+    Metrics,
+    Shape,
+    check_fields,
+    negative_log_prob,
+    require,
+)
 from gen.distributions import categorical_from_uniform, categorical_log_prob
 from gen.estimate import Estimate
 from gen.levels import check_levels, to_index, to_value
@@ -22,6 +32,7 @@ class State(NamedTuple):
     """Everything that training changes."""
 
     params: Any  # the network's parameters
+    ema: Any  # their exponential moving average; () if ema_decay is 0
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
 
 
@@ -108,6 +119,7 @@ class Autoregressive:
 
     - Adam, in the published runs with a cosine schedule, in place of SGD (NADE), Adagrad or
       Adadelta (MADE) and RMSProp (PixelCNN).
+    - With `ema_decay` the model is evaluated at an exponential moving average of its parameters.
     """
 
     family: ClassVar[str] = "fully visible belief net"
@@ -123,8 +135,12 @@ class Autoregressive:
     """number of values that a variable can take"""
     optimizer: AnyOptimizer = Optimizer("adam", learning_rate=1e-3)
     """optimiser"""
+    ema_decay: float = 0.0
+    """weight of the past in the moving average of the parameters, which evaluation and sampling use
+    (0: they use the parameters themselves)"""
 
     def __post_init__(self):
+        check_fields(self, fraction=("ema_decay",))
         require(self.levels > 1, f"Autoregressive: levels is {self.levels}, must be 2 or more")
         for name in ("masks", "raster", "order"):
             require(
@@ -148,7 +164,8 @@ class Autoregressive:
             logits.shape == needed,
             f"{name} returns logits {list(logits.shape)} of one example, needed is {list(needed)}",
         )
-        return State(params, optimize.init(self.optimizer, params))
+        ema = jax.tree.map(jnp.copy, params) if self.ema_decay else ()
+        return State(params, ema, optimize.init(self.optimizer, params))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
@@ -162,7 +179,10 @@ class Autoregressive:
 
         gradient, metrics = optimize.gradient(loss, state.params, axis_name)
         params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
-        return State(params, opt_state), metrics
+        ema = state.ema
+        if self.ema_decay:
+            ema = optax.incremental_update(params, ema, 1 - self.ema_decay)
+        return State(params, ema, opt_state), metrics
 
     def parameters(self, state: State) -> Any:
         """Return the network's parameters, also the weights that a mask hides."""
@@ -170,7 +190,7 @@ class Autoregressive:
 
     def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
         """Return −log p under one mask, drawn for the whole batch, [B] nats."""
-        return -self._log_prob(state.params, batch["x"], self._draw_mask(key))
+        return -self._log_prob(self._averaged(state), batch["x"], self._draw_mask(key))
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return −log p(x) as `nll`, exact; on more than two levels also as `bits_per_dim`."""
@@ -187,7 +207,7 @@ class Autoregressive:
         """Return log 1/M Σ_m p_m(x) over the masks, exact, [B] nats."""
         masks = self._net.masks
         under_each = jax.lax.map(
-            lambda mask_index: self._log_prob(state.params, batch["x"], mask_index),
+            lambda mask_index: self._log_prob(self._averaged(state), batch["x"], mask_index),
             jnp.arange(masks),
         )
         return jax.nn.logsumexp(under_each, axis=0) - math.log(masks)
@@ -223,7 +243,7 @@ class Autoregressive:
 
         def under_mask(inputs):
             mask_index, u = inputs
-            return self.ancestral(state.params, u, mask_index, hidden, shown)[0]
+            return self.ancestral(self._averaged(state), u, mask_index, hidden, shown)[0]
 
         x = jax.lax.map(under_mask, (masks, uniforms)).reshape(-1, *self.shape)
         return jax.random.permutation(order_key, x)[:n]
@@ -251,7 +271,7 @@ class Autoregressive:
 
         def particle(inputs):
             mask_index, u = inputs
-            return self.ancestral(state.params, u, mask_index, x, mask)
+            return self.ancestral(self._averaged(state), u, mask_index, x, mask)
 
         drawn, log_weight = jax.lax.map(particle, (masks, uniforms))
         chosen = jax.random.categorical(choice_key, log_weight, axis=0)
@@ -300,6 +320,10 @@ class Autoregressive:
         (_, log_weight), drawn = jax.lax.scan(one_variable, (cache, jnp.zeros(len(x))), order)
         values = to_value(drawn[jnp.argsort(order)].T, self.levels)
         return values.reshape(x.shape), log_weight
+
+    def _averaged(self, state: State) -> Any:
+        """Return the parameters that evaluation and sampling use."""
+        return state.ema if self.ema_decay else state.params
 
     def _draw_mask(self, key: jax.Array) -> jax.Array:
         return jax.random.randint(key, (), 0, self._net.masks)
