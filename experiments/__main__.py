@@ -56,6 +56,8 @@ class Evaluate:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
     """also write experiments/results/NAME.json, the pictures and the weights"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Sample:
     """classes to draw from, one or several in turn (default: the model's choice)"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,10 @@ def train_command(arguments: list[str]) -> int:
     check_name(name)
 
     chosen = parse(Training, arguments[1:], f"train {name}", Training(EXPERIMENTS[name], Options()))
+    from experiments.compilation import keep_programs
     from experiments.run import train_run
 
+    keep_programs(chosen.options.keep_programs)
     return train_run(name, chosen.experiment, chosen.options)
 
 
@@ -175,10 +181,12 @@ def evaluate_command(arguments: list[str]) -> int:
     chosen = parse(Evaluate, arguments, "evaluate")
     from rich.console import Console
 
+    from experiments.compilation import keep_programs
     from experiments.evaluation import check_publishable, evaluate_run, publish, summary
     from experiments.folder import commit
     from experiments.run import load_run
 
+    keep_programs(chosen.keep_programs)
     run = load_run(chosen.run, chosen.data_dir)
     if chosen.publish:  # before the evaluation, which may take minutes
         check_publishable(run, chosen.split, commit())
@@ -193,9 +201,11 @@ def evaluate_command(arguments: list[str]) -> int:
 
 def sample_command(arguments: list[str]) -> int:
     chosen = parse(Sample, arguments, "sample")
+    from experiments.compilation import keep_programs
     from experiments.evaluation import sample_run
     from experiments.run import load_run
 
+    keep_programs(chosen.keep_programs)
     run = load_run(chosen.run, chosen.data_dir)
     for path in sample_run(run, chosen.n, chosen.seed, chosen.label):
         print(path)

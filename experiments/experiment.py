@@ -231,6 +231,8 @@ class Options:
     """number of this process"""
     tensorboard: bool = False
     """write TensorBoard events too (extra: tensorboard)"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
 
     def __post_init__(self):
         if self.devices < 0:
