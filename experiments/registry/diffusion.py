@@ -38,7 +38,8 @@ EXPERIMENTS = {
         sample_every=3_000,
         checkpoint_every=500,
     ),
-    # python -m experiments train discrete_diffusion_digits
+    # python -m experiments train discrete_diffusion_digits --seeds 0 1 2
+    # Test ≤ 22.53 nats; three seeds in 44 s.
     "discrete_diffusion_digits": Experiment(
         DiscreteDiffusion(ResidualMLP(width=256, layers=3), optimizer=FALLING),
         data="digits",
@@ -50,7 +51,8 @@ EXPERIMENTS = {
         checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
-    # python -m experiments train discrete_diffusion_digits_uniform
+    # python -m experiments train discrete_diffusion_digits_uniform --seeds 0 1 2
+    # Test ≤ 22.72 nats; three seeds in 40 s.
     "discrete_diffusion_digits_uniform": Experiment(
         DiscreteDiffusion(
             ResidualMLP(width=256, layers=3), noise="uniform", timesteps=50, optimizer=FALLING
@@ -85,6 +87,7 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
     ),
     # python -m experiments train diffusion_digits_steps --seeds 0 1 2
+    # Test ≤ 174.2 nats, 3.93 bits per pixel; three seeds in 81 s.
     "diffusion_digits_steps": Experiment(
         GaussianDiffusion(
             ResidualMLP(width=256, layers=3),
