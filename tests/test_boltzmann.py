@@ -13,7 +13,7 @@ import optax
 import pytest
 import scipy.special
 
-from gen import optimize
+from gen import estimate, optimize
 from gen.ais import LogZ, ais, log_z, reverse_ais
 from gen.core import UserError, facts
 from gen.distributions import bernoulli_entropy
@@ -635,6 +635,27 @@ def test_the_gaussian_gradient_of_many_long_chains_is_the_exact_one():
     chex.assert_trees_all_close(taken, expected, atol=0.03)
 
 
+@pytest.mark.parametrize("units", ["binary", "gaussian"])
+def test_a_step_follows_the_gradient_of_the_free_energies_and_of_the_sparsity_penalty(units):
+    model = RBM(shape=(D,), hidden=4, units=units, sparsity=0.3, centred=False, optimizer=sgd(1.0))
+    params = rbm_params(7, gaussian=units == "gaussian")
+    state = model.init(jax.random.key(0))._replace(params=params)
+    x = jnp.asarray(V[4:14])
+    after, metrics = jax.jit(model.step)(state, {"x": x}, jax.random.key(1))
+    v = rbm.standardized(params, x)
+
+    def gap(params):
+        return rbm.free_energy(params, v).mean() - rbm.free_energy(params, after.chains).mean()
+
+    def loss(params):
+        q, t = jax.nn.sigmoid(rbm.hidden_input(params, v)).mean(0), model.target
+        return gap(params) - 0.3 * (t * jnp.log(q) + (1 - t) * jnp.log(1 - q)).sum()
+
+    taken = jax.tree.map(lambda old, new: old - new, params, after.params)
+    chex.assert_trees_all_close(taken, jax.grad(loss)(params), atol=1e-5)
+    np.testing.assert_allclose(metrics["free_energy_gap"], gap(params), atol=1e-5)
+
+
 def test_dead_and_saturated_units_leave_the_step_finite():
     for sparsity in (0.0, 1.0):
         model = RBM(shape=(D,), hidden=4, sparsity=sparsity)
@@ -827,7 +848,7 @@ def test_gaussian_units_have_a_density_and_dequantized_takes_levels():
     x: Any = {"x": np.random.default_rng(0).integers(0, 17, (40, D)).astype(np.float32) / 16}
     state = base.begin(base.init(jax.random.key(0)), x, jax.random.key(1))
     with pytest.raises(UserError, match="levels"):
-        base.evaluate(state, x, jax.random.key(0))
+        estimate.evaluate(base, state, x, jax.random.key(0))
     model = Dequantized(base, shape=(D,), levels=17)
     bound = model.evaluate(state, x, jax.random.key(3))["nll"]
     assert (bound.kind, bound.settings) == ("upper bound", {"dequantized": "uniform"})

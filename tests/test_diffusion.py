@@ -15,7 +15,7 @@ import scipy.special
 import scipy.stats
 from flax import linen as nn
 
-from gen import train
+from gen import estimate, train
 from gen.core import UserError, capabilities, facts
 from gen.models.diffusion import (
     DiscreteDiffusion,
@@ -1011,7 +1011,7 @@ def test_density_by_the_flow_in_evaluate(family):
 def test_density_is_not_evaluated_on_data_with_levels(family):
     model, state = family()
     with pytest.raises(UserError, match="levels"):
-        model.evaluate(state, {"x": np.tile(Y2, (4, 1))}, jax.random.key(0))
+        estimate.evaluate(model, state, {"x": np.tile(Y2, (4, 1))}, jax.random.key(0))
 
 
 def test_flow_bounds_the_probabilities_of_levels():
