@@ -17,6 +17,8 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -150,7 +152,9 @@ class Facts(NamedTuple):
 
     levels: int | None = None  # K: x has K equally spaced values in [0, 1]; 0: x is continuous and
     # likelihoods are densities; None: the model requires neither
+    unit_interval: bool = False  # x lies in [0, 1]; a model with levels need not state it
     counts: bool = False  # x are counts 0, 1, 2, ...
+    missing: bool = False  # NaN in x are missing values, which the model sums out
     sequences: bool = False  # examples are sequences [T, ...] that may be padded
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
     codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
@@ -197,35 +201,67 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+LARGEST = 2_000_000_000
+"""Largest integer of a field: devices count steps and sizes in 32 bits."""
+
+LARGEST_FLOAT = 3.4028234e38
+"""Largest float of a field, the largest of 32 bits."""
+
+MOST_LAYERS = 1_000
+"""Largest number of layers of a network, which Python builds one by one."""
+
+
 def check_fields(
     config: Any,
     *,
     positive: Sequence[str] = (),
     non_negative: Sequence[str] = (),
     fraction: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    seeds: Sequence[str] = (),
 ) -> None:
-    """Check the ranges of a configuration's fields. A tuple is checked element by element.
+    """Check the ranges of all numbers among the fields of a configuration.
+
+    Every integer must lie within ±LARGEST and every float must be finite in 32 bits. The arguments
+    name the fields with other bounds. A tuple is checked element by element.
 
     Args:
       config: a model, or a part of one.
       positive: names of fields that must be above 0.
       non_negative: names of fields that must be at least 0.
       fraction: names of fields that must be at least 0 and below 1.
+      layers: names of fields that must be from 1 to MOST_LAYERS.
+      seeds: names of fields that must be from 0 to 2³² − 1.
 
     Raises:
       UserError: the first field that is out of its range, with its value.
     """
+    names = [field.name for field in fields(config)]
     ranges = (
+        (seeds, lambda number: 0 <= number < 2**32, f"0 … {2**32 - 1}"),
+        ([name for name in names if name not in seeds], is_small, f"within ±{LARGEST}"),
+        (names, is_finite, "finite in 32 bits"),
         (positive, lambda number: number > 0, "positive"),
         (non_negative, lambda number: number >= 0, "at least 0"),
         (fraction, lambda number: 0 <= number < 1, "at least 0 and below 1"),
+        (layers, lambda number: 1 <= number <= MOST_LAYERS, f"1 … {MOST_LAYERS}"),
     )
     for names, holds, needed in ranges:
         for name in names:
             value = getattr(config, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(holds(number) for number in numbers):
+            parts = value if isinstance(value, tuple) else (value,)
+            if not all(holds(part) for part in parts):
                 raise UserError(f"{type(config).__name__}: {name} is {value}, must be {needed}")
+
+
+def is_small(value: Any) -> bool:
+    """Return whether a value, if it is an integer, lies within ±LARGEST."""
+    return not isinstance(value, Integral) or abs(int(value)) <= LARGEST
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value, if it is a number, is finite in 32 bits."""
+    return not isinstance(value, Real) or abs(float(value)) <= LARGEST_FLOAT
 
 
 def pmean(tree: Tree, axis_name: str | None) -> Tree:

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import Data
-from gen.levels import check_density
+from gen.checks import check_data
+from gen.core import Data, facts
+from gen.levels import as_values
 
 Kind = Literal[
     "exact",
@@ -119,20 +120,20 @@ def from_json(fields: Mapping[str, Any]) -> Estimate:
 def evaluate(
     model: Any, state: Any, data: Data, key: jax.Array, *, levels: int | None = None
 ) -> dict[str, Estimate]:
-    """Return `model.evaluate(state, data, key)`, after checking that a density has continuous data.
+    """Return `model.evaluate(state, data, key)`, after checking that the model takes the data.
 
     Args:
       model: any model.
       state: a trained state of it.
-      data: all examples of a split, decoded.
+      data: all examples of a split, decoded. Integer x are symbols where the model has levels.
       key: the source of every draw.
       levels: the number of levels of x, 0 for continuous data, None to infer it.
 
     Raises:
-      UserError: the model is one of a density and x has levels.
+      UserError: the data are not of the model's kind, see `checks.check_data`.
     """
-    check_density(model, data["x"], levels)
-    return model.evaluate(state, data, key)
+    check_data(model, data, levels, any_length=True)
+    return model.evaluate(state, as_values(data, facts(model).levels), key)
 
 
 def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:

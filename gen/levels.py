@@ -8,13 +8,14 @@ section 3.1).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Data, UserError, facts
+from gen.core import Data, UserError
 
 
 def to_index(x: jax.Array, levels: int) -> jax.Array:
@@ -25,6 +26,23 @@ def to_index(x: jax.Array, levels: int) -> jax.Array:
 def to_value(index: jax.Array, levels: int) -> jax.Array:
     """Return the value in [0, 1] of each level index."""
     return index / (levels - 1)
+
+
+def as_values(batch: Mapping[str, Any], levels: int | None) -> Mapping[str, Any]:
+    """Return the batch with x as floats of at least 32 bits.
+
+    Integers and Booleans are the indices 0 … K − 1 of levels where there are levels, and become the
+    values k / (K − 1). Elsewhere the numbers stay the same.
+
+    Args:
+      batch: examples, with x [B, *shape].
+      levels: the number K of levels, or 0 or None where x has no levels.
+    """
+    x = batch["x"]
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = jnp.asarray(x).astype(jnp.float32)
+        return {**batch, "x": to_value(x, levels) if levels else x}
+    return batch if x.dtype.itemsize >= 4 else {**batch, "x": jnp.asarray(x).astype(jnp.float32)}
 
 
 def dequantize(x: jax.Array, levels: int, within: jax.Array | float) -> jax.Array:
@@ -78,35 +96,41 @@ def check_levels(data: Data, levels: int) -> None:
     Raises:
       UserError: a value lies between the levels or outside of them.
     """
-    position = np.asarray(data["x"], np.float64) * (levels - 1)
+    x = np.asarray(data["x"], np.float64)
+    position = x * (levels - 1)
     nearest = np.clip(np.round(position), 0, levels - 1)
     if position.size and not np.abs(position - nearest).max() < 1e-3:
         raise UserError(
-            f"the model has variables of {levels} levels in [0, 1] and the data have other values: "
-            "decode them, binarise them (--binarize) or set the model's levels"
+            f"the model has variables of {levels} levels in [0, 1] and the data have other values, "
+            f"{span(x)}: {conversion(x, levels)}"
         )
 
 
-def check_density(model: Any, x: Any, levels: int | None = None) -> None:
-    """Check that a density model is given continuous data.
+def span(x: np.ndarray) -> str:
+    """Return the smallest and the largest value of x as text."""
+    return f"from {x.min():g} to {x.max():g}"
+
+
+def conversion(x: np.ndarray, levels: int = 0) -> str:
+    """Return how to convert values that are no levels in [0, 1], or that lie outside of [0, 1].
 
     Args:
-      model: any model; only one whose fact `levels` is 0 is checked.
-      x: the data, [N, *shape].
-      levels: the number of levels of the data, 0 for continuous data, None to infer it from x.
-
-    Raises:
-      UserError: the data have levels.
+      x: floats.
+      levels: the number K of levels that are needed, or 0 where any value in [0, 1] is taken.
     """
-    if facts(model).levels != 0:
-        return
-    levels = infer_levels(x) if levels is None else levels
-    name = type(model).__name__
-    if levels == 1:
-        raise UserError(f"{name} models a density of continuous data and all values of x are equal")
-    if levels:
-        raise UserError(
-            f"{name} models a density of continuous data and the data have {levels} levels: "
-            f"wrap the model, Dequantized({name}(...), levels={levels}), or pass levels=0 if the "
-            "values are measurements"
-        )
+    low, high = x.min(), x.max()
+    whole = np.isfinite(x).all() and bool((x == np.round(x)).all())
+    if np.isnan(low):
+        return "remove or fill in the missing values (NaN)"
+    if low >= 0 and high <= 1:  # between the levels
+        binarise = "binarise them, (x > 0.5).astype(x.dtype) (--binarize)"
+        rounding = f"round them, numpy.round(x * {levels - 1}) / {levels - 1}"
+        return f"{binarise if levels == 2 else rounding}, or set the model's levels"
+    if -1 <= low < 0 and high <= 1:
+        return "pass (x + 1) / 2, which maps [-1, 1] to [0, 1]"
+    if whole and low >= 0 and high < levels:
+        return f"symbols need an integer dtype, x.astype(numpy.int32), or pass x / {levels - 1}"
+    if whole and low >= 0 and high < 256:
+        binarise = " and binarise it, x > 127 (--binarize)" if levels == 2 else ""
+        return f"divide x by its largest possible value, x / 255 for bytes{binarise}"
+    return "scale x to [0, 1], (x - x.min()) / (x.max() - x.min())"

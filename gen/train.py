@@ -21,15 +21,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gen import levels as level_checks
 from gen import optimize, parallel
-from gen.core import Batch, Metrics, Model, UserError, capabilities
+from gen.checks import (
+    check_batch_size,
+    check_data,
+    check_seeds,
+    check_settings,
+    check_validated,
+    check_validation,
+    has_objective,
+)
+from gen.core import Batch, Metrics, Model, UserError, capabilities, facts
+from gen.levels import as_values
+from gen.memory import check_memory
 
 Decode = Callable[[Batch, jax.Array], Batch]
 """(raw batch, key) -> the batch that the model's step takes; it runs inside the compiled step."""
 
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
+
+
+LARGEST_METRIC = 1e15
+"""Metrics beyond it mean that training has diverged, although they are finite.
+
+The gradient of a Boltzmann machine is bounded. Under a huge learning rate its parameters grow by as
+much in each step and take long to overflow.
+"""
 
 
 class Best(NamedTuple):
@@ -93,8 +111,13 @@ def streams(seed: int | jax.Array) -> Streams:
 
 
 def no_decode(batch: Batch, key: jax.Array) -> Batch:
-    """Return the batch as it is: for data that are floating point and scaled already."""
+    """Return the batch as it is: for data that need no scaling."""
     return batch
+
+
+def values_after(decode: Decode, model: Model[Any]) -> Decode:
+    """Return `decode` followed by the conversion of integers to the values that the model takes."""
+    return lambda raw, key: as_values(decode(raw, key), facts(model).levels)
 
 
 def begin(
@@ -122,6 +145,7 @@ def begin(
       validated: whether the run keeps its best state, which is the first state until a validation.
     """
     from_data = model.begin if "begin" in capabilities(model) else None  # type: ignore
+    decode = values_after(decode, model)
 
     def begin_one(seed, given):
         def first_step(state, rows, key):
@@ -129,6 +153,7 @@ def begin(
 
         keys = streams(seed)
         state = model.init(keys.init)
+        check_memory(type(model).__name__, state)
         if from_data:
             rows_key, decode_key, key = jax.random.split(jax.random.fold_in(keys.init, 1), 3)
             rows = jax.random.permutation(rows_key, len(given["x"]))[:BEGIN_ROWS]
@@ -316,7 +341,8 @@ def fit(
 
     Args:
       model: any model of the contract. A falling schedule without a length falls over `steps`.
-      data: arrays [N, ...] by name; they are put on the device once.
+      data: arrays [N, ...] by name; they are put on the device once. Integer x are the symbols
+        0 … K − 1 of a model of K levels, floating x are its values k / (K − 1) in [0, 1].
       steps: the number of the last step.
       batch_size: examples in a step.
       seed: one seed, or several that train independently at once (`vmap`); 32-bit, not negative.
@@ -336,15 +362,24 @@ def fit(
         no best state is kept.
 
     Raises:
-      UserError: a batch larger than the data, or one that the mesh cannot split; a seed out of
-        range; a model of a density on data with levels.
+      UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
+        density's with levels; a batch is larger than the data, or the mesh cannot split it; a
+        setting is no integer or out of its range.
       NonFiniteError: a metric was NaN or infinite at a report.
     """
+    check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
+    check_seeds(seed)
+    checked_decode = None if decode is no_decode else decode
+    check_data(model, data, levels, decode=checked_decode)
+    if validate_every:
+        check_validated(model)
+        if validation is None:
+            raise UserError(f"validate_every is {validate_every}, and there is no validation data")
+        check_validation(model, data, validation, levels, decode=checked_decode)
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
-    check_seeds(seed)
-    level_checks.check_density(model, data["x"], levels)
     model = optimize.for_run(model, steps)
+    decode = values_after(decode, model)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
         parallel.check_batch(batch_size, mesh.size)
@@ -357,10 +392,7 @@ def fit(
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
     if validate_every:
-        check_validated(model)
-        if not validation or not len(validation["x"]):
-            raise UserError(f"validate_every is {validate_every}, and there is no validation data")
-        validation = jax.device_put(dict(validation), placement)
+        validation = jax.device_put(dict(validation or {}), placement)
 
     step_once = partial(
         train_step,
@@ -432,35 +464,6 @@ def fit(
         yield Progress(step, carry, metrics or None)
 
 
-def check_batch_size(batch_size: int, rows: int) -> None:
-    """Raise `UserError` unless a batch of that size can be drawn from that many rows."""
-    if not 0 < batch_size <= rows:
-        raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
-
-
-def has_objective(model: Any) -> bool:
-    """Return whether validation can choose among the model's states."""
-    return "objective" in capabilities(model)
-
-
-def check_validated(model: Any) -> None:
-    """Raise `UserError` unless the model has an objective or a score to validate by."""
-    if not {"objective", "score"}.intersection(capabilities(model)):
-        raise UserError(
-            f"{type(model).__name__} has no objective and no score to validate: validate_every 0"
-        )
-
-
-def check_seeds(seed: int | Sequence[int]) -> None:
-    """Raise `UserError` unless every seed is a different number of 32 bits."""
-    seeds = np.atleast_1d(np.asarray(seed, object)).tolist()
-    for number in seeds:
-        if not 0 <= number < 2**32:
-            raise UserError(f"seed {number} is out of range: take 0 … {2**32 - 1}")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds {' '.join(map(str, seeds))} repeat one: take different ones")
-
-
 def without_sums(carry: Carry) -> Carry:
     """Return the carry with empty sums, as it is after a report."""
     sums, count = jax.tree.map(jnp.zeros_like, (carry.sums, carry.count))
@@ -488,6 +491,8 @@ def _means(carry: Carry) -> dict[str, np.ndarray]:
 def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
     """Raise `NonFiniteError`, naming the metric and the seeds, if a metric is not finite."""
     for name, value in metrics.items():
-        if not np.all(good := np.isfinite(value)):
+        if not np.all(good := np.abs(value) <= LARGEST_METRIC):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))
-            raise NonFiniteError(f"step {step}: {name} of seed {of} is not finite")
+            raise NonFiniteError(
+                f"step {step}: {name} of seed {of} is not finite, or beyond {LARGEST_METRIC:g}"
+            )

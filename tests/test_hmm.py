@@ -26,7 +26,7 @@ from gen.models.hmm import (
     parallel,
 )
 from gen.models.hmm.emissions import Normal, unfactor
-from gen.models.hmm.model import Statistics, flat, log_laws, observations
+from gen.models.hmm.model import Statistics, flat, log_laws, observations, scaling_of
 from gen.optimize import Optimizer
 
 T, D, K = 5, 2, 3
@@ -398,7 +398,7 @@ def test_stepwise_em_mixes_statistics_and_rate_one_is_em(name):
 
 def expected_statistics(model, state, batch):
     """Return the mean over the batch of the expected statistics."""
-    x, seen, length = observations(batch)
+    x, seen, length, _ = observations(batch)
     _, log_transition = log_laws(state.params)
     log_likelihood = model._log_likelihood(state.params, observations(batch))
     filtered = jax.vmap(partial(inference.filter, *log_laws(state.params)))(log_likelihood)
@@ -593,13 +593,64 @@ def test_it_begins_from_the_data(start):
     model = HMM(shape=(T, D), states=3, emission=Gaussian(), start=start)
     *_, last = train.fit(model, {"x": x}, steps=30, batch_size=50, seed=[0, 1, 2, 3])
     errors = []
-    for mean in np.asarray(last.carry.state.params.emission.mean):
+    for mean in np.asarray(jax.vmap(model.tables)(last.carry.state)["emission"]):
         distance = np.linalg.norm(mean[:, None] - np.asarray(centres)[None], axis=2)
         errors.append(distance.min(1).max() + distance.min(0).max())
     assert min(errors) < 0.6
     plain = HMM(shape=(T, D), states=3, emission=Gaussian(), start="random")
     state = plain.init(jax.random.key(0))
-    assert equal(state, plain.begin(state, {"x": x}, jax.random.key(1)))
+    begun = plain.begin(state, {"x": x}, jax.random.key(1))
+    assert equal(begun.params, state.params)
+    np.testing.assert_allclose(begun.scaling.mean, x.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(begun.scaling.deviation, x.std((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", ["em", "gradient"])
+@pytest.mark.parametrize(
+    "name",
+    ["diagonal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "mixed"))],
+)
+def test_gaussians_have_no_unit_of_the_data(name, training):
+    """From x and from 100 x, which has other first states, training reaches the same parameters in
+    units of the deviations. The log-densities differ by log 100 for each value that is seen."""
+    model, state, batch = make(name, training=training)
+    begin, step, log_prob = jax.jit(model.begin), jax.jit(model.step), jax.jit(model.log_prob)
+    reached = []
+    for scale in (1.0, 100.0):
+        scaled = {**batch, "x": scale * batch["x"]}
+        trained = begin(state, scaled, jax.random.key(0))
+        for i in range(10):
+            trained, _ = step(trained, scaled, jax.random.key(i))
+        reached.append((trained, log_prob(trained, scaled)))
+    (a, log_p), (b, log_p_scaled) = reached
+    assert not close(a.params, state.params)
+    assert close(a.params, b.params)
+    np.testing.assert_allclose(b.scaling.mean, 100 * a.scaling.mean, rtol=1e-5)
+    np.testing.assert_allclose(b.scaling.deviation, 100 * a.scaling.deviation, rtol=1e-5)
+    seen = (within(batch) & ~np.isnan(batch["x"])).sum((1, 2))
+    np.testing.assert_allclose(log_p - log_p_scaled, seen * np.log(100), rtol=1e-4, atol=1e-3)
+
+
+def test_the_deviations_of_daily_returns_are_found():
+    """The returns have regimes of deviations 0.005 and 0.020, far below 1."""
+    rng = np.random.default_rng(0)
+    regime = np.cumsum(rng.random(4000) < 0.02) % 2
+    x = jnp.asarray(rng.normal(0.0004, np.array([0.005, 0.020])[regime])[None, :, None])
+    model = HMM(shape=(4000, 1), states=2, emission=Gaussian())
+    batch, step = {"x": x}, jax.jit(model.step)
+    state = jax.jit(model.begin)(model.init(jax.random.key(0)), batch, jax.random.key(1))
+    for i in range(60):
+        state, _ = step(state, batch, jax.random.key(i))
+    deviations = jnp.exp(0.5 * state.params.emission.spread) * state.scaling.deviation[None]
+    np.testing.assert_allclose(np.sort(deviations.ravel()), [0.005, 0.020], rtol=0.04)
+
+
+def test_variables_that_are_constant_or_far_from_the_origin_are_standardised():
+    x = 1e4 + jnp.stack([jnp.zeros(300), jax.random.normal(jax.random.key(0), (300,))], 1)
+    scaling = scaling_of(x, jnp.ones((300, 2), bool))
+    assert scaling.deviation[0] == 1
+    np.testing.assert_allclose(scaling.mean, np.asarray(x, np.float64).mean(0), atol=1e-3)
+    np.testing.assert_allclose(scaling.deviation[1], np.asarray(x, np.float64).std(0)[1], rtol=1e-3)
 
 
 @pytest.mark.slow

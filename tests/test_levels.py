@@ -171,7 +171,7 @@ def test_a_density_model_of_the_users_learns_continuous_data():
 
 
 REFUSAL = (
-    "Gaussians models a density of continuous data and the data have 17 levels: wrap the model, "
+    "Gaussians models a density of continuous data and x has 17 levels: take "
     "Dequantized(Gaussians(...), levels=17), or pass levels=0 if the values are measurements"
 )
 
@@ -197,7 +197,7 @@ def test_levels_that_are_stated_are_not_inferred(grey):
     nll = estimate.evaluate(model, progress.carry.state, data, jax.random.key(0), levels=0)["nll"]
     assert np.isfinite(nll.value)
     continuous = {"x": grey + RNG.rand(*grey.shape).astype(np.float32)}
-    with pytest.raises(UserError, match="the data have 5 levels"):
+    with pytest.raises(UserError, match="x has 5 levels"):
         next(train.fit(model, continuous, steps=1, batch_size=10, levels=5))
 
 

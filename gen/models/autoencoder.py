@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gen import estimate, nets, optimize
-from gen.core import Batch, Data, Density, Metrics, Shape, replica_key
+from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key
 from gen.estimate import Estimate
 from gen.nets import MLP, Activation, activate, flatten
 from gen.optimize import AnyOptimizer, Optimizer
@@ -66,6 +66,9 @@ class Autoencoder:
     """nonlinearity of the reconstruction"""
     optimizer: AnyOptimizer = Optimizer("rmsprop", eps=1e-7)
     """optimiser of both networks"""
+
+    def __post_init__(self):
+        check_fields(self)
 
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)

@@ -19,6 +19,7 @@ from gen.core import (
     Metrics,
     Shape,
     capabilities,
+    check_fields,
     facts,
     replica_key,
     require,
@@ -49,6 +50,7 @@ class Dequantized:
     """number K of values that a variable can take"""
 
     def __post_init__(self):
+        check_fields(self)
         require(self.levels > 1, f"Dequantized: levels is {self.levels}, must be 2 or more")
         require(
             facts(self.base).levels == 0,

@@ -87,6 +87,7 @@ class GAN:
 
     family: ClassVar[str] = "GAN"
     density: ClassVar[Density] = "implicit"
+    unit_interval: ClassVar[bool] = True
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -135,6 +135,11 @@ class VAE:
         """Gaussian pixels are continuous; the kind of a Bernoulli estimate follows from x."""
         return 0 if self.likelihood == "gaussian" else None
 
+    @property
+    def unit_interval(self) -> bool:
+        """Bernoulli pixels lie in [0, 1]."""
+        return self.likelihood == "bernoulli"
+
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)
         x, z = jnp.zeros((1, *self.shape)), jnp.zeros((1, self.latent))

@@ -6,6 +6,10 @@ observations of D variables each, K states, L levels, M components.
 The two halves of an EM step are `statistics` (E-step) and `maximize` (M-step). Every prior is
 given as pseudo-observations per training sequence, in the units of the statistics, which are means
 over the training sequences. A prior of 0 is maximum likelihood.
+
+No default has a unit of the data. The priors of Bernoulli, categorical and Poisson variables have
+the mean of the data, and a hidden Markov model standardises the observations of Gaussian emissions,
+so that x below is in units of each variable's standard deviation.
 """
 
 from __future__ import annotations
@@ -339,7 +343,9 @@ class Gaussian:
     """Gaussian variables: p(x | k) = N(x; μ_k, Σ_k), with Σ_k diagonal or full.
 
     The prior of Σ_k is an inverse Wishart law that acts as s pseudo-observations of variance v:
-    where S is the sum of n squared deviations, Σ_k = (S + s v I) / (n + s). The mean has no prior.
+    where S is the sum of n squared deviations, Σ_k = (S + s v I) / (n + s), the most probable Σ_k
+    given the data (MAP). The mean has no prior. As x is standardised, v is relative to the variance
+    of the data.
 
     Where some variables of an observation are missing, a full Σ takes one Cholesky factorization
     for each observation and state. Under `vmap` it takes them even if none are missing.
@@ -350,7 +356,7 @@ class Gaussian:
     prior: float = 1e-2
     """pseudo-observations s of each state's covariance, per training sequence (em)"""
     variance: float = 1.0
-    """variance v of the pseudo-observations, in squared units of x"""
+    """variance v of the pseudo-observations, in units of each variable's variance"""
 
     levels: ClassVar[int] = 0
 
@@ -462,7 +468,7 @@ class GaussianMixture:
     prior: float = 1e-2
     """pseudo-observations s of each component, per training sequence (em)"""
     variance: float = 1.0
-    """variance v of the pseudo-observations, in squared units of x"""
+    """variance v of the pseudo-observations, in units of each variable's variance"""
 
     levels: ClassVar[int] = 0
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen import estimate, optimize
+from gen.checks import check_counts
 from gen.core import (
     Batch,
     Data,
     Density,
     Metrics,
     Shape,
-    UserError,
     check_fields,
     negative_log_prob,
     pmean,
@@ -61,20 +61,29 @@ class Statistics(NamedTuple):
     emission: Any  # the emission's statistics
 
 
+class Scaling(NamedTuple):
+    """The mean and standard deviation of each variable, by which observations are standardised."""
+
+    mean: jax.Array  # [D]
+    deviation: jax.Array  # [D]
+
+
 class State(NamedTuple):
     """Everything that training changes."""
 
     params: Params
     statistics: Any  # em: Statistics, all 0 before the first step; gradient: ()
     opt_state: Any  # gradient: the optimiser's state; em: ()
+    scaling: Any  # Gaussian emissions: Scaling, constant after the first state; others: ()
 
 
 class Observations(NamedTuple):
     """A batch of padded sequences."""
 
-    x: jax.Array  # [B, T, D]
+    x: jax.Array  # standardised for Gaussian emissions, [B, T, D]
     seen: jax.Array  # False where x is missing and in the padding, [B, T, D]
     length: jax.Array  # number of steps before the padding, [B]
+    log_jacobian: jax.Array  # −Σ log deviation over the seen variables of a step, [B, T]
 
 
 @dataclass(frozen=True)
@@ -99,12 +108,19 @@ class HMM:
 
     Training by gradient minimises −log p(x), without priors.
 
+    Gaussian emissions are scale-free. `begin` takes the mean m_d and the standard deviation s_d of
+    each variable over the training examples, and the emission models (x_d − m_d) / s_d. Its
+    parameters, its prior and the optimiser's steps are in these units. The densities are of x:
+    log p(x) contains −log s_d for each seen variable. `sample`, `complete` and `tables` are in the
+    units of x.
+
     Deviations from Rabiner 1989:
 
     - The backward pass computes p(z_t | x) from the filtered probabilities, without scaled backward
       variables.
     - The first emissions come from k-means on single observations, without segmental k-means.
     - Pseudo-counts act as priors in the M-step.
+    - Continuous observations are standardised.
 
     Deviation from Cappé & Moulines 2009:
 
@@ -114,6 +130,7 @@ class HMM:
     family: ClassVar[str] = "hidden Markov model"
     density: ClassVar[Density] = "tractable"
     sequences: ClassVar[bool] = True
+    missing: ClassVar[bool] = True
 
     score = objective = negative_log_prob
 
@@ -167,18 +184,21 @@ class HMM:
             0.5 * jax.random.normal(transition_key, (self.states, self.states)),
             emission.init(emission_key, self.states, size),
         )
+        scaling = Scaling(jnp.zeros(size), jnp.ones(size)) if self.levels == 0 else ()
         if self.training == "gradient":
-            return State(params, (), optimize.init(self.optimizer, params))
+            return State(params, (), optimize.init(self.optimizer, params), scaling)
         x, weight = jnp.zeros((1, size)), jnp.zeros((1, self.states))
         statistics = Statistics(
             jnp.zeros_like(params.initial),
             jnp.zeros_like(params.transition),
             emission.statistics(params.emission, x, x == 0, weight),
         )
-        return State(params, statistics, ())
+        return State(params, statistics, (), scaling)
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
         """Estimate the first emissions from training examples, unless `start` is random.
+
+        Gaussian emissions are of observations standardised by these examples.
 
         Each observation belongs to the nearest of K centres, one for each state. The centres are
         drawn observations (`examples`), or k-means moves them from there (`kmeans`). An observation
@@ -186,10 +206,13 @@ class HMM:
         missing value is the mean of the seen values of its variable, and categorical levels are
         numbers.
         """
+        if self.levels == 0:
+            x, seen, *_ = observations(batch)
+            state = state._replace(scaling=scaling_of(flat(x), flat(seen)))
         if self.start == "random":
             return state
         emission: Any = self.emission
-        x, seen, length = observations(batch)
+        x, seen, length, _ = observations(batch, state.scaling)
         real = (jnp.arange(x.shape[1])[None] < length[:, None]).reshape(-1)
         x, seen = flat(x), flat(seen)
         mean = jnp.where(seen, x, 0.0).sum(0) / jnp.maximum(seen.sum(0), 1)
@@ -208,7 +231,7 @@ class HMM:
             first = emission.scatter(first, scatter_key)
         params = state.params._replace(emission=first)
         if self.training == "gradient":
-            return State(params, (), optimize.init(self.optimizer, params))
+            state = state._replace(opt_state=optimize.init(self.optimizer, params))
         return state._replace(params=params)
 
     def step(
@@ -228,7 +251,7 @@ class HMM:
 
         gradient, metrics = optimize.gradient(loss, state.params, axis_name)
         params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
-        return State(params, (), opt_state), metrics
+        return state._replace(params=params, opt_state=opt_state), metrics
 
     def _baum_welch(
         self, state: State, batch: Batch, axis_name: str | None
@@ -251,7 +274,7 @@ class HMM:
             smoothed = jax.vmap(partial(algorithms.smooth, log_transition))(filtered)
 
             # (4) Expected counts of starts and transitions, and the emission's statistics.
-            x, seen, length = sequences
+            x, seen, length, _ = sequences
             within = jnp.arange(x.shape[1])[None] < length[:, None]
             weight = jnp.where(within[:, :, None], smoothed, 0.0)
             count_transitions = partial(inference.expected_transitions, log_transition)
@@ -260,7 +283,7 @@ class HMM:
                 emitted = emission.statistics(params.emission, flat(x), flat(seen), flat(weight))
             return Statistics(weight[:, 0].sum(0), transitions.sum(0), emitted), log_p
 
-        sequences = observations(batch)
+        sequences = observations(batch, state.scaling)
         rows, steps, _ = sequences.x.shape
         part = max(1, POSTERIORS_AT_ONCE // (steps * self.states))
         total, log_p = sum_over_parts(e_step, sequences, part)
@@ -284,15 +307,20 @@ class HMM:
         emission_params, emitted = emission.maximize(params.emission, statistics.emission)
         statistics = statistics._replace(emission=emitted)
         params = Params(initial, transition, emission_params)
-        return State(params, statistics, ()), {"loss": nll / mean_length}
+        state = state._replace(params=params, statistics=statistics)
+        return state, {"loss": nll / mean_length}
 
     def parameters(self, state: State) -> Any:
-        """Return the parameters of starts, transitions and emissions."""
+        """Return the parameters of starts, transitions and emissions.
+
+        Gaussian emissions are in units of `state.scaling`.
+        """
         return state.params
 
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x), exact, by the forward algorithm: [B] nats."""
-        log_likelihood = self._log_likelihood(state.params, observations(batch))
+        sequences = observations(batch, state.scaling)
+        log_likelihood = self._log_likelihood(state.params, sequences)
         forward = partial(self._inference.filter, *log_laws(state.params))
         return jax.vmap(forward)(log_likelihood).log_evidence.sum(1)
 
@@ -310,14 +338,15 @@ class HMM:
         x = x[~np.isnan(x)]
         if self.levels:
             check_levels({"x": x}, self.levels)
-        if self.counts and (x.min() < 0 or np.any(x != np.round(x))):
-            raise UserError("Poisson emissions take counts, and the data have other values")
+        if self.counts:
+            check_counts(self, x)
         settings = {"density": True} if self.levels == 0 else {}
         nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
         nll = np.asarray(nll, np.float64)
         if self.per == "sequence":
             return {"nll": estimate.mean(nll, "exact", **settings)}
-        steps = np.asarray(data.get("length", np.full(len(nll), self.shape[0])), np.float64)
+        longest = np.full(len(nll), np.shape(data["x"])[1])
+        steps = np.asarray(data.get("length", longest), np.float64)
         total = {"per": "data", **settings}
         estimates = {
             "nll": estimate.ratio(nll, steps, "exact", per="step", **settings),
@@ -340,12 +369,13 @@ class HMM:
         _, following = jax.lax.scan(move, first, keys)
         path = jnp.concatenate([first[None], following]).T
         x = self.emission.sample(state.params.emission, emission_key, path.reshape(-1))
-        return x.reshape(n, *self.shape)
+        return in_units_of_x(x, state.scaling).reshape(n, *self.shape)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(z_t = k | x), [B, T, K], by the forward-backward algorithm."""
         log_initial, log_transition = log_laws(state.params)
-        log_likelihood = self._log_likelihood(state.params, observations(batch))
+        sequences = observations(batch, state.scaling)
+        log_likelihood = self._log_likelihood(state.params, sequences)
 
         def forward_backward(log_likelihood):
             filtered = self._inference.filter(log_initial, log_transition, log_likelihood)
@@ -355,7 +385,7 @@ class HMM:
 
     def most_probable_path(self, state: State, batch: Batch) -> jax.Array:
         """Return arg max_z p(z | x), [B, T], by the Viterbi algorithm."""
-        sequences = observations(batch)
+        sequences = observations(batch, state.scaling)
         log_likelihood = self._log_likelihood(state.params, sequences)
         viterbi = partial(self._inference.viterbi, *log_laws(state.params))
         return jax.vmap(viterbi)(log_likelihood, sequences.length)[0]
@@ -368,7 +398,7 @@ class HMM:
         observation. The mask has to hide the padding of shorter sequences.
         """
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
-        sequences = observations({"x": x, "mask": mask})
+        sequences = observations({"x": x, "mask": mask}, state.scaling)
         log_initial, log_transition = log_laws(state.params)
         log_likelihood = self._log_likelihood(state.params, sequences)
         path_key, emission_key = jax.random.split(key)
@@ -385,30 +415,66 @@ class HMM:
             flat(sequences.x),
             flat(sequences.seen),
         )
-        return completed.reshape(x.shape)
+        completed = in_units_of_x(completed, state.scaling).reshape(x.shape)
+        return jnp.where(sequences.seen.reshape(x.shape), x, completed)
 
     def tables(self, state: State) -> dict[str, jax.Array]:
         """Return p(j | i), [K, K], as `transition`, and the table of the `emission`, [K, ...]."""
         _, log_transition = log_laws(state.params)
         emission = self.emission.table(state.params.emission)
+        emission = in_units_of_x(emission, state.scaling)
         return {"transition": jnp.exp(log_transition), "emission": emission}
 
     def _log_likelihood(self, params: Params, sequences: Observations) -> jax.Array:
         """Return log p(x_t | z_t = k), [B, T, K]; 0 where all of x_t is missing."""
-        x, seen, _ = sequences
+        x, seen, _, log_jacobian = sequences
         with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
             log_likelihood = self.emission.log_prob(params.emission, flat(x), flat(seen))
-        return log_likelihood.reshape(*x.shape[:2], self.states)
+        return log_likelihood.reshape(*x.shape[:2], self.states) + log_jacobian[:, :, None]
 
 
-def observations(batch: Batch) -> Observations:
-    """Return the sequences of a batch, with the missing values and the padding marked."""
+def observations(batch: Batch, scaling: Any = ()) -> Observations:
+    """Return the sequences of a batch, with the missing values and the padding marked.
+
+    They are standardised by `scaling`, if it is a `Scaling`.
+    """
     x = batch["x"].reshape(*batch["x"].shape[:2], -1)
     length = jnp.asarray(batch.get("length", jnp.full(len(x), x.shape[1])))
     seen = ~jnp.isnan(x) & (jnp.arange(x.shape[1])[None] < length[:, None])[:, :, None]
     if "mask" in batch:
         seen &= batch["mask"].reshape(x.shape) != 0
-    return Observations(x, seen, length)
+    if not isinstance(scaling, Scaling):
+        return Observations(x, seen, length, jnp.zeros(x.shape[:2]))
+    mean, deviation = (each[None, None] for each in scaling)
+    log_jacobian = -jnp.where(seen, jnp.log(deviation), 0.0).sum(2)
+    return Observations((x - mean) / deviation, seen, length, log_jacobian)
+
+
+def scaling_of(x: jax.Array, seen: jax.Array) -> Scaling:
+    """Return the mean and the standard deviation of each variable over the seen values.
+
+    A variable that is constant up to rounding has the deviation 1.
+
+    Args:
+      x: observations, [N, D].
+      seen: the mask of variables that are not missing, [N, D].
+    """
+    count = jnp.maximum(seen.sum(0), 1)
+
+    def average(values):
+        return jnp.where(seen, values, 0.0).sum(0) / count
+
+    mean = average(x)
+    mean += average(x - mean[None])  # corrects the rounding of a mean far from 0
+    deviation = jnp.sqrt(average((x - mean[None]) ** 2))
+    return Scaling(mean, jnp.where(deviation > 1e-6 * jnp.abs(mean), deviation, 1.0))
+
+
+def in_units_of_x(standardised: jax.Array, scaling: Any) -> jax.Array:
+    """Return x [N, D] from its standardised values, or the same values without a `Scaling`."""
+    if not isinstance(scaling, Scaling):
+        return standardised
+    return scaling.mean[None] + scaling.deviation[None] * standardised
 
 
 def flat(array: jax.Array) -> jax.Array:
