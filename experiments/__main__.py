@@ -23,6 +23,7 @@ if __name__ == "__main__":  # before the imports, which take their time
     signal.signal(signal.SIGTERM, leave)
 
 import difflib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -100,6 +101,11 @@ class Bench:
     json: Path | None = None
     """also write the numbers here"""
 
+    def __post_init__(self):
+        from gen.core import check_fields
+
+        check_fields(self, positive=("seconds",))
+
 
 def main(arguments: list[str]) -> int:
     """Run one command.
@@ -112,6 +118,8 @@ def main(arguments: list[str]) -> int:
     from gen.memory import keep_freed_memory
 
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path can have what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
         if command in ("-h", "--help"):
@@ -126,6 +134,12 @@ def main(arguments: list[str]) -> int:
         return 2
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # as JAX names an array that cannot be allocated
+        if "Out of memory" not in str(error):
+            raise
+        line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        print(f"error: {line} Make the model or the batch smaller.", file=sys.stderr)
         return 2
 
 

@@ -154,7 +154,7 @@ def _list_if_large(path: Path) -> None:
     name = f"{path.parent.name}/{path.name}"
     after = before - {name} | ({name} if path.stat().st_size > LARGEST_COMMITTED else set())
     if after != before:
-        listing.write_text("".join(f"{line}\n" for line in sorted(after)))
+        pictures.save_text("".join(f"{line}\n" for line in sorted(after)), listing)
 
 
 def _of_sessions(run: Run, field: str) -> str:
@@ -199,7 +199,7 @@ def sample_run(run: Run, n: int, seed: int, labels: Sequence[int] = ()) -> list[
     suffix = f"_label{'-'.join(map(str, labels))}" if labels else ""
     stem = run.folder / "samples" / f"seed{seed}_n{n}{suffix}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
-    np.save(array, x)
+    pictures.save_array(x, array)
     if len(model.shape) != 3:
         return [array]
     pictures.save(plots.grid(x, math.ceil(math.sqrt(n))), picture)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
 import tyro
 from flax import linen as nn
 
-from gen import data, optimize, train
-from gen.core import Batch, UserError, capabilities, check_fields, facts, require
+from gen import checks, data, optimize, train
+from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import Binarize, Dataset
 from gen.train import Decode
 
@@ -72,6 +74,7 @@ class Experiment:
             self,
             positive=("batch_size", "steps", "report_every", "checkpoint_every"),
             non_negative=("validate_every", "sample_every", "keep_every", "steps_per_dispatch"),
+            seeds=("seed", "seeds"),
         )
         for name, unit in (("keep_every", "checkpoint_every"), ("validate_every", "report_every")):
             value, interval = getattr(self, name), getattr(self, unit)
@@ -117,57 +120,23 @@ class Experiment:
 
     def _check_values(self, dataset: Dataset) -> None:
         """Raise `UserError` unless the model fits the values of the decoded data."""
-        name, known, levels = type(self.model).__name__, facts(self.model), self.levels(dataset)
-        values = "counts" if dataset.counts else "continuous values"
-        if "length" in dataset.train and not known.sequences:
-            raise UserError(
-                f"{dataset.name} has sequences of different lengths, which {name} does not take: "
-                "an HMM does"
-            )
+        if "length" in dataset.train:
+            checks.check_sequences(self.model, dataset.name)
         if self.binarize != "none" and dataset.levels == 0:
+            values = "counts" if dataset.counts else "continuous values"
             raise UserError(f"{dataset.name} has {values}, not levels: give --binarize none")
-        if dataset.counts and known.levels is not None:
-            raise UserError(
-                f"{dataset.name} has counts, not levels: take a model of counts, such as an HMM "
-                "with Poisson emissions"
-            )
-        if known.counts and not dataset.counts and levels != 2:  # 0 and 1 are counts, too
-            raise UserError(
-                f"{name} models counts and {dataset.name} has "
-                f"{f'{levels} levels' if levels else values}: choose other data or other emissions"
-            )
-        if known.levels == 0 and levels:
-            raise UserError(
-                f"{dataset.name} has {levels} levels and {name} models a density of continuous "
-                f"data: take Dequantized({name}(...), levels={levels})"
-            )
-        if known.levels and levels == 0:
-            raise UserError(
-                f"{dataset.name} has continuous values and {name} models {known.levels} levels: "
-                "take a model of a density"
-            )
-        if known.levels and known.levels != levels:
-            raise UserError(
-                f"{dataset.name} with --binarize {self.binarize} has {levels} levels, "
-                f"the model {known.levels}: change that, or the model's levels"
-            )
+        binarized = "" if self.binarize == "none" else f" with --binarize {self.binarize}"
+        source, levels = f"{dataset.name}{binarized}", self.levels(dataset)
+        checks.check_kind(self.model, source, levels, counts=dataset.counts)
 
     def _check_labels(self, dataset: Dataset) -> None:
         """Raise `UserError` unless the data have the labels that the model and the probe need."""
-        name, classes = type(self.model).__name__, facts(self.model).classes
         if self.probe and not dataset.classes:
             raise UserError(f"{dataset.name} has no labels, which --probe predicts: leave it out")
         if self.probe and "encode" not in capabilities(self.model):
+            name = type(self.model).__name__
             raise UserError(f"{name} has no codes, from which --probe predicts: leave it out")
-        if classes and not dataset.classes:
-            raise UserError(
-                f"{dataset.name} has no labels, which the model takes: --model.classes 0"
-            )
-        if classes and classes < dataset.classes:
-            raise UserError(
-                f"{dataset.name} has labels up to {dataset.classes - 1}, the model {classes} "
-                f"classes: --model.classes {dataset.classes}"
-            )
+        checks.check_classes(self.model, dataset.name, dataset.classes)
 
     def for_run(self) -> Experiment:
         """Return the experiment with a length for every falling schedule of the model.
@@ -235,10 +204,12 @@ class Options:
     """keep compiled programs in the cache folder for later commands"""
 
     def __post_init__(self):
-        if self.devices < 0:
-            raise UserError(f"devices is {self.devices}: take at least 1, or 0 for the default")
-        if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise UserError(f"coordinator is {self.coordinator!r}: it has the form host:port")
+        check_fields(self, positive=("processes",), non_negative=("devices", "process"))
+        address = re.fullmatch(r".+:(\d{1,5})", self.coordinator)
+        if self.coordinator and not (address and 0 < int(address[1]) < 2**16):
+            raise UserError(
+                f"coordinator is {self.coordinator!r}: it has the form host:port, port 1 … 65535"
+            )
         if not self.coordinator and (self.processes, self.process) != (1, 0):
             raise UserError("several processes need --coordinator host:port")
 
@@ -261,12 +232,36 @@ def to_config(name: str, experiment: Experiment) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
-    """Return the experiment that `to_config` described. Raise `UserError` if none fits."""
+    """Return the experiment that `to_config` described.
+
+    Args:
+      config: the experiment as JSON. A field that it lacks takes its default.
+      registry: the experiments by name. They give the values that JSON cannot hold.
+
+    Raises:
+      UserError: the registry has no such experiment, or a field is unknown, is of another type or
+        is out of its range.
+    """
     values = dict(config)
     name = values.pop("experiment", None)
-    if name not in registry:
-        raise UserError(f"config.json names the experiment {name!r}, which is not in the registry")
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"the experiment {reprlib.repr(name)} is not in the registry")
     return _rebuild(registry[name], values)
+
+
+def missing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return `field = value` for every field of `new` that `old` lacks.
+
+    Args:
+      old: a configuration that an older version may have written.
+      new: the same configuration with every field.
+      prefix: the name of the part that both describe, with a dot.
+    """
+    lacking = [f"{prefix}{field} = {new[field]}" for field in new if field not in old]
+    for field, value in old.items():
+        if isinstance(value, dict):
+            lacking += missing(value, new[field], f"{prefix}{field}.")
+    return lacking
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -316,23 +311,66 @@ def _holds(value: Any) -> bool:
     return part or value is None or isinstance(value, bool | int | float | str)
 
 
-def _rebuild(default: Any, values: Mapping[str, Any]) -> Any:
-    """Return the part `default` with the values of its fields that `_to_json` described."""
-    if unknown := values.keys() - set(_stored(default)):
+def _rebuild(default: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return the part `default` with the values of its fields that `_to_json` described.
+
+    Args:
+      default: a part of the registered experiment.
+      values: JSON values by field.
+      prefix: the name of the part, with a dot, for messages.
+    """
+    stored = _stored(default)
+    if unknown := values.keys() - set(stored):
         raise UserError(
-            f"config.json has fields that {type(default).__name__} lacks: "
-            f"{', '.join(sorted(unknown))} (was the run made by another version?)"
+            f"{type(default).__name__} lacks the fields {', '.join(sorted(unknown))} "
+            "(was the run made by another version?)"
         )
-    return replace(
-        default, **{name: _value(getattr(default, name), values[name]) for name in values}
-    )
+    hints = get_type_hints(type(default))
+    own_defaults = {field.name: field.default for field in fields(default)}
+    changes = {}
+    for name in stored:
+        if name in values:
+            registered = getattr(default, name)
+            changes[name] = _value(registered, hints[name], values[name], f"{prefix}{name}")
+        elif own_defaults[name] is not MISSING:
+            changes[name] = own_defaults[name]
+    return replace(default, **changes)
 
 
-def _value(default: Any, value: Any) -> Any:
-    """Return a field's value from JSON, where `default` has its type."""
-    if isinstance(value, dict) and is_dataclass(default):
-        return _rebuild(default, value)
-    if isinstance(value, list):
-        same = isinstance(default, tuple | list) and len(default) == len(value)
-        return tuple(map(_value, default if same else value, value))
+def _value(default: Any, hint: Any, value: Any, name: str) -> Any:
+    """Return a field's value from JSON. Raise `UserError` unless it has the field's type.
+
+    Args:
+      default: the registered value of the field.
+      hint: the field's type.
+      value: the value from JSON.
+      name: the name of the field, for messages.
+    """
+    if is_dataclass(default) and isinstance(value, dict):
+        return _rebuild(default, value, f"{name}.")
+    if is_dataclass(default) or isinstance(value, dict) or not _has_type(value, hint):
+        needed = ", ".join(map(repr, get_args(hint))) if get_origin(hint) is Literal else hint
+        needed = needed.__name__ if isinstance(needed, type) else needed
+        raise UserError(f"{name} is {reprlib.repr(value)}, must be {needed}")
+    if isinstance(value, list):  # a tuple, of numbers or of parts
+        same = isinstance(default, tuple) and len(default) == len(value)
+        parts = default if same else [None] * len(value)
+        return tuple(_value(part, Any, item, name) for part, item in zip(parts, value, strict=True))
     return value
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Return whether a value from JSON has a field's type. A list stands for a tuple."""
+    kind, options = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return isinstance(value, str) and value in options
+    if kind in (Union, UnionType):
+        return any(_has_type(value, each) for each in options)
+    if kind is tuple and isinstance(value, list):
+        kinds = [options[0]] * len(value) if options[-1] is ... else options
+        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if hint is float:
+        return type(value) in (float, int)
+    if hint in (bool, int, str, NoneType):
+        return type(value) is hint  # True is an int for `isinstance`
+    return kind is not tuple  # a type that a network of the user's has

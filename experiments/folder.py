@@ -1,6 +1,6 @@
 """The files of a run folder.
 
-config.json      the experiment with every field
+config.json      the experiment with every field, and a SHA-256 of them
 manifest.json    the data's SHA-256; the command, versions, commit, device and flags of each session
 metrics.jsonl    a line for each report; deterministic, so it holds no times
 checkpoints/     see `gen.checkpoint`; damaged checkpoints are moved to damaged/
@@ -11,6 +11,7 @@ evaluation.json  estimates, from `evaluate`
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -25,21 +26,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.experiment import Experiment, differences, to_config
+from experiments.experiment import Experiment, differences, from_config, missing, to_config
+from experiments.registry import EXPERIMENTS
 from gen.core import UserError
 from gen.data import Dataset
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
 """function of (step, metrics) that appends a report to metrics.jsonl"""
 
-
 NO_RESULTS = ":(top,exclude)experiments/results"
 """Leaves published results out, as git takes paths."""
+
+
+class Config(NamedTuple):
+    """An experiment that was read back from config.json."""
+
+    name: str
+    experiment: Experiment
+    missing: list[str]  # `field = default` for each field that the file lacks
 
 
 @contextmanager
@@ -47,27 +56,63 @@ def hold(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process. The system releases the lock when the process ends.
 
     Raises:
-      UserError: the folder cannot be written, or another process, which is named, has the lock.
+      UserError: the folder cannot be written, at first or later, or another process, which is
+        named, has the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
+        number = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        lock = os.fdopen(number, "r+")
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): choose another --out"
+            f"{folder} cannot be written ({error.strerror or error}): choose another --out"
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
             raise UserError(
                 f"{folder} is in use by {lock.read().strip()}: wait for it or choose another --out"
             ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        with writing(folder):
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UserError`, which says what to do, in place of an `OSError` of the body."""
+    try:
         yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): make room or give permission "
+            "to write there, then repeat the command"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` when the body has written all of it.
+
+    It has a temporary name until then, so that no half-written file is ever read. A symbolic link
+    is replaced, and the file to which it points stays as it is.
+
+    Raises:
+      UserError: the file cannot be written. `path` is unchanged then.
+    """
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        part.unlink(missing_ok=True)  # a killed process left it
+        try:
+            with part.open("xb") as file:  # x: never through a link
+                yield file
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
@@ -84,29 +129,67 @@ def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or use another run") from error
-    missing = needed if not isinstance(value, dict) else [key for key in needed if key not in value]
-    if missing or not isinstance(value, dict):
-        raise UserError(
-            f"{path} is damaged (it lacks {', '.join(missing)}): restore it or use another run"
-        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    absent = needed if not isinstance(value, dict) else [key for key in needed if key not in value]
+    if absent or not isinstance(value, dict):
+        raise _damaged(path, f"it lacks {', '.join(absent)}")
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name first, so that no half-written file is ever read."""
-    _write(path, json.dumps(value, indent=2) + "\n")
+    """Write a JSON file."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return config.json, or None if there is none."""
-    return read_json(folder / "config.json", "experiment", "model", "steps")
+def read_config(folder: Path) -> Config | None:
+    """Return the experiment in config.json, or None if there is no such file.
+
+    Raises:
+      UserError: the file is damaged or was edited, or describes no experiment of this version.
+    """
+    path = folder / "config.json"
+    config = read_json(path, "experiment", "model", "steps")
+    if config is None:
+        return None
+    # An older version wrote no sum.
+    if config.pop("sha256", None) not in (None, _sum(config)):
+        raise _damaged(path, "it was changed, its SHA-256 differs")
+    try:
+        experiment = from_config(config, EXPERIMENTS)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    name = config["experiment"]
+    return Config(name, experiment, missing(config, to_config(name, experiment)))
+
+
+def write_config(folder: Path, name: str, experiment: Experiment) -> None:
+    """Write config.json.
+
+    Args:
+      folder: the run folder.
+      name: the name of the experiment.
+      experiment: the experiment.
+    """
+    config = to_config(name, experiment)
+    write_json(folder / "config.json", {**config, "sha256": _sum(config)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return manifest.json, or None if there is none."""
-    return read_json(folder / "manifest.json", "data", "sessions")
+    """Return manifest.json, or None if there is none.
+
+    Raises:
+      UserError: the file is damaged: the data or the sessions do not have their fields.
+    """
+    path = folder / "manifest.json"
+    manifest = read_json(path, "data", "sessions")
+    if manifest is None:
+        return None
+    sessions = manifest["sessions"]
+    if not (isinstance(sessions, list) and sessions and all(map(_is_session, sessions))):
+        raise _damaged(path, "a session lacks its command, device or commit")
+    return manifest
 
 
 def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
@@ -129,12 +212,13 @@ def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> 
         if strange:
             raise UserError(f"{folder} is not empty and holds no run: choose another --out")
         return
-    if changed := differences(old, to_config(name, experiment.for_run())):
-        as_long = replace(experiment, steps=old["steps"]).for_run()
-        if not differences(old, to_config(name, as_long)):  # the schedule is the only difference
+    config, steps = to_config(old.name, old.experiment), old.experiment.steps
+    if changed := differences(config, to_config(name, experiment.for_run())):
+        as_long = replace(experiment, steps=steps).for_run()
+        if not differences(config, to_config(name, as_long)):  # only the schedule differs
             schedule = changed[0].partition(":")[0].replace("decay_steps", "schedule")
             raise UserError(
-                f"{folder} holds a run of {old['steps']} steps, over which its learning rate falls "
+                f"{folder} holds a run of {steps} steps, over which its learning rate falls "
                 f"to 0, so that it cannot have {experiment.steps}: train anew with another --out; "
                 f"runs with --{schedule} constant can be made longer"
             )
@@ -178,7 +262,7 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
     sessions = (read_manifest(folder) or {"sessions": []})["sessions"]
     record = {"name": dataset.name, "sha256": dataset.sha256}
     write_json(folder / "manifest.json", {"data": record, "sessions": [*sessions, _session()]})
-    write_json(folder / "config.json", to_config(name, experiment))
+    write_config(folder, name, experiment)
     (folder / "samples").mkdir(exist_ok=True)
 
 
@@ -186,19 +270,26 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl, except for an incomplete last line.
 
     Raises:
-      UserError: a line, which is named by its number, is damaged.
+      UserError: a line, which is named by its number, is damaged, or its step does not come after
+        the step of the line before.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
+    before, shape = 0, None
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            line = json.loads(text.decode())
+            step = line["step"]
+            values = np.array([line[name] for name in line if name != "step"])  # [metrics, seeds]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            step, values = 0, np.array([])
+        numbers = values.size and values.dtype.kind in "if" and np.isfinite(values).all()
+        same = shape in (None, values.shape[1:])
+        if not (type(step) is int and step > before and numbers and same):
             raise UserError(f"{path}, line {number}, is damaged: mend it or delete that line")
+        before, shape = step, values.shape[1:]
         lines.append(line)
     return lines
 
@@ -225,9 +316,11 @@ def open_log(folder: Path, lines: list[dict[str, Any]], tensorboard: bool) -> It
             ) from None
         last = lines[-1]["step"] if lines else 0
         events = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
-    _write(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    path = folder / "metrics.jsonl"
+    with replacing(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
-    with (folder / "metrics.jsonl").open("a") as file:
+    with path.open("a") as file:
 
         def log(step: int, metrics: dict[str, np.ndarray]) -> None:
             values = {name: value.tolist() for name, value in metrics.items()}
@@ -309,8 +402,18 @@ def _session() -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
+def _sum(config: dict[str, Any]) -> str:
+    """Return the SHA-256 of a configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path} is damaged ({reason}): restore it or use another run")
+
+
+def _is_session(session: Any) -> bool:
+    """Return whether a session of manifest.json has the fields that an evaluation states."""
+    kinds = {"command": str, "device": str, "commit": str | None}
+    return isinstance(session, dict) and all(
+        name in session and isinstance(session[name], kind) for name, kind in kinds.items()
+    )

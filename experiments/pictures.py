@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.folder import replacing
 from gen import plots
 from gen.core import Batch, capabilities, facts
 from gen.data import LogProb
@@ -94,15 +96,20 @@ def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) ->
       state: its state.
       key: the source of the draws, the same at each step.
     """
-    path = folder / f"step_{step:07d}.npy"
+    path = snapshot_path(folder, step)
     if len(model.shape) == 3:
         images = draw_samples(model, state, key)
-        np.save(path, np.round(images[:ROW] * 255).astype(np.uint8))
+        save_array(np.round(images[:ROW] * 255).astype(np.uint8), path)
         save(plots.grid(images, 10), path.with_suffix(".png"))
     if model.shape == (2,):
         points = draw_samples(model, state, key, POINTS)
-        np.save(path, points)
+        save_array(points, path)
         save(plots.clouds({f"step {step:,}": points}, 1), path.with_suffix(".png"))
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Return the path of the arrays that `snapshot` stores at a step."""
+    return folder / f"step_{step:07d}.npy"
 
 
 def final_pictures(
@@ -175,7 +182,7 @@ def sequence_pictures(
             text = "".join(
                 f"{name}  {spell(sequence, symbols)}\n" for name, part in lines for sequence in part
             )
-            (folder / "sequences.txt").write_text(text)
+            save_text(text, folder / "sequences.txt")
         else:
             panels = {f"test example {i + 1}": real[i] for i in rows}
             panels |= {f"sample {i + 1}": samples[i] for i in rows}
@@ -218,7 +225,7 @@ def document_texts(
             largest: list[int] = np.argsort(-weights[unit], kind="stable")[:8].tolist()
             names = [words[d] for d in largest if weights[unit, d] > 0]
             lines.append(f"unit {unit:4d}  {' '.join(names)}".rstrip())
-        (folder / "words.txt").write_text("\n".join(lines) + "\n")
+        save_text("\n".join(lines) + "\n", folder / "words.txt")
     # A model that completes variable by variable would ignore words that stand later in its order.
     triples = [triple for triple in TRIPLES if set(triple) <= set(words)]
     if "complete" in able and facts(model).completion == "any" and triples:
@@ -232,7 +239,7 @@ def document_texts(
             most = np.argsort(-hidden, kind="stable")[: min(10, len(words) - len(triple))]
             names = ", ".join(f"{words[d]} {frequency[d]:.0%}" for d in most)
             lines.append(f"{' '.join(triple)}: {names}")
-        (folder / "completions.txt").write_text("\n".join(lines) + "\n")
+        save_text("\n".join(lines) + "\n", folder / "completions.txt")
 
 
 def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> None:
@@ -275,7 +282,7 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         save(row_by_row(denoising_frames(model, state, key, ROW, 10)), folder / "denoising.png")
     if "sample_in" in able:
         save(row_by_row(samples_by_steps(model, state, key, ROW)), folder / "steps.png")
-    if len(stored := snapshots(folder)) > 1:
+    if len(stored := snapshots(folder, (ROW, *model.shape))) > 1:
         save(
             row_by_row({name: values / 255 for name, values in stored.items()}),
             folder / "strip.png",
@@ -373,7 +380,7 @@ def point_pictures(
     save(plots.clouds(panels, 4, log_density), folder / "points.png")
     if "sample_in" in able:
         save(plots.clouds(samples_by_steps(model, state, key, POINTS), 4), folder / "steps.png")
-    if len(stored := snapshots(folder)) > 1:
+    if len(stored := snapshots(folder, (POINTS, *model.shape))) > 1:
         save(plots.clouds(stored, 4), folder / "strip.png")
     if "encode" in able and "label" in test:
         latent_picture(folder, model, state, test)
@@ -420,11 +427,28 @@ def samples_by_steps(model: Any, state: Any, key: jax.Array, n: int) -> dict[str
     return {f"{steps:,} steps": np.asarray(sample_in(state, key, n, steps)) for steps in STEPS}
 
 
-def snapshots(folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays that `snapshot` stored, by the name of the step."""
-    return {
-        f"step {int(path.stem[5:]):,}": np.load(path) for path in sorted(folder.glob("step_*.npy"))
-    }
+def snapshots(folder: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return the arrays that `snapshot` stored, by the name of the step.
+
+    A file that holds no array of this shape is left out, with a warning.
+
+    Args:
+      folder: the folder of the pictures.
+      shape: the shape of each array.
+    """
+    arrays = {}
+    for path in sorted(folder.glob("step_*.npy")):
+        try:
+            step = int(path.stem[5:])
+            array = np.load(path, mmap_mode="r")  # compares the header with the size of the file
+            sound = array.shape == shape and array.dtype.kind in "uf"
+        except Exception:  # NumPy raises many kinds at a damaged header
+            sound = False
+        if sound:
+            arrays[f"step {step:,}"] = np.array(array)
+        else:
+            print(f"left {path} out of strip.png: it is damaged", file=sys.stderr)
+    return arrays
 
 
 def row_by_row(images: Mapping[str, Any]) -> Any:
@@ -516,7 +540,18 @@ def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, under a temporary name first, so that no partial file is seen."""
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    """Write a figure as a PNG."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Write an array as an .npy file."""
+    with replacing(path) as file:
+        np.save(file, array)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write a text file."""
+    with replacing(path) as file:
+        file.write(text.encode())

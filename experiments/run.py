@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import sys
 import time
@@ -18,8 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import folder as files
-from experiments.experiment import Experiment, Options, from_config, to_config
-from experiments.registry import EXPERIMENTS
+from experiments.experiment import Experiment, Options, to_config
 from gen import data, parallel, train
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities
@@ -61,7 +62,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
       UserError: flags, data and folder do not fit together. Nothing has been trained then.
     """
     if options.coordinator:
-        parallel.join(options.coordinator, options.processes, options.process)
+        _join(options)
     devices = options.devices or (jax.device_count() if options.coordinator else 1)
     mesh = None
     if devices > 1 or options.coordinator:
@@ -72,7 +73,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
     seeds = "-".join(map(str, experiment.all_seeds))
     folder = options.out or Path("runs") / f"{name}-seed{seeds}"
-    _same_everywhere(to_config(name, experiment))
+    _same_everywhere([str(folder.absolute()), to_config(name, experiment)])
+
+    # The shapes, before anything is written: a model that needs too much memory leaves no folder.
+    target = _target(experiment.for_run(), dataset, mesh)
 
     with ExitStack() as stack:
 
@@ -81,32 +85,37 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             files.check(folder, name, experiment, dataset)
 
         _by_lead(open_folder)
+        old = files.read_config(folder)
+        _name_missing(folder, old)
         experiment = experiment.for_run()
         interrupted = stack.enter_context(_signals())
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
         )
-        restored = checkpoints.restore(_target(experiment, dataset, mesh))
+        stack.enter_context(_other_processes())
+        restored = checkpoints.restore(target)
         start: tuple[int, train.Carry] | None = None
         done, seconds = 0, 0.0
         if restored:
             _name_damaged(restored.damaged)
             done, seconds = restored.step, restored.info["seconds"]
             start = done, restored.tree
+            if _lead():  # a kill may have come between the checkpoint and its snapshot
+                _snapshot(folder, experiment, done, restored.tree)
         if start and done >= experiment.steps:
             if _lead() and not _pictures_done(folder):
                 _final_pictures(folder, experiment, dataset, start[1])
             _say(f"{folder} is finished: {done} steps. Nothing to do.")
             return 0
 
-        old = files.read_config(folder) or {}
-        if start and old.get("report_every") != experiment.report_every:
+        old_interval = old and old.experiment.report_every
+        if start and old_interval != experiment.report_every:
             # The sums of the metrics belong to a report of the old interval.
             start = done, train.without_sums(start[1])
         _meet("configuration read")
         log, show = _no_log, _no_log
         if _lead():
-            lines = _lines_until(done, folder, experiment, old)
+            lines = _lines_until(done, folder, experiment.report_every, old_interval)
             files.note_session(folder, name, experiment, dataset)
             log = stack.enter_context(files.open_log(folder, lines, options.tensorboard))
             (folder / "samples" / LAST_PICTURE).unlink(missing_ok=True)
@@ -143,7 +152,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                     train.check_finite(step, carry)
                     checkpoints.save(step, carry, {"seconds": seconds})
                     saved = step
-                if _lead() and experiment.sample_every and step % experiment.sample_every == 0:
+                if _lead():
                     _snapshot(folder, experiment, step, carry)
                     began = time.perf_counter() - seconds  # drawing does not count as training
                 if finished and _lead():
@@ -179,7 +188,8 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         raise UserError(
             f"{folder} holds no run: python -m experiments train NAME --out {folder} makes one"
         )
-    experiment = from_config(config, EXPERIMENTS)
+    _name_missing(folder, config)
+    experiment = config.experiment
     dataset = data.load(experiment.data, data_dir)
     files.check_data(folder, manifest, dataset)
     with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
@@ -189,7 +199,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
     _name_damaged(restored.damaged)
     return Run(
         folder,
-        config["experiment"],
+        config.name,
         experiment,
         dataset,
         restored.step,
@@ -208,15 +218,20 @@ def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
 
 
 def _lines_until(
-    done: int, folder: Path, experiment: Experiment, old: dict[str, Any]
+    done: int, folder: Path, every: int, old_interval: int | None
 ) -> list[dict[str, Any]]:
     """Return the reports up to step `done`, from which a run is resumed.
 
     The last report of a shorter run can be off the interval. It is dropped, because a longer run
     does not make it.
+
+    Args:
+      done: the step from which the run is resumed.
+      folder: the run folder.
+      every: steps between two reports.
+      old_interval: steps between two reports before the run was resumed; None for a new run.
     """
-    every = experiment.report_every
-    same = old.get("report_every") == every
+    same = old_interval == every
     return [
         line
         for line in files.read_metrics(folder)
@@ -244,6 +259,13 @@ def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
     )
+
+
+def _name_missing(folder: Path, config: files.Config | None) -> None:
+    """Name the fields that config.json lacks because an older version wrote it."""
+    if config and config.missing and _lead():
+        fields = ", ".join(config.missing)
+        print(f"{folder}/config.json is of an older version: {fields} by default", file=sys.stderr)
 
 
 def _name_damaged(damaged: dict[int, str]) -> None:
@@ -285,10 +307,39 @@ def _by_lead(action: Callable[[], None]) -> None:
         raise UserError(message)
 
 
-def _same_everywhere(config: dict[str, Any]) -> None:
-    """Raise `UserError` in every process if they were started with different configurations."""
+def _join(options: Options) -> None:
+    """Join the other processes, or end this one, whose threads still wait for them."""
+    try:
+        parallel.join(options.coordinator, options.processes, options.process)
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+
+
+@contextmanager
+def _other_processes() -> Iterator[None]:
+    """End this process when another one has ended: closing the checkpoints would wait for it.
+
+    JAX itself aborts the process, with a C++ stack, if the leading process has ended, and if
+    another one has ended during a save.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not re.search("Gloo|NCCL|UNAVAILABLE", str(error)):
+            raise
+        _leave("another process has ended: start all of them again to go on", INTERRUPTED)
+
+
+def _leave(message: str, code: int) -> None:
+    """End the process without JAX's and Orbax's clean-up, which needs the other processes."""
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _same_everywhere(settings: list[Any]) -> None:
+    """Raise `UserError` in every process if they were started with different settings."""
     if jax.process_count() > 1:
-        number = np.uint32(zlib.crc32(json.dumps(config).encode()))
+        number = np.uint32(zlib.crc32(json.dumps(settings).encode()))
         if len(np.unique(multihost_utils.process_allgather(number))) > 1:
             raise UserError("the processes have different flags: give all of them the same")
 
@@ -367,9 +418,13 @@ def _pictures_done(folder: Path) -> bool:
 
 
 def _snapshot(folder: Path, experiment: Experiment, step: int, carry: train.Carry) -> None:
+    """Draw samples at a step, unless none are due or there is a picture of them already."""
+    if not experiment.sample_every or step % experiment.sample_every:
+        return
     from experiments import pictures
 
-    if "sample" in capabilities(experiment.model):
+    drawn = pictures.snapshot_path(folder / "samples", step).with_suffix(".png").exists()
+    if "sample" in capabilities(experiment.model) and not drawn:
         keys = train.streams(experiment.all_seeds[0])
         state = experiment.of_seed(parallel.local(carry.state), 0)
         pictures.snapshot(folder / "samples", step, experiment.model, state, keys.sample)
@@ -380,6 +435,7 @@ def _final_pictures(
 ) -> None:
     from experiments import pictures
 
+    _say("drawing pictures")
     carry = parallel.local(carry)  # the copy on this process's first device
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, TypeVar
 
 import jax
@@ -12,30 +13,52 @@ from gen.core import Model, UserError
 
 AXIS = "devices"
 """The name of the only axis of a mesh, and of the mapped axis of `pmap`."""
+HEARTBEAT = 30
+"""Seconds after which a process that gives no sign of life counts as dead. JAX then aborts others
+that wait for it at a barrier, as in the save of a checkpoint."""
 
 Tree = TypeVar("Tree")
 
 
-def join(coordinator: str, processes: int, process: int) -> None:
+def join(coordinator: str, processes: int, process: int, seconds: float = 50) -> None:
     """Join the processes of one program, before any of them uses JAX for something else.
 
     Args:
       coordinator: host:port at which process 0 listens, the same in every process.
       processes: the number of processes.
       process: the number of this process, 0 ... processes − 1.
+      seconds: how long to wait for the others.
 
     Raises:
       UserError: `process` is out of range, or the others could not be reached.
     """
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: number them 0 … {processes - 1}")
-    try:
-        jax.distributed.initialize(coordinator, processes, process)
-    except RuntimeError as error:
+    reason = f"waited for {seconds:.0f} s"
+
+    def initialize():
+        nonlocal reason
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=10**6,
+                heartbeat_timeout_seconds=HEARTBEAT,
+            )
+            reason = ""
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+
+    # In a thread, because JAX aborts the process with a C++ stack when its own time limit is over.
+    thread = threading.Thread(target=initialize, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if reason:
         raise UserError(
             f"process {process} of {processes} did not reach the others at {coordinator} "
-            f"({str(error).splitlines()[0]}): start all of them, with the same coordinator"
-        ) from error
+            f"({reason}): start all of them, with the same coordinator"
+        )
 
 
 def make_mesh(devices: int) -> Mesh:

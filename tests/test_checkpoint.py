@@ -1,7 +1,10 @@
 """Checkpoints that are damaged, emptied or incomplete are named and skipped."""
 
 import gc
+import resource
 import shutil
+import sys
+import time
 from typing import Any
 
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import equal
 
-from gen.checkpoint import open_checkpoints
+from gen.checkpoint import Checkpoints, open_checkpoints
 from gen.core import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -95,11 +98,18 @@ def garble_the_sums(step):
     path.write_text(path.read_text().replace('"sha256"', '"sha257"'))
 
 
+def change_the_info(step):
+    (path,) = (path for path in (step / "meta").rglob("metadata") if path.is_file())
+    path.write_text(path.read_text().replace("second", "third"))
+
+
 DAMAGE = [flip_a_bit, truncate, empty, lose_the_arrays, lose_the_sums, garble_the_sums]
+DAMAGE += [change_the_info]
 
 
 REASONS = {
     flip_a_bit: "the SHA-256 of ['a'] differs",
+    change_the_info: "the SHA-256 of its step and info differs",
     garble_the_sums: "it cannot be read (KeyError)",
 }
 
@@ -113,6 +123,50 @@ def test_a_damaged_checkpoint_is_named_and_skipped(folder, damage):
     assert list(restored.damaged) == [20]
     reason = restored.damaged[20]
     assert reason == REASONS.get(damage, reason) != ""
+
+
+def test_a_checkpoint_that_was_renamed_to_another_step_is_damaged(folder):
+    (folder / "20").rename(folder / "30")
+    restored = restore(folder)
+    assert restored.step == 10
+    assert restored.damaged == {30: REASONS[change_the_info]}
+
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path, capfd):
+    """A limit on the size of files stands for the full disk."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", tmp_path / "checkpoints")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (RANDOM.nbytes // 2, limits[1]))
+    try:
+        checkpoints.save(10, TREE, {})
+        with pytest.raises(UserError, match=r"no checkpoint .* \(File too large\): make room"):
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
+    assert restore(tmp_path / "checkpoints") is None
+
+
+def test_a_folder_may_have_brackets_in_its_name(tmp_path):
+    """Orbax takes them for a pattern, and stores nothing."""
+    folder = tmp_path / "run[1]" / "checkpoints"
+    with open_checkpoints(folder) as checkpoints:
+        checkpoints.save(10, TREE, {})
+    assert restore(folder).step == 10
+    assert (folder / "10").is_dir()
+
+
+def test_the_clock_may_be_set_a_year_forward_during_a_save(tmp_path, monkeypatch):
+    now = time.time
+
+    def forward():
+        waiting = sys._getframe(1).f_code.co_name == "get_remaining_time"
+        return now() + 365 * 86_400 * waiting
+
+    monkeypatch.setattr(time, "time", forward)
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(10, TREE, {})
+    assert restore(tmp_path).step == 10
 
 
 def test_a_damaged_checkpoint_is_moved_aside_so_that_its_step_can_be_saved_again(folder):

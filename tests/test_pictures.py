@@ -122,6 +122,24 @@ def test_each_filter_is_scaled_by_its_own_largest_weight_about_grey(scale):
     )
 
 
+@pytest.mark.parametrize("damage", ["truncated", "of another shape", "a link to nothing", "text"])
+def test_a_damaged_snapshot_is_left_out_and_named(damage, tmp_path, capsys):
+    whole, path = np.ones((10, 4, 5, 1), np.uint8), tmp_path / "step_0000002.npy"
+    np.save(tmp_path / "step_0000001.npy", whole)
+    np.save(path, whole[:3] if damage == "of another shape" else whole)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "a link to nothing":
+        path.unlink()
+        path.symlink_to(tmp_path / "nothing")
+    elif damage == "text":
+        path.write_text("mine")
+    stored = pictures.snapshots(tmp_path, whole.shape)
+    assert list(stored) == ["step 1"]
+    np.testing.assert_array_equal(stored["step 1"], whole)
+    assert capsys.readouterr().err == f"left {path} out of strip.png: it is damaged\n"
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A model with `denoising` alone: its noise is 0 and its samples are 1."""

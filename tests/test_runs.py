@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from experiments import evaluation, registry
 from experiments import folder as files
 from experiments.__main__ import main
 from experiments.experiment import Experiment, from_config, to_config
-from experiments.pictures import FINAL
+from experiments.pictures import FINAL, save_array
 from experiments.registry import EXPERIMENTS
 from experiments.run import Run, load_run
 from gen import data, train, weights
@@ -180,6 +181,14 @@ def test_pictures_that_a_kill_left_undrawn_are_drawn(copy, capsys):
     assert (copy / "samples" / "curves.png").exists()
 
 
+def test_a_snapshot_that_a_kill_left_undrawn_is_drawn(copy, capsys):
+    picture = copy / "samples" / f"step_{STEPS:07d}.png"
+    drawn = picture.read_bytes()
+    picture.unlink()
+    assert main(command(copy)) == 0
+    assert picture.read_bytes() == drawn
+
+
 def test_a_run_killed_during_a_save_resumes_bit_for_bit(reference, tmp_path, capsys):
     folder = tmp_path / "killed"
     for _ in range(20):
@@ -263,12 +272,8 @@ def test_a_folder_in_use_is_refused_with_its_process(tmp_path, capsys):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_resumed(reference, copy, capsys):
-    latest = copy / "checkpoints" / str(STEPS)
-    files = [path for path in (latest / "tree").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    damaged = bytearray(largest.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    largest.write_bytes(damaged)
+    for path in (copy / "checkpoints" / str(STEPS) / "tree").rglob("d/*"):  # of all arrays
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert main(command(copy)) == 0
     out, err = capsys.readouterr()
     assert f"skipped the checkpoint of step {STEPS}, which is damaged" in err
@@ -348,8 +353,33 @@ def test_a_damaged_log_is_named_and_left_alone(copy, capsys):
         assert path.read_bytes() == b"\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": true, "loss": 1.0}',
+        '{"step": 20, "loss": 1.0}',  # the step of the line before
+        '{"step": 40}',
+        '{"step": 40, "loss": "x"}',
+        '{"step": 40, "loss": null}',
+        '{"step": 40, "loss": NaN}',
+        '{"step": 40, "loss": {"a": 1}}',
+        '{"step": 40, "loss": [1.0, 2.0]}',  # of two seeds, after a line of one
+        pytest.param("[" * 200_000, id="deep"),
+    ],
+)
+def test_a_line_of_the_log_is_a_report_of_finite_numbers(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 20, "loss": 2.0}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is damaged"):
+        files.read_metrics(tmp_path)
+
+
+DEEP = pytest.param("[" * 200_000, id="deep")
+
+
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
-@pytest.mark.parametrize("text", ["[]", "3", "{}", "{", '{"experiment": "vae_digits"}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "{}", "{", '{"experiment": "vae_digits"}', "\xff", DEEP]
+)
 def test_damaged_json_is_named(copy, capsys, name, text):
     (copy / name).write_text(text)
     for arguments in (command(copy), ["evaluate", str(copy)]):
@@ -357,6 +387,100 @@ def test_damaged_json_is_named(copy, capsys, name, text):
         err = capsys.readouterr().err
         assert f"{name} is damaged" in err
         assert len(err.splitlines()) == 1
+
+
+def edited(path: Path, *keys: Any, **changes: Any) -> None:
+    """Change the values in an object of a JSON file, which is reached by the keys."""
+    content = json.loads(path.read_text())
+    part = content
+    for key in keys:
+        part = part[key]
+    part.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def test_an_edited_config_is_named(copy, capsys):
+    edited(copy / "config.json", "model", likelihood="gaussian")
+    for arguments in (command(copy), ["evaluate", str(copy)]):
+        assert main(arguments) == 2
+        assert "config.json is damaged (it was changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "change", "named"),
+    [
+        ((), {"experiment": ["vae_digits"]}, r"the experiment \['vae_digits'\] is not in"),
+        ((), {"steps": "300"}, "steps is '300', must be int"),
+        ((), {"steps": True}, "steps is True, must be int"),
+        ((), {"steps": -1}, "steps is -1, must be positive"),
+        ((), {"seeds": 3}, r"seeds is 3, must be tuple\[int, ...\]"),
+        ((), {"seeds": [0, "1"]}, r"seeds is \[0, '1'\], must be tuple"),
+        ((), {"binarize": "no"}, "binarize is 'no', must be 'none', 'threshold', 'dynamic'"),
+        ((), {"model": None}, "model is None, must be"),
+        (("model",), {"likelihood": "be2noulli"}, "model.likelihood is 'be2noulli', must be 'b"),
+        (("model",), {"latent": {"a": 1}}, "model.latent is {'a': 1}, must be int"),
+        (("model",), {"encoder": [16]}, r"model.encoder is \[16\], must be Module"),
+        (("model", "encoder"), {"hidden": ["16"]}, r"model.encoder.hidden is \['16'\], must be"),
+        (("model", "optimizer"), {"learning_rate": None}, "rate is None, must be float"),
+        (("model", "optimizer"), {"decay_steps": 2.5}, r"decay_steps is 2.5, must be int \| None"),
+    ],
+)
+def test_a_value_of_config_json_has_the_type_of_its_field(keys, change, named):
+    config = json.loads(json.dumps(to_config("vae_digits", EXPERIMENTS["vae_digits"])))
+    part = config
+    for key in keys:
+        part = part[key]
+    part.update(change)
+    with pytest.raises(UserError, match=named):
+        from_config(config, EXPERIMENTS)
+
+
+def test_fields_that_an_older_version_lacked_take_their_defaults_and_are_named(copy, capsys):
+    config = json.loads((copy / "config.json").read_text())
+    del config["sha256"], config["validate_every"], config["model"]["likelihood"]
+    (copy / "config.json").write_text(json.dumps(config))
+    named = "config.json is of an older version: validate_every = 0, model.likelihood = bernoulli"
+    assert main(command(copy)) == 0
+    out, err = capsys.readouterr()
+    assert "is finished" in out
+    assert named in err
+    assert load_run(copy).experiment.model.likelihood == "bernoulli"
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sessions", [[], {}, [3], [{"command": "x", "device": 3, "commit": None}]])
+def test_a_manifest_with_other_types_is_named(tmp_path, sessions):
+    files.write_json(tmp_path / "manifest.json", {"data": {}, "sessions": sessions})
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(a session lacks"):
+        files.read_manifest(tmp_path)
+
+
+def test_writes_never_follow_links(tmp_path):
+    mine, folder = tmp_path / "thesis.txt", tmp_path / "run"
+    mine.write_text("mine")
+    folder.mkdir()
+    for name in ("metrics.jsonl", "metrics.jsonl.part", "lock"):
+        (folder / name).symlink_to(mine)
+    with files.open_log(folder, [], tensorboard=False) as log:
+        log(1, {"loss": np.array(2.0)})
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+    with pytest.raises(UserError, match="cannot be written"), files.hold(folder):
+        pass
+    assert mine.read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    path = tmp_path / "samples.npy"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"samples.npy cannot be written .*: make room"):
+            save_array(np.zeros(10_000), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize(
@@ -499,7 +623,7 @@ def test_config_json_describes_every_experiment_and_nothing_internal():
     config = json.loads(json.dumps(to_config("vae_mnist", deep)))
     assert from_config(config, EXPERIMENTS) == deep
     config["model"]["encoder"]["depth"] = 3
-    with pytest.raises(UserError, match="MLP lacks: depth"):
+    with pytest.raises(UserError, match="MLP lacks the fields depth"):
         from_config(config, EXPERIMENTS)
 
 
@@ -698,8 +822,9 @@ def test_only_the_test_split_of_a_finished_run_is_published(copy, results, capsy
     trained_at(copy, CLEAN)
     assert main(["evaluate", str(copy), "--split", "validation", "--publish"]) == 2
     assert "only the test split is published" in capsys.readouterr().err
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**config, "steps": STEPS + 1}))
+    config = files.read_config(copy)
+    assert config
+    files.write_config(copy, config.name, replace(config.experiment, steps=STEPS + 1))
     assert main(["evaluate", str(copy), "--publish"]) == 2
     assert f"stands at step {STEPS} of {STEPS + 1}" in capsys.readouterr().err
 
@@ -784,17 +909,22 @@ def test_a_mesh_trains_as_one_device_does(tmp_path, capsys):
         assert json.loads(a) == pytest.approx(json.loads(b), rel=1e-5)
 
 
-def in_two_processes(*commands: list[str]) -> list[tuple[int, str]]:
-    """Return the exit codes and errors of two processes that train together."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    flags = ["--processes", "2", "--coordinator", f"localhost:{port}"]
-    processes = [
-        start([*commands[i % len(commands)], *flags, "--process", str(i)]) for i in range(2)
-    ]
+        return probe.getsockname()[1]
+
+
+def start_two(*commands: list[str]) -> list[subprocess.Popen]:
+    """Start two processes that train together."""
+    flags = ["--processes", "2", "--coordinator", f"localhost:{free_port()}"]
+    return [start([*commands[i % len(commands)], *flags, "--process", str(i)]) for i in range(2)]
+
+
+def in_two_processes(*commands: list[str]) -> list[tuple[int, str]]:
+    """Return the exit codes and errors of two processes that train together."""
     ends = []
-    for process in processes:
+    for process in start_two(*commands):
         _, err = process.communicate(timeout=120)
         assert "Traceback" not in err, err
         ends.append((process.returncode, err))
@@ -809,8 +939,34 @@ def test_an_error_in_one_of_two_processes_ends_both(tmp_path):
     for code, err in in_two_processes(command(strange)):
         assert (code, "holds no run" in err) == (2, True)
     folder = tmp_path / "different"
-    for code, err in in_two_processes(command(folder), command(folder, "--seed", "5")):
-        assert (code, "different flags" in err) == (2, True)
+    for other in (command(folder, "--seed", "5"), command(tmp_path / "elsewhere")):
+        for code, err in in_two_processes(command(folder), other):
+            assert (code, "different flags" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_death_of_one_of_two_processes_ends_the_other_with_75(tmp_path):
+    folder = tmp_path / "run"
+    lead, other = start_two(command(folder, "--batch-size", "96", steps=10**6))
+    wait_for(lambda: lines(folder) >= 2, lead)
+    other.kill()
+    _, err = lead.communicate(timeout=60)
+    other.communicate()
+    assert lead.returncode == 75, err
+    assert "another process has ended" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_nobody_at_the_coordinator_is_an_error_after_the_time_limit():
+    script = "import os, sys; from gen import parallel\n"
+    script += "try: parallel.join(sys.argv[1], 2, 1, seconds=1)\n"
+    script += "except Exception as error: print(error, flush=True); os._exit(2)"
+    arguments = [sys.executable, "-c", script, f"localhost:{free_port()}"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "process 1 of 2 did not reach the others" in done.stdout
+    assert "(waited for 1 s)" in done.stdout
 
 
 @pytest.mark.slow
