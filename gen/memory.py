@@ -1,9 +1,16 @@
-"""The process's memory on a CPU."""
+"""The memory of the process and of the device."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
+from typing import Any
+
+import jax
+
+from gen.core import UserError
 
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -24,3 +31,28 @@ def keep_freed_memory() -> bool:
     # One arena on the heap, whose top is never given back, in place of separate mappings.
     settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
     return all(mallopt(name, value) for name, value in settings)
+
+
+def check_memory(name: str, arrays: Any) -> None:
+    """Raise `UserError` if arrays need more memory than the device has.
+
+    Only their shapes and types are read. Under `jax.eval_shape` the check is done before any of
+    them is allocated.
+
+    Args:
+      name: the name of the model, for the message.
+      arrays: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+    """
+    leaves = jax.tree.leaves(arrays)
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    if needed > (available := device_memory()):
+        raise UserError(
+            f"{name}: its state takes {needed / 2**30:,.0f} GiB, and the device has "
+            f"{available / 2**30:,.0f}: make the model smaller"
+        )
+
+
+def device_memory() -> int:
+    """Return the bytes of memory of the first device. A CPU has the memory of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import http.server
 import itertools
+import json
 import math
 import os
 import shutil
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from scipy.stats import multivariate_normal
 
 from gen import data
 from gen.core import UserError
-from gen.data import generated, images
+from gen.data import cache, generated, images
 
 
 def distinct_rows(dataset):
@@ -143,6 +145,21 @@ def test_an_absent_set_without_a_network_says_how_to_get_it(tmp_path, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_missing_without_a_network_is_named_at_once(tmp_path, monkeypatch):
+    import requests
+
+    def no_network(url, **kwargs):
+        raise requests.ConnectionError(f"no network to {url}")
+
+    write_downloads(tmp_path / "downloads" / "mnist", 20)
+    (tmp_path / "downloads" / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
+    monkeypatch.setattr(requests, "head", no_network)
+    monkeypatch.setattr(requests.Session, "get", no_call)
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path / "downloads"))
+    with pytest.raises(UserError, match=r"no connection to .*train-labels-idx1-ubyte.gz\)"):
+        data.load("mnist", tmp_path / "tfds")
+
+
 def write_downloads(folder: Path, n: int) -> None:
     """Write files in MNIST's own format, with n random images in each split."""
     folder.mkdir(parents=True)
@@ -188,8 +205,11 @@ def prepared_once(tmp_path_factory):
 
 @pytest.fixture
 def tiny(prepared_once, tmp_path, monkeypatch):
-    """Return the test's own copy of the folder with the tiny `mnist` and its cache."""
-    folder = tmp_path / "tiny"
+    """Return the test's own copy of the folder with the tiny `mnist` and its cache.
+
+    Its name has characters that patterns and terminals give a meaning.
+    """
+    folder = tmp_path / "tiny *[1]"
     shutil.copytree(prepared_once, folder)
     monkeypatch.setenv("GEN_DATA_DIR", str(folder / "downloads"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -237,6 +257,78 @@ def test_a_damaged_prepared_file_is_named(tiny):
     with pytest.raises(UserError, match=r"mnist in .* is damaged .*delete that folder") as caught:
         data.load("mnist", tiny / "tfds")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("features", "info"),
+    [
+        ({"pythonClassName": "evil_module.Image"}, {}),
+        ({"featuresDict": {"features": {"x": {"python_class_name": "evil_module.Image"}}}}, {}),
+        ({"type": "evil_module.Image", "content": {}}, {}),
+        ({}, {"features": {"pythonClassName": "evil_module.Image"}}),
+    ],
+)
+def test_a_class_that_a_prepared_set_names_is_not_imported(features, info, tmp_path, monkeypatch):
+    (tmp_path / "evil_module.py").write_text("class Image: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "features.json").write_text(json.dumps(features))
+    info = {"name": "mnist", "version": "3.0.1", "fileFormat": "array_record", **info}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"names the class evil_module\.Image") as caught:
+        data.load("mnist", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "evil_module" not in sys.modules
+
+
+def test_a_set_that_another_process_prepares_meanwhile_is_taken(tiny, monkeypatch):
+    from tensorflow_datasets.core.download import download_manager
+
+    before = data.load("mnist", tiny / "tfds").sha256
+    (tiny / "tfds").rename(tiny / "other")
+
+    def examples(*paths):
+        shutil.copytree(tiny / "other", tiny / "tfds", dirs_exist_ok=True)
+        yield from itertools.islice(images.idx_examples(*paths), 3)
+
+    monkeypatch.setattr(
+        download_manager.DownloadManager,
+        "_register_or_validate_checksums",
+        lambda *args, **kwargs: None,
+    )
+    monkeypatch.setitem(images.IMAGES, "mnist", images.ImageSet("3.0.1", 255, examples))
+    assert data.load("mnist", tiny / "tfds").sha256 == before
+
+
+def test_a_user_without_a_home_folder_needs_no_cache(tiny, monkeypatch):
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert split_sizes(data.load("mnist", tiny / "tfds")) == [1000, 5000, 6000]
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(OSError, match="no home folder for ~/tensorflow_datasets: set HOME"):
+        data.load("mnist")
+    monkeypatch.delenv("GEN_DATA_DIR")
+    with pytest.raises(UserError, match=r"no home folder for ~/\.cache"):
+        data.load("uci_dna")
+
+
+def test_a_cache_whose_json_is_nested_too_deep_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache.write_cache("a", {"train": {"x": np.zeros(3)}})
+    assert cache.read_cache("a") is not None
+    (tmp_path / "gen" / "a" / "sha256.json").write_text("[" * 200_000)
+    assert cache.read_cache("a") is None
+
+
+def test_a_description_that_cannot_be_read_is_damage(tmp_path):
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mnist in .* is damaged .*delete that folder"):
+        data.load("mnist", tmp_path)
 
 
 def test_binarized_text_files_are_read(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen.core import UserError
-from gen.data.cache import cache_folder
+from gen.data.cache import cache_folder, expand_user
 
 
 class File(NamedTuple):
@@ -39,7 +39,7 @@ def fetch(name: str, url: str, sha256: str) -> Path:
     import pooch
 
     folder = os.environ.get("GEN_DATA_DIR")
-    if folder and (local := Path(folder).expanduser() / name).is_file():
+    if folder and (local := expand_user(folder) / name).is_file():
         if pooch.file_hash(str(local)) != sha256:
             raise UserError(f"{local} is damaged (its SHA-256 is not {sha256}): replace it")
         return local

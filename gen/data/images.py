@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gen.core import UserError
-from gen.data.cache import cache_folder, read_cache, write_cache
+from gen.data.cache import expand_user, read_cache, write_cache
 from gen.data.dataset import Arrays, Dataset
 from gen.data.download import first_line
 
@@ -44,15 +45,18 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
       UserError: the set is absent and cannot be prepared, or its files are damaged.
     """
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = Path(data_dir or default).expanduser()
+    folder = expand_user(data_dir or default)
     version = IMAGES[name].version
     info = folder / name / version / "dataset_info.json"
     if not info.exists():
         prepare(name, folder)
     # The description of the prepared set is part of the cache's key, so a set that was prepared
     # differently has an entry of its own.
-    key = hashlib.sha256(info.read_bytes()).hexdigest()[:12]
-    cache = cache_folder() / f"{name}-{version}-{key}"
+    try:
+        key = hashlib.sha256(info.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise damaged(name, info.parent, error) from error
+    cache = f"{name}-{version}-{key}"
     splits = read_cache(cache)
     if splits is None:
         splits = read_prepared(name, folder)
@@ -75,6 +79,7 @@ def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
     tfds = import_tfds()
     folder = data_dir / name / IMAGES[name].version
     try:
+        check_features(folder)
         builder = tfds.builder_from_directory(folder)
         splits: dict[str, Arrays] = {}
         for split, info in builder.info.splits.items():
@@ -84,11 +89,40 @@ def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
                 label = np.array([row["label"] for row in rows], np.int32)
                 splits[split] = {**splits[split], "label": label}
     except Exception as error:
-        raise UserError(
-            f"{name} in {folder} is damaged ({first_line(error)}): "
-            "delete that folder and run again, which prepares the set again"
-        ) from error
+        raise damaged(name, folder, error) from error
     return splits
+
+
+def damaged(name: str, folder: Path, error: Exception) -> UserError:
+    """Return the error that says which folder is damaged and how to mend it.
+
+    Args:
+      name: the name of the data set.
+      folder: the folder of the prepared set.
+      error: the fault that was found.
+    """
+    return UserError(
+        f"{name} in {folder} is damaged ({first_line(error)}): "
+        "delete that folder and run again, which prepares the set again"
+    )
+
+
+def check_features(folder: Path) -> None:
+    """Raise `ValueError` if the description of a prepared set names a class that is not expected.
+
+    tensorflow-datasets imports the module of every feature class that the two JSON files name, so a
+    folder from an untrusted source could run any module that Python finds.
+    """
+
+    def check(part: dict[str, Any]) -> dict[str, Any]:
+        for key in ("pythonClassName", "python_class_name", "type"):
+            feature = part.get(key, FEATURES[0])
+            if "." in feature and feature not in FEATURES:
+                raise ValueError(f"it names the class {feature}, which no image set has")
+        return part
+
+    for file in ("features.json", "dataset_info.json"):
+        json.loads((folder / file).read_text(), object_hook=check)
 
 
 def prepare(name: str, data_dir: Path) -> None:
@@ -96,8 +130,8 @@ def prepare(name: str, data_dir: Path) -> None:
 
     The builders of tensorflow-datasets call TensorFlow to decompress files, to open them and to
     encode PNGs. All three calls are in the methods that list the examples, so the method that names
-    those is replaced on the builder instance. If the folder `GEN_DATA_DIR/name` exists, the
-    downloaded files are taken from it instead of the network.
+    those is replaced on the builder instance. The downloaded files that the folder
+    `GEN_DATA_DIR/name` has are taken from it instead of the network.
 
     Raises:
       UserError: a file cannot be downloaded, or it has another checksum.
@@ -111,17 +145,20 @@ def prepare(name: str, data_dir: Path) -> None:
         split: IMAGES[name].examples(*paths)
         for split, paths in files_of_splits(manager.download({url: url for url in urls})).items()
     }
-    downloads = Path(os.environ.get("GEN_DATA_DIR") or "absent").expanduser() / name
+    downloads = expand_user(os.environ.get("GEN_DATA_DIR") or "absent") / name
     config = tfds.download.DownloadConfig(manual_dir=downloads if downloads.is_dir() else None)
+    absent = [url for url in urls if not (downloads / builder.url_infos[url].filename).is_file()]
     try:
-        if config.manual_dir is None:
+        if absent:
             # Without a network this fails at once, where tensorflow-datasets retries for minutes.
-            requests.head(urls[0], timeout=10)
+            requests.head(absent[0], timeout=10)
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=config)
     except Exception as error:
-        offline = isinstance(error, requests.ConnectionError)
-        reason = f"no connection to {urls[0]}" if offline else first_line(error)
+        if (data_dir / name / IMAGES[name].version / "dataset_info.json").exists():
+            return  # another process prepared the set meanwhile, and completed it by a rename
+        offline = isinstance(error, requests.ConnectionError | requests.Timeout)
+        reason = f"no connection to {absent[0]}" if offline else first_line(error)
         raise UserError(
             f"{name} is not in {data_dir} and could not be prepared from its download "
             f"({reason}): set TFDS_DATA_DIR or --data-dir to a folder that has it, put "
@@ -180,6 +217,17 @@ def import_tfds() -> Any:
         logging.getLogger(logger).setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     return tfds
+
+
+FEATURES = tuple(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "class_label_feature.ClassLabel",
+    )
+)
+"""classes of tensorflow-datasets that the descriptions of the image sets name"""
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def put(net: nn.Module, d: jax.Array, value: jax.Array, mask_index: Any) -> None
 
 def check_sizes(net: nn.Module, depth: str) -> None:
     """Check the fields of a PixelCNN, whose number of layers is the field named `depth`."""
-    check_fields(net, positive=("features", depth, "size"))
+    check_fields(net, positive=("features",), layers=(depth, "size"))
     require(net.size % 2 == 1, f"{type(net).__name__}: size is {net.size}, must be odd")
 
 

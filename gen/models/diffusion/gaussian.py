@@ -189,6 +189,10 @@ class GaussianDiffusion:
             f"GaussianDiffusion: fourier is {self.fourier}, whose periods need levels",
         )
         require(
+            self.fourier <= 32,
+            f"GaussianDiffusion: fourier is {self.fourier}, must be at most 32: periods double",
+        )
+        require(
             self.classes == 0 or self.label_dropout > 0,
             "GaussianDiffusion: label_dropout is 0, so nothing is learned without labels",
         )

@@ -63,7 +63,10 @@ class UNet(nn.Module):
     def __post_init__(self):
         require(len(self.channels) > 0, "UNet: channels is (), must name one resolution or more")
         check_fields(
-            self, positive=("channels", "blocks", "patch"), non_negative=("pixel_features",)
+            self,
+            positive=("channels", "patch"),
+            non_negative=("pixel_features",),
+            layers=("blocks",),
         )
         super().__post_init__()
 
@@ -73,6 +76,10 @@ class UNet(nn.Module):
     ) -> jax.Array:
         check_image("UNet", x.shape[1:])
         size, out = x.shape[1:3], (self.out or x.shape[1:])[-1]
+        require(
+            self.patch <= max(size),
+            f"UNet: patch is {self.patch}, must be at most {max(size)}, the size of the image",
+        )
         first, *deeper = self.channels
         condition = Condition(4 * first, self.classes)(t, label)
         # 1. Down: the features before and after each block are kept for the way up.
@@ -122,7 +129,7 @@ class ResidualMLP(nn.Module):
     set_by_model: ClassVar[tuple[str, ...]] = ("out", "classes")
 
     def __post_init__(self):
-        check_fields(self, positive=("width", "layers"))
+        check_fields(self, positive=("width",), layers=("layers",))
         super().__post_init__()
 
     @nn.compact
