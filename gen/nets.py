@@ -79,8 +79,9 @@ def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) ->
 
     out[b, i, j, o] = Σ_u,v,c x[b, stride · i + u, stride · j + v, c] · kernel[u, v, c, o]
 
-    Accelerators run XLA's convolution. A CPU runs matrix products where they are faster than XLA's
-    convolution, by `cpu_form`; BUILD.md has the measurements. The two agree within rounding.
+    XLA's convolution runs on accelerators. Where the default backend is the CPU, matrix products
+    run if they are faster, by `cpu_form`; BUILD.md has the measurements. The two agree within
+    rounding.
 
     Args:
       x: images, [B, H, W, C].
@@ -88,21 +89,14 @@ def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) ->
       around: zeros around the image.
       stride: pixels between two positions of the kernel.
     """
-
-    def by_xla(x, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), around, dimension_numbers=layout
-        )
-
-    form = cpu_form(x.shape, kernel.shape, stride)
-    if form == "xla":
-        return by_xla(x, kernel)
-    by_products = {
-        "patches": lambda x, kernel: convolve_by_patches(x, kernel, around, stride),
-        "rows": lambda x, kernel: convolve_by_rows(x, kernel, around),
-    }[form]
-    return jax.lax.platform_dependent(x, kernel, cpu=by_products, default=by_xla)
+    on_cpu = jax.default_backend() == "cpu"
+    form = cpu_form(x.shape, kernel.shape, stride) if on_cpu else "xla"
+    if form == "patches":
+        return convolve_by_patches(x, kernel, around, stride)
+    if form == "rows":
+        return convolve_by_rows(x, kernel, around)
+    layout, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=layout)
 
 
 def cpu_form(

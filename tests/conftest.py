@@ -151,7 +151,8 @@ def narrow(model):
         if is_dataclass(value) and not isinstance(value, optimize.Optimizer):
             small[field.name] = narrow(value)
         elif isinstance(value, tuple) and field.name in WIDTHS:
-            small[field.name] = tuple(max(1, min(width // 8, 32)) for width in value[:2])
+            depth = 1 if field.name == "channels" else 2
+            small[field.name] = tuple(max(1, min(width // 8, 32)) for width in value[:depth])
         elif field.name in SMALL and value is not None:
             small[field.name] = min(value, SMALL[field.name])  # type: ignore
         elif field.name == "per":

@@ -1794,7 +1794,7 @@ def test_time_is_embedded_in_sines_and_cosines():
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
-        pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3), marks=SLOW),
+        pytest.param(UNet((8, 16), blocks=1, patch=2), (7, 5, 3)),
         pytest.param(UNet((8, 8, 16), blocks=1), (5, 3, 1), marks=SLOW),
         pytest.param(UNet((8,), blocks=1), (4, 4, 1), marks=SLOW),
         pytest.param(UNet((8,), blocks=1, patch=2, pixel_features=4), (5, 4, 2), marks=SLOW),
