@@ -86,6 +86,10 @@ def reverse_ais(
     return jax.lax.fori_loop(0, temperatures, step, (x, jnp.full(chains, path.log_z)))[1]
 
 
+WARN_STDERR = 0.1
+"""Standard error of an end of a bracket, in nats, above which few chains carry its weight."""
+
+
 class LogZ(NamedTuple):
     """A log normaliser from both sides, each with its standard error and effective sample size."""
 
@@ -100,6 +104,26 @@ class LogZ(NamedTuple):
     def width(self) -> float:
         """The distance between the two ends of the bracket, in nats."""
         return abs(self.reverse - self.forward)
+
+    def doubts(self, warn_above: float) -> list[str]:
+        """Return the reasons for which log Z may lie outside of the bracket.
+
+        - `wide`: the ends are more than `warn_above` nats apart, or not finite.
+        - `crossed`: the reverse end is below the forward end by more than 2 standard errors of
+          their difference. Reverse chains whose starts miss a mode, or have it too rarely, give
+          such an end.
+        - `uncertain`: an end has a standard error above WARN_STDERR. The chains that carry the
+          weight are then so few that the standard error itself is not reliable.
+
+        No reason shows up if the chains of both directions miss the same mode.
+        """
+        error = math.hypot(self.forward_stderr, self.reverse_stderr)
+        holds = {
+            "wide": self.width <= warn_above,
+            "crossed": not self.forward - self.reverse > 2 * error,
+            "uncertain": not max(self.forward_stderr, self.reverse_stderr) > WARN_STDERR,
+        }
+        return [reason for reason, fine in holds.items() if not fine]
 
 
 def log_z(forward: ArrayLike, reverse: ArrayLike) -> LogZ:

@@ -23,6 +23,7 @@ from gen.models.autoregressive import (
     PixelCNN,
 )
 from gen.models.autoregressive.pixels import taps
+from gen.models.autoregressive.vectors import nade_at_once, nade_in_turn
 from gen.nets import MLP
 from gen.optimize import Optimizer
 
@@ -267,7 +268,7 @@ def test_particles_correct_for_what_is_shown_later():
 
 @pytest.mark.slow
 def test_gradient_of_nade_equals_the_gradient_of_its_definition():
-    """Blocks and rematerialisation change nothing against the sum over k < d."""
+    """Rematerialisation changes nothing against the sum over k < d."""
     net, shape = NADE(6), (3, 5, 1)
     model = Autoregressive(net, shape=shape)
     params = random_state(model).params
@@ -289,6 +290,25 @@ def test_gradient_of_nade_equals_the_gradient_of_its_definition():
     np.testing.assert_allclose(logits, out, rtol=1e-4, atol=1e-5)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [9, 11])
+def test_both_forms_of_nade_and_their_gradients_are_equal(size):
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = (jax.random.uniform(keys[0], (4, size)) > 0.5).astype(jnp.float32)
+    shapes = (size, 6), (6,), (size, 6, 2)
+    W, c, V = (jax.random.normal(key, shape) for key, shape in zip(keys[1:4], shapes, strict=True))
+    weight = jax.random.normal(keys[4], (4, size, 2))
+
+    def value_and_gradient(form):
+        def loss(x, W, c, V):
+            out = form(x, W, c, V)
+            return jnp.sum(weight * jnp.sin(out)), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(x, W, c, V)
+
+    expected, found = value_and_gradient(nade_in_turn), value_and_gradient(nade_at_once)
+    chex.assert_trees_all_close(found, expected, rtol=2e-6, atol=2e-6)
 
 
 def test_taps_equal_the_masks_of_the_papers():

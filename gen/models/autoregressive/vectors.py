@@ -59,6 +59,10 @@ class FVSBN(nn.Module):
     masks: ClassVar[int] = 1
     set_by_model: ClassVar[tuple[str, ...]] = ("out",)
 
+    def __post_init__(self):
+        check_fields(self, seeds=("order_seed",))
+        super().__post_init__()
+
     def setup(self):
         size, logits = self.out
         self.W = self.param("W", ZEROS, (size, size, logits))
@@ -94,9 +98,8 @@ class NADE(nn.Module):
 
     (Larochelle & Murray 2011, https://proceedings.mlr.press/v15/larochelle11a.html, eqs. 7–8).
 
-    All logits at once cost O(B · D · H). The variables are cut into √D blocks: inside a block the
-    sums over k < d are one product with a triangular matrix, and a running sum carries over the
-    blocks.
+    All logits cost O(B · D · H). A CPU computes them by `nade_in_turn`, accelerators by
+    `nade_at_once`; the two agree within rounding.
     """
 
     hidden: int = 500
@@ -121,29 +124,10 @@ class NADE(nn.Module):
         self.b = self.param("b", ZEROS, (size, logits))
 
     def __call__(self, x: jax.Array, mask_index: Any) -> jax.Array:
-        x = flatten(x)
-        size, logits = self.out
-        block = math.ceil(math.sqrt(size))
-        blocks = math.ceil(size / block)
-
-        def cut(array):
-            """Return [D, ...] as [blocks, block, ...], padded with zeros."""
-            padding = [(0, blocks * block - size)] + [(0, 0)] * (array.ndim - 1)
-            return jnp.pad(array, padding).reshape(blocks, block, *array.shape[1:])
-
-        earlier = jnp.tril(jnp.ones((block, block)), -1)  # [d, k]: k < d
-
-        @jax.checkpoint  # the hidden units of all variables, [B, D, H], are too many to keep
-        def one_block(a, inputs):
-            x, W, V = inputs  # [block, B], [block, H], [block, H, C]
-            within = (x.T[:, None, :] * earlier[None]) @ W  # [B, block, H]
-            h = jax.nn.sigmoid(a[:, None, :] + within)
-            return a + x.T @ W, jax.vmap(jnp.matmul, in_axes=(1, 0), out_axes=1)(h, V)
-
-        a = jnp.broadcast_to(self.c, (len(x), self.hidden))
-        _, out = jax.lax.scan(one_block, a, (cut(x.T), cut(self.W), cut(self.V)))
-        out = jnp.moveaxis(out, 1, 0).reshape(len(x), blocks * block, logits)
-        return out[:, :size] + self.b[None]
+        logits = jax.lax.platform_dependent(
+            flatten(x), self.W, self.c, self.V, cpu=nade_in_turn, default=nade_at_once
+        )
+        return logits + self.b[None]
 
     def start(self, x: jax.Array, mask_index: Any) -> None:
         """Cache the running sum a_d, [B, H]."""
@@ -155,6 +139,61 @@ class NADE(nn.Module):
     def put(self, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
         a = self.get_variable("cache", "a")
         self.put_variable("cache", "a", a + value[:, None] * self.W[d][None])
+
+
+def nade_in_turn(x: jax.Array, W: jax.Array, c: jax.Array, V: jax.Array) -> jax.Array:
+    """Return V_d σ(a_d) of NADE, one variable after another, [B, D, C].
+
+    The hidden units of all variables, [B, D, H], are too many to keep for the gradient. It keeps
+    the sum a at the start of each of √D blocks of variables, and computes the hidden units of a
+    block again: 2 √D arrays [B, H] at a time.
+
+    Args:
+      x: the variables, [B, D].
+      W: weights from the variables to the hidden units, [D, H].
+      c: biases of the hidden units, [H].
+      V: weights from the hidden units to the logits, [D, H, C].
+    """
+
+    def one_variable(a, inputs):
+        x, W, V = inputs  # [B], [H], [H, C]
+        return a + x[:, None] * W[None], jax.nn.sigmoid(a) @ V
+
+    @jax.checkpoint
+    def one_block(a, inputs):
+        return jax.lax.scan(one_variable, a, inputs)
+
+    a = jnp.broadcast_to(c, (len(x), len(c)))
+    _, out = jax.lax.scan(one_block, a, (in_blocks(x.T), in_blocks(W), in_blocks(V)))
+    return jnp.moveaxis(out.reshape(-1, *out.shape[2:])[: len(W)], 0, 1)
+
+
+def nade_at_once(x: jax.Array, W: jax.Array, c: jax.Array, V: jax.Array) -> jax.Array:
+    """Return `nade_in_turn`, with its arguments, for all variables at once.
+
+    The variables are cut into √D blocks. The sums at the start of the blocks are cumulative sums
+    over the blocks. The sums over k < d inside of a block are a product with a triangular matrix.
+    The hidden units take B · D · H floats, and the gradient keeps them.
+    """
+    size = len(W)
+    W, V = in_blocks(W), in_blocks(V)
+    x = in_blocks(x.T).swapaxes(1, 2)  # [blocks, B, block]
+    sums = jnp.cumsum(x @ W, axis=0)[:-1]  # over all blocks before the second, the third, …
+    a = c[None, None] + jnp.pad(sums, ((1, 0), (0, 0), (0, 0)))  # [blocks, B, H]
+    block = x.shape[2]
+    earlier = jnp.tril(jnp.ones((block, block)), -1)  # [d, k]: k < d
+    within = (x[:, :, None] * earlier[None, None]) @ W[:, None]  # [blocks, B, block, H]
+    h = jax.nn.sigmoid(a[:, :, None] + within)
+    out = jnp.einsum("nbdh,ndhc->bndc", h, V)
+    return out.reshape(len(out), -1, out.shape[-1])[:, :size]
+
+
+def in_blocks(array: jax.Array) -> jax.Array:
+    """Return [D, ...] as [⌈D / block⌉, block, ...] with block = ⌈√D⌉, padded with zeros."""
+    size, *rest = array.shape
+    block = math.ceil(math.sqrt(size))
+    padding = [(0, -size % block)] + [(0, 0)] * len(rest)
+    return jnp.pad(array, padding).reshape(-1, block, *rest)
 
 
 class MADE(nn.Module):
@@ -194,7 +233,7 @@ class MADE(nn.Module):
 
     def __post_init__(self):
         require(len(self.hidden) > 0, "MADE: hidden is (), must have one width or more")
-        check_fields(self, positive=("hidden", "masks"))
+        check_fields(self, positive=("hidden", "masks"), seeds=("mask_seed",))
         super().__post_init__()
 
     def setup(self):

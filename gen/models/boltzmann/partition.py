@@ -105,20 +105,22 @@ def nll_estimates(
       it is `log_z`, and `nll` takes it. Otherwise `nll` takes the forward end of AIS, as published
       results do, and `nll_reverse` the reverse end; if the reverse chains start at true samples,
       the truth is expected between them. Their standard errors combine the error over examples with
-      the error of log Z. A warning is given if the bracket is wider than `machine.ais.warn_above`,
-      or if its ends are crossed by more than 3 standard errors.
+      the error of log Z. For each of the bracket's `LogZ.doubts` a warning is given, and the
+      estimates made from it carry the setting `doubts`.
     """
     exact, ends = machine.log_partition(state), machine.bracket(state, key)
-    between = f"log Z lies between {ends.forward:.2f} and {ends.reverse:.2f}"
-    if not ends.width <= machine.ais.warn_above:
-        advice = "more temperatures would narrow it"
-        warnings.warn(
-            f"{between}, wider than {machine.ais.warn_above} nats: {advice}", stacklevel=3
-        )
-    crossed = ends.forward - ends.reverse
-    if crossed > 3 * math.hypot(ends.forward_stderr, ends.reverse_stderr):
-        advice = "the chains have not reached the machine's law, a longer burn_in would help"
-        warnings.warn(f"{between}, with the reverse end below: {advice}", stacklevel=3)
+    doubts = ends.doubts(machine.ais.warn_above)
+    advice = {
+        "wide": f"wider than {machine.ais.warn_above} nats: more temperatures would narrow it",
+        "crossed": "with the reverse end below: the chains have not reached the machine's law, a "
+        "longer burn_in would help",
+        "uncertain": f"with standard errors of {ends.forward_stderr:.2f} and "
+        f"{ends.reverse_stderr:.2f} nats: few chains carry the weight, more temperatures would "
+        "help",
+    }
+    for doubt in doubts:
+        between = f"log Z lies between {ends.forward:.2f} and {ends.reverse:.2f}"
+        warnings.warn(f"{between}, {advice[doubt]}", stacklevel=3)
 
     of_ais = {
         "temperatures": machine.ais.temperatures,
@@ -126,6 +128,8 @@ def nll_estimates(
         "starts": min(machine.persistent_chains, machine.ais.chains),
         "burn_in": machine.burn_in,
     }
+    if doubts:
+        of_ais["doubts"] = ", ".join(doubts)
 
     def end(value, stderr, ess):
         return Estimate(value, stderr, "AIS", machine.ais.chains, {**of_ais, "ess": ess})
