@@ -77,6 +77,12 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
         axes.plot(steps, values, linewidth=1)
         axes.set(title=name, xlabel="step")
         axes.locator_params(axis="x", nbins=5)
+        # Lines that have converged stay flat: the axis does not zoom into their rounding.
+        low, high = axes.get_ylim()
+        least = 1e-3 * max(abs(low), abs(high))
+        if 0 < high - low < least:
+            axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
+        axes.ticklabel_format(axis="y", useOffset=False)
     return figure
 
 
