@@ -11,7 +11,7 @@ import pytest
 
 from experiments import bench
 from experiments.__main__ import main
-from experiments.bench import boltzmann, diffusion, hmm, sampling, training
+from experiments.bench import boltzmann, diffusion, hmm, pytorch, sampling, timing, training
 from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
 from gen.models.autoencoder import Autoencoder
@@ -96,6 +96,46 @@ def test_the_timed_diffusion_models_are_registered():
         assert EXPERIMENTS[name].model.family == "diffusion"
 
 
+def test_every_peer_is_an_experiment_and_without_pytorch_the_rows_say_so(monkeypatch, digits):
+    assert set(pytorch.NAMES) <= set(EXPERIMENTS)
+    monkeypatch.setattr(pytorch, "optional", lambda module: None)
+    experiment = Experiment(Autoencoder(encoder=MLP((5,)), decoder=MLP((6,))), data="digits")
+    speeds = {"name": pytorch.speed("name", experiment, None, 1.0)}
+    assert speeds["name"].parameters == 64 * 5 + 5 + 5 * 6 + 6 + 6 * 64 + 64
+    assert pytorch.as_json(speeds)["name"]["ratio"] is None
+    assert list(pytorch.table(speeds).columns[3].cells) == ["not installed"]
+
+
+def test_runs_take_turns():
+    calls: list[str] = []
+    runs = {name: partial(calls.append, name) for name in ("a", "b")}
+    times = timing.interleaved(runs, 2)
+    assert calls == ["a", "b", "a", "b"]
+    assert [len(seconds) for seconds in times.values()] == [2, 2]
+
+
+@pytest.mark.slow
+def test_pytorch_networks_have_the_parameters_of_the_registered_experiments():
+    peers = pytest.importorskip("experiments.bench.torch_nets")
+    assert tuple(peers.PEERS) == pytorch.NAMES
+    images = peers.torch.rand(2, 1, 28, 28).round()
+    for name in pytorch.NAMES:
+        model = EXPERIMENTS[name].for_run().model
+        state = jax.eval_shape(model.init, jax.random.key(0))
+        peer = peers.PEERS[name](False)
+        leaves = jax.tree.leaves(model.parameters(state))
+        assert peer.parameters == sum(leaf.size for leaf in leaves), name
+        peer.step(images)
+
+
+@pytest.mark.slow
+def test_machines_are_timed_beside_scikit_learn(monkeypatch):
+    monkeypatch.setattr(boltzmann, "SETTINGS", (boltzmann.Setting(5, 10, 0.1),))
+    speed = boltzmann.speed(rows=40, variables=6, temperatures=3, rounds=1)
+    assert min(speed.ais_seconds, *speed.training[0][1:]) > 0
+    assert boltzmann.table(speed).row_count == 2
+
+
 @pytest.mark.slow
 def test_every_sampler_is_timed_and_its_network_calls_are_counted(monkeypatch):
     net = ResidualMLP(width=8, layers=1)
@@ -117,14 +157,16 @@ def test_every_sampler_is_timed_and_its_network_calls_are_counted(monkeypatch):
 
 def test_the_subjects_of_each_family_are_measured(monkeypatch):
     way = diffusion.Sampling("ddim", 10, 10, 5.0)
+    machine = boltzmann.Training("784 × 256, batches of 10", 20_000.0, 5_000.0, 4.0)
     results = {
         (training, "matmul_gflops"): 500.0,
         (training, "speed"): training.Speed(100.0, 1.5, 30.0),
         (sampling, "speed"): sampling.Speed(64, 0.01, 2.0),
         (hmm, "em_speeds"): {"setting": {"gen": 2.0, "hmmlearn": None}},
         (hmm, "filtering_speeds"): [hmm.Filtering(0, 0.05), hmm.Filtering(100, 0.02)],
-        (boltzmann, "speed"): boltzmann.Speed(10_000, 20_000.0, 5_000.0, 90.0),
+        (boltzmann, "speed"): boltzmann.Speed(10_000, [machine], 90.0),
         (diffusion, "speed"): diffusion.Speed(300.0, 16, [way]),
+        (pytorch, "speed"): pytorch.Speed(1_000, 300.0, 150.0, 200.0, 2.0, 1.5),
     }
     for (module, name), result in results.items():
         monkeypatch.setattr(module, name, lambda *_, result=result: result)
@@ -133,14 +175,14 @@ def test_the_subjects_of_each_family_are_measured(monkeypatch):
         "nade_digits": set(),
         "hmm_earthquakes": {"em", "filtering"},
         "rbm_news": {"rbm"},
-        diffusion.NAMES[0]: {"diffusion"},
+        diffusion.NAMES[0]: {"diffusion", "pytorch"},
     }
     always = {"device", "matmul_gflops", "experiments", "sampling"}
     for name, subjects in families.items():
         assert bench.run([name], None, 1.0, lambda table: None).keys() == always | subjects
     tables: list[Any] = []
     record = bench.run(list(families), None, 1.0, tables.append)
-    assert [table.row_count for table in tables] == [5, 1, 1, 2, 2, 2]
+    assert [table.row_count for table in tables] == [5, 1, 1, 2, 2, 2, 1]
     assert list(record["experiments"]) == list(families)
     assert list(record["sampling"]) == ["nade_digits"]
     assert json.loads(json.dumps(record)) == record

@@ -5,8 +5,9 @@ Each module measures one subject:
 - `training`: steps per second of any experiment, beside a large matrix product.
 - `sampling`: ancestral sampling of autoregressive models, with a cache and without.
 - `hmm`: EM beside hmmlearn and dynamax; filtering in parallel over blocks beside one scan.
-- `boltzmann`: an epoch of an RBM beside scikit-learn's, and AIS.
+- `boltzmann`: epochs of an RBM beside scikit-learn's, and AIS.
 - `diffusion`: training, and sampling by each sampler in few and in many steps.
+- `pytorch`: training of some experiments beside PyTorch, in networks of the same layers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import boltzmann, diffusion, hmm, sampling, training
+from experiments.bench import boltzmann, diffusion, hmm, pytorch, sampling, training
 from experiments.folder import device_name
 from experiments.registry import EXPERIMENTS
 from gen.models.autoregressive import Autoregressive
@@ -70,9 +71,13 @@ def run(
     if of_kind(RBM):
         machine = boltzmann.speed()
         show(boltzmann.table(machine))
-        record["rbm"] = machine._asdict()
+        record["rbm"] = boltzmann.as_json(machine)
     if denoisers := [name for name in names if name in diffusion.NAMES]:
         timed = {name: diffusion.speed(experiments[name], data_dir, seconds) for name in denoisers}
         show(diffusion.table(timed))
         record["diffusion"] = diffusion.as_json(timed)
+    if peers := [name for name in names if name in pytorch.NAMES]:
+        beside = {name: pytorch.speed(name, experiments[name], data_dir, seconds) for name in peers}
+        show(pytorch.table(beside))
+        record["pytorch"] = pytorch.as_json(beside)
     return record

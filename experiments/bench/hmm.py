@@ -7,10 +7,8 @@ run.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from experiments.bench.timing import seconds_of
+from experiments.bench.timing import optional, seconds_of
 from gen.levels import to_index
 from gen.models.hmm import HMM, Categorical, Gaussian, inference
 from gen.models.hmm.parallel import Blocks
@@ -164,16 +162,6 @@ def _dynamax(model: HMM, start: Any, x: jax.Array) -> Callable[[int], None] | No
         )
 
     return run
-
-
-def optional(module: str) -> Any:
-    """Return a module, or None where it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(module)
-        except ImportError:
-            return None
 
 
 def em_table(speeds: Mapping[str, Mapping[str, float | None]]) -> Table:

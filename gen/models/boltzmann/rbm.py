@@ -229,21 +229,22 @@ class RBM:
 
         # 2. The gradient of the positive minus the negative phase. The derivative of F(v) is
         # −v E[h | v]ᵀ in W, −E[h | v] in c and −v in b, up to a term that cancels.
-        h = jax.nn.sigmoid(hidden_input(params, v))
-        positive = -h / len(v)
+        rows, n = jnp.concatenate([v, after]), len(v)
+        inputs, energies = hidden_input(params, rows), free_energy(params, rows)
+        h = jax.nn.sigmoid(inputs)
+        slopes = jnp.concatenate([-h[:n] / n, h[n:] / len(after)])  # of the loss in the inputs
         if self.sparsity:
-            positive += self.sparsity * jax.grad(self._sparsity_penalty)(hidden_input(params, v))
-        negative = jax.nn.sigmoid(hidden_input(params, after)) / len(after)
-        slopes = jnp.concatenate([positive, negative])  # in the inputs c + Wᵀ v of each row
+            penalty = jax.grad(self._sparsity_penalty)(inputs[:n])
+            slopes = slopes.at[:n].add(self.sparsity * penalty)
         gradient = Params(
-            jnp.concatenate([v, after]).T @ slopes,
+            rows.T @ slopes,
             after.mean(0) - v.mean(0),
             slopes.sum(0),
             None if params.logvar is None else jnp.zeros_like(params.logvar),
         )
-        gap = free_energy(params, v).mean() - free_energy(params, after).mean()
+        gap = energies[:n].mean() - energies[n:].mean()
         metrics = {"free_energy_gap": gap, "autocorrelation": autocorrelation(before, after)}
-        means = Offsets(v.mean(0), h.mean(0))
+        means = Offsets(v.mean(0), h[:n].mean(0))
         gradient, means, metrics = pmean((gradient, means, metrics | swaps), axis_name)
         metrics |= {"dead": (means.hidden < 0.01).mean(), "saturated": (means.hidden > 0.99).mean()}
         # 3. Centring, about the running means.
