@@ -214,7 +214,8 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
 
     Its standard error is the mean of theirs: the error over examples, which seeds do not average
     away (for kinds of AIS it contains the normaliser's error). Its settings are those that all
-    seeds share, the number of `seeds`, and `seeds_stderr`, the standard error s / √S over seeds.
+    seeds share, the number of `seeds`, `seeds_stderr`, the standard error s / √S over seeds, and
+    the `doubts` of any of them about AIS.
     """
     first = estimates[0]
     if len(estimates) == 1:
@@ -225,6 +226,9 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         for name, value in first.settings.items()
         if all(estimate.settings.get(name) == value for estimate in estimates)
     }
+    marks = [estimate.settings.get("doubts", "").split(", ") for estimate in estimates]
+    if doubts := sorted({doubt for each in marks for doubt in each if doubt}):
+        shared["doubts"] = ", ".join(doubts)
     spread = float(np.std(values, ddof=1) / math.sqrt(len(values)))
     return Estimate(
         float(np.mean(values)),

@@ -46,6 +46,13 @@ def test_over_seeds_keeps_the_error_over_examples():
     assert (settings["chains"], settings["seeds"]) == (9, 2)
 
 
+def test_over_seeds_keeps_the_doubts_of_every_seed():
+    marks = ({}, {"doubts": "wide"}, {"doubts": "crossed, wide"})
+    seeds = [Estimate(1.0, 0.5, "AIS", 10, settings) for settings in marks]
+    assert estimate.over_seeds(seeds).settings["doubts"] == "crossed, wide"
+    assert "doubts" not in estimate.over_seeds(seeds[:1] * 2).settings
+
+
 def test_a_ratio_weighs_examples_by_their_size_and_has_the_error_of_the_delta_method():
     values, sizes = np.array([2.0, 9.0, 4.0]), np.array([1.0, 3.0, 2.0])
     made = estimate.ratio(values, sizes, "exact", unit="step")
