@@ -422,7 +422,7 @@ def test_a_network_of_the_users_own_needs_no_cache():
         (lambda: MADE((0, 5)), "hidden is .0, 5., must be positive"),
         (lambda: MADE(masks=0), "masks is 0"),
         (lambda: PixelCNN(size=4), "size is 4, must be odd"),
-        (lambda: GatedPixelCNN(layers=0), "positive"),
+        (lambda: GatedPixelCNN(layers=0), "must be 1 … 1000"),
         (lambda: Autoregressive(FVSBN(), levels=1), "levels is 1"),
         (
             lambda: Autoregressive(PixelCNN(), shape=(5,)).init(jax.random.key(0)),
