@@ -232,12 +232,14 @@ def table_command(arguments: list[str]) -> int:
 
     from experiments import table
     from experiments.evaluation import RESULTS
+    from experiments.folder import replacing
     from gen.core import UserError
 
     unknown = [name for name in chosen.data if name not in table.TITLES]
     if unknown:
         raise UserError(f"no table of {unknown[0]!r}: choose from {', '.join(table.TITLES)}")
-    (RESULTS / "RESULTS.md").write_text(table.markdown(RESULTS))
+    with replacing(RESULTS / "RESULTS.md") as file:
+        file.write(table.markdown(RESULTS).encode())
     for data in chosen.data or table.TITLES:
         Console().print(table.terminal(RESULTS, data))
     return 0

@@ -41,6 +41,7 @@ def save(path: str | os.PathLike[str], state: Any, experiment: str, step: int) -
     # One entry: several would stand in a random order, and equal states would give unequal files.
     about = json.dumps({"experiment": experiment, "step": step})
     part = Path(f"{os.fspath(path)}.part")
+    part.unlink(missing_ok=True)  # a link would be followed
     save_file(arrays, part, metadata={"gen": about})
     part.replace(path)
 
