@@ -135,11 +135,11 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:  # as JAX names an array that cannot be allocated
-        if "Out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:  # of JAX and of NumPy
+        if not isinstance(error, MemoryError) and "Out of memory" not in str(error):
             raise
-        line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        print(f"error: {line} Make the model or the batch smaller.", file=sys.stderr)
+        line = (str(error) or "Out of memory").splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        print(f"error: {line.rstrip('.')}: make the model or the batch smaller", file=sys.stderr)
         return 2
 
 

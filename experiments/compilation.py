@@ -22,12 +22,12 @@ def keep_programs(keep: bool = True) -> None:
     """Let JAX store compiled programs in the cache folder, from which later commands take them.
 
     Results do not depend on it: a stored program is the one that compiling would give. Programs for
-    another processor or another number of threads stand in a folder of their own. A folder that the
-    environment variable JAX_COMPILATION_CACHE_DIR names is left as it is, and so is a disk that
-    stores nothing.
+    another processor or another number of threads stand in a folder of their own. If the
+    environment variable JAX_COMPILATION_CACHE_DIR names a folder, JAX uses that one. If the disk
+    stores nothing, programs are compiled in every command.
 
     Args:
-      keep: whether to do so.
+      keep: whether to store programs.
     """
     if not keep or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -57,7 +57,11 @@ def machine() -> str:
 
 def delete_oldest(folder: Path, largest: int) -> None:
     """Delete the oldest files under a folder until at most `largest` bytes are left."""
-    files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
+    files = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another command deletes, too
+            if path.is_file():
+                files.append((path.stat(), path))
     size = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
         if size <= largest:

@@ -86,10 +86,12 @@ def writing(path: Path) -> Iterator[None]:
     """Raise `UserError`, which says what to do, in place of an `OSError` of the body."""
     try:
         yield
+    except BrokenPipeError:  # standard output was closed
+        raise
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): make room or give permission "
-            "to write there, then repeat the command"
+            f"{error.filename or path} cannot be written ({error.strerror or error}): make room or "
+            "give permission to write there, then repeat the command"
         ) from error
 
 
@@ -105,6 +107,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(path.name + ".part")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # a killed process left it
         try:
             with part.open("xb") as file:  # x: never through a link

@@ -153,8 +153,9 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                     checkpoints.save(step, carry, {"seconds": seconds})
                     saved = step
                 if _lead():
+                    before = time.perf_counter()
                     _snapshot(folder, experiment, step, carry)
-                    began = time.perf_counter() - seconds  # drawing does not count as training
+                    began += time.perf_counter() - before  # drawing does not count as training
                 if finished and _lead():
                     _final_pictures(folder, experiment, dataset, carry)
                 if stop:
@@ -324,7 +325,7 @@ def _other_processes() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, UserError) as error:
         if jax.process_count() == 1 or not re.search("Gloo|NCCL|UNAVAILABLE", str(error)):
             raise
         _leave("another process has ended: start all of them again to go on", INTERRUPTED)
@@ -341,7 +342,10 @@ def _same_everywhere(settings: list[Any]) -> None:
     if jax.process_count() > 1:
         number = np.uint32(zlib.crc32(json.dumps(settings).encode()))
         if len(np.unique(multihost_utils.process_allgather(number))) > 1:
-            raise UserError("the processes have different flags: give all of them the same")
+            raise UserError(
+                "the processes have different flags or folders: give all of them the same flags, "
+                "and the same --out as an absolute path"
+            )
 
 
 def _agree(flag: bool, at_report: bool) -> bool:

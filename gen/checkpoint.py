@@ -139,8 +139,9 @@ class Checkpoints:
             self._set_aside(damaged)
         elif damaged:
             raise UserError(
-                f"every checkpoint in {self._folder} is damaged (steps "
-                f"{', '.join(map(str, damaged))}): train anew with another --out"
+                f"no checkpoint in {self._folder} can be read (steps "
+                f"{', '.join(map(str, damaged))}): they are damaged, or another version wrote "
+                "them; train anew with another --out"
             )
         return restored
 

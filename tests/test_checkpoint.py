@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_moved_aside_so_that_its_step_can_be_saved_again
 def test_only_damaged_checkpoints_are_an_error(folder):
     for step in (10, 20):
         flip_a_bit(folder / str(step))
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(steps 20, 10\)"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(steps 20, 10\)"):
         restore(folder)
 
 

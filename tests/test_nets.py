@@ -311,7 +311,7 @@ def test_convolutions_by_products_equal_those_of_xla(image, kernel, stride, arou
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 2), (5, 2), (2, 2), (4, 3)])
 def test_convolution_layers_equal_those_of_flax(size, stride):
-    """They have the same parameters, from the same key, and the same outputs."""
+    """Both layers have the same parameters, from the same key, and the same outputs."""
     x = jax.random.normal(jax.random.key(0), (3, 5, 4, 6))
     kernel, strides = (size, size), (stride, stride)
     pairs = [

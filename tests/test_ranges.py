@@ -103,5 +103,5 @@ def test_a_command_that_runs_out_of_memory_ends_in_one_line(monkeypatch, capsys)
     monkeypatch.setitem(COMMANDS, "list", fail)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == (
-        "error: Out of memory allocating 8 bytes. Make the model or the batch smaller.\n"
+        "error: Out of memory allocating 8 bytes: make the model or the batch smaller\n"
     )

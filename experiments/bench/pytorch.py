@@ -24,7 +24,7 @@ NAMES = (
 
 
 class Speed(NamedTuple):
-    """Training steps per second, medians over runs that take turns; None without PyTorch."""
+    """Training steps per second, medians over runs that take turns; None if not measured."""
 
     parameters: int
     gen: float | None
@@ -54,7 +54,7 @@ def speed(
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.model.parameters(shapes)))
     peers = optional("experiments.bench.torch_nets")
-    if peers is None:
+    if peers is None or jax.default_backend() != "cpu":  # the peers run on the CPU
         return Speed(parameters, None, None, None, None, None)
     images = np.asarray(dataset.train["x"][:10_000], np.float32)
     images = np.moveaxis(images / images.max(), 3, 1)
@@ -89,7 +89,13 @@ def speed(
 
 
 def of_gen(experiment: Experiment, dataset: data.Dataset, steps: int) -> Callable[[], None]:
-    """Return a function that takes the next `steps` steps of `fit`, until they are computed."""
+    """Return a function that takes the next steps of `fit`, until they are computed.
+
+    Args:
+      experiment: the experiment.
+      dataset: its data.
+      steps: the number of steps of one call.
+    """
     run = train.fit(
         experiment.model,
         dataset.train,
@@ -109,7 +115,7 @@ def of_gen(experiment: Experiment, dataset: data.Dataset, steps: int) -> Callabl
 
 def table(speeds: Mapping[str, Speed]) -> Table:
     """Return a table of the speeds by the name of the experiment."""
-    out = Table(title="training steps per second beside PyTorch, eager")
+    out = Table(title="training steps per second beside PyTorch, eager, on a CPU")
     columns = ("experiment", "parameters", "gen", "PyTorch", "ratio", "fused Adam", "ratio")
     for column in columns:
         out.add_column(column, justify="left" if column == "experiment" else "right")

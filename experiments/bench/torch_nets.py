@@ -31,7 +31,13 @@ def count(*modules: Any) -> int:
 
 
 def adam(modules: Sequence[Any], learning_rate: float, fused: bool) -> Any:
-    """Return Adam over the parameters of some modules; `fused` is its fastest form."""
+    """Return Adam over the parameters of some modules.
+
+    Args:
+      modules: the modules.
+      learning_rate: the step size.
+      fused: whether to use its fastest form.
+    """
     parameters = [parameter for module in modules for parameter in module.parameters()]
     return torch.optim.Adam(parameters, learning_rate, fused=fused)
 
@@ -44,7 +50,13 @@ def descend(optimizer: Any, loss: Any) -> None:
 
 
 def mlp(widths: Sequence[int], activation: Any, dropout: float = 0.0) -> list[Any]:
-    """Return linear layers between the widths, each with a nonlinearity and dropout after it."""
+    """Return linear layers between the widths, each with a nonlinearity and dropout after it.
+
+    Args:
+      widths: the numbers of inputs and of the outputs of each layer.
+      activation: the class of the nonlinearity.
+      dropout: the share of units dropped (0: no dropout).
+    """
     layers = []
     for i, o in itertools.pairwise(widths):
         layers += [nn.Linear(i, o), activation()]
