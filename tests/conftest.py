@@ -16,7 +16,8 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
 QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
+# An accelerator takes part on demand: GEN_TEST_PLATFORMS=cuda,cpu
+os.environ["JAX_PLATFORMS"] = os.environ.get("GEN_TEST_PLATFORMS", "cpu")
 
 # Many tests, and the processes they start, compile the same steps.
 CACHE = tempfile.TemporaryDirectory()

@@ -32,10 +32,10 @@ EXPERIMENTS = {
     "discrete_diffusion_binarized_mnist": Experiment(
         DiscreteDiffusion(UNet((96,), blocks=2, patch=4), time_draws=10, optimizer=FALLING),
         data="binarized_mnist",
-        steps=9_000,  # 18 epochs
+        steps=24_000,  # 48 epochs
         report_every=250,
         validate_every=3_000,
-        sample_every=3_000,
+        sample_every=12_000,
         checkpoint_every=500,
     ),
     # python -m experiments train discrete_diffusion_digits --seeds 0 1 2
