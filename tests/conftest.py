@@ -16,8 +16,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
 QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
-# An accelerator takes part on demand: GEN_TEST_PLATFORMS=cuda,cpu
-os.environ["JAX_PLATFORMS"] = os.environ.get("GEN_TEST_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = os.environ.get("GEN_TEST_PLATFORMS", "cpu")  # cuda,cpu: on a GPU
+# A GPU rounds products to TF32 by default, which no comparison with a closed form allows.
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 
 # Many tests, and the processes they start, compile the same steps.
 CACHE = tempfile.TemporaryDirectory()
@@ -48,6 +49,13 @@ MNIST_FOLDER = os.environ.get("TFDS_DATA_DIR")
 @pytest.fixture(scope="session")
 def digits() -> data.Dataset:
     return data.load("digits")
+
+
+@pytest.fixture
+def eight_devices() -> None:
+    """Skip tests of several devices where the accelerator has fewer than 8."""
+    if jax.device_count() < 8:
+        pytest.skip(f"{jax.device_count()} devices, and the test takes 8")
 
 
 @pytest.fixture(scope="session")

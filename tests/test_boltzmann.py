@@ -688,6 +688,7 @@ def test_no_optimiser_moves_the_variance_of_gaussian_units():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
 def test_replicas_under_pmap_draw_noise_of_their_own_upwards():
     """With equal rows, only noise tells the mean over the replicas from the value of one."""
     x = {"x": jnp.tile(jnp.asarray(V[7:8]), (8, 1))}
@@ -921,6 +922,7 @@ def test_gaussian_units_have_a_density_and_dequantized_takes_levels():
     np.testing.assert_allclose(16 * drawn, np.round(16 * drawn), atol=1e-4)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_replicas_under_pmap_start_cd_from_noise_of_their_own():
     model: Any = RBM(shape=(D,), hidden=4, training="cd")
     state = model.init(jax.random.key(0))

@@ -264,6 +264,7 @@ def test_training_lowers_the_objective(some):
     assert last < first["loss"] - margin
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_mesh_equals_one_device(some):
     """Every metric of 100 steps within 2e-5, and the state within 1e-5 on average.
 
@@ -287,6 +288,7 @@ def test_mesh_equals_one_device(some):
     assert np.concatenate(jax.tree.leaves(distance)).mean() < 1e-5
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_pmap_replicas_agree_and_learn_from_every_shard(some):
     model, state, batch = some.model, some.state, some.batch
     step = parallel.pmap_step(model, 4)

@@ -128,6 +128,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
 def test_replicas_under_pmap_draw_noise_of_their_own():
     """Equal rows and one key for all: only noise can tell the replicas' mean from a single one."""
     state = INIT(jax.random.key(0))

@@ -107,6 +107,7 @@ def test_training_on_the_importance_weighted_bound_moves_the_decoders_statistics
         assert np.all(before[name] != after[name])
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_under_pmap_the_projects_networks_take_the_statistics_of_the_whole_batch():
     """Without noise, several replicas equal one device within rounding."""
     state = jax.jit(OWN.init)(jax.random.key(0))
@@ -119,6 +120,7 @@ def test_under_pmap_the_projects_networks_take_the_statistics_of_the_whole_batch
     chex.assert_trees_all_close(first, (one, one_metrics), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_under_pmap_a_users_networks_get_averaged_running_statistics():
     """Each replica normalises by the rows it has; the means of all replicas are kept by all."""
     state = jax.jit(USERS.init)(jax.random.key(0))
@@ -140,6 +142,7 @@ def test_under_pmap_a_users_networks_get_averaged_running_statistics():
         pytest.param(GANS["own"], id="gan", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("eight_devices")
 def test_under_a_mesh_every_network_equals_one_device(model):
     state, mesh = jax.jit(model.init)(jax.random.key(0)), parallel.make_mesh(8)
 

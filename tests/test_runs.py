@@ -553,8 +553,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, c
         (["train", "vae_digits", "--batch-size", "5000"], "1297 training examples"),
         (["train", "vae_digits", "--seeds", "1", "1"], "repeat"),
         (["train", "vae_digits", "--model.latent", "0"], "must be positive"),
-        (["train", "vae_digits", "--devices", "3"], "99 or 102"),
-        (["train", "vae_digits", "--devices", "50"], "50 devices asked for, 8 present"),
+        (["train", "vae_digits", "--devices", "50"], "50 devices asked for"),
         (["train", "vae_digits", "--devices", "-1"], "devices is -1"),
         (["train", "vae_digits", "--processes", "2"], "need --coordinator"),
         (["train", "vae_digits", "--coordinator", "here"], "host:port"),
@@ -572,6 +571,13 @@ def test_errors_of_the_users_are_one_line_and_2(arguments, named, capsys, tmp_pa
     assert named in err
     assert sum(line.startswith("error: ") for line in err.splitlines()) == 1
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys, tmp_path):
+    assert main(["train", "vae_digits", "--devices", "3", "--out", str(tmp_path / "run")]) == 2
+    assert "99 or 102" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mistyped_flag_is_answered_with_the_nearest(capsys):
@@ -898,6 +904,7 @@ def test_an_autoencoder_does_not_sample(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
 def test_a_mesh_trains_as_one_device_does(tmp_path, capsys):
     one, many = tmp_path / "one", tmp_path / "many"
     assert main(command(one, "--batch-size", "96", steps=40)) == 0

@@ -92,7 +92,9 @@ def test_metrics_that_are_not_finite_stop_the_run_and_are_named():
             state, metrics = super().step(state, batch, key)
             return state, {**metrics, "bad": jnp.where(state.steps == 13, jnp.nan, 1.0)}
 
-    training = train.fit(Broken(), DATA, steps=50, batch_size=5, report_every=10)
+    training = train.fit(
+        Broken(), DATA, steps=50, batch_size=5, report_every=10, steps_per_dispatch=1
+    )
     for _ in range(19):
         next(training)
     with pytest.raises(train.NonFiniteError, match="step 20: bad of seed 0 is not finite"):
@@ -165,6 +167,7 @@ def test_batches_that_do_not_split_are_refused_with_the_nearest(batch_size, devi
         parallel.check_batch(batch_size, devices)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_too_many_devices_are_refused():
     with pytest.raises(UserError, match=r"9 devices asked for, 8 present"):
         parallel.make_mesh(9)

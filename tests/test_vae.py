@@ -258,6 +258,7 @@ def test_gradient_equals_finite_differences():
     check_grads(loss, (state.params,), order=1, modes=["rev"], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_replicas_under_pmap_draw_noise_of_their_own():
     """All rows are equal and the key is one, so only noise can move the replicas' mean."""
     model = linear_vae()
