@@ -20,6 +20,7 @@ from gen.core import (
     Shape,
     check_fields,
     negative_log_prob,
+    replica_key,
     require,
 )
 from gen.distributions import categorical_from_uniform, categorical_log_prob
@@ -41,7 +42,8 @@ class CausalNet(Protocol):
 
     Each of the D variables has C logits: one if it is binary, else one for each level. A module
     that lists `out` in `set_by_model` is given (D, C) as that field. A network may have several
-    masks, each with an order of its own. It has parameters alone: no batch statistics, no draws.
+    masks, each with an order of its own. It has parameters alone: no batch statistics. It may draw
+    units to drop in training steps, where `self.has_rng("dropout")` is true.
 
     `start`, `logits_at` and `put` compute the same logits one variable at a time, for sampling.
     They run inside of `apply`, and the computation that the variables share lives in the Flax
@@ -171,10 +173,12 @@ class Autoregressive:
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
         """Take one optimiser step on −log p under one mask, equal for all replicas; log `loss`."""
-        mask_index = self._draw_mask(key)
+        mask_key, dropout_key = jax.random.split(key)
+        mask_index = self._draw_mask(mask_key)
+        dropout_key = replica_key(dropout_key, axis_name)
 
         def loss(params):
-            nll = -self._log_prob(params, batch["x"], mask_index).mean()
+            nll = -self._log_prob(params, batch["x"], mask_index, dropout_key).mean()
             return nll, {"loss": nll}
 
         gradient, metrics = optimize.gradient(loss, state.params, axis_name)
@@ -212,22 +216,28 @@ class Autoregressive:
         )
         return jax.nn.logsumexp(under_each, axis=0) - math.log(masks)
 
-    def _log_prob(self, params: Any, x: jax.Array, mask_index: Any) -> jax.Array:
-        """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats."""
+    def _log_prob(
+        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats; with a key under dropout."""
         index = to_index(x, self.levels)
         values = to_value(index, self.levels)
-        logits = self.logits(params, values, mask_index)
+        logits = self.logits(params, values, mask_index, key)
         return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
 
-    def logits(self, params: Any, x: jax.Array, mask_index: Any) -> jax.Array:
+    def logits(
+        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
+    ) -> jax.Array:
         """Return the logits of all variables, [B, D, C].
 
         Args:
           params: the network's parameters.
           x: values in [0, 1], [B, *shape].
           mask_index: the mask, below the network's number of masks.
+          key: the key of dropout in a training step.
         """
-        return self._net.apply({"params": params}, x, mask_index)
+        rngs = None if key is None else {"dropout": key}
+        return self._net.apply({"params": params}, x, mask_index, rngs=rngs)
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Draw n samples by ancestral sampling, variable by variable, [n, *shape].

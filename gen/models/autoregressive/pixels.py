@@ -125,6 +125,17 @@ def pointwise(features: int) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.he_normal())
 
 
+def drop(net: nn.Module, rate: float, h: jax.Array) -> jax.Array:
+    """Return dropout(h) in a training step, and h elsewhere (`CausalNet`).
+
+    Args:
+      net: the module whose random numbers are used.
+      rate: the probability that a feature of a pixel is set to 0.
+      h: features [B, H, W, F].
+    """
+    return nn.Dropout(rate, deterministic=not net.has_rng("dropout"))(h)
+
+
 def gate(a: jax.Array) -> jax.Array:
     """Return tanh(a₁) ⊙ σ(a₂) of the two halves of a (van den Oord et al. 2016b, eq. 2)."""
     a, b = jnp.split(a, 2, axis=-1)
@@ -161,7 +172,7 @@ def put(net: nn.Module, d: jax.Array, value: jax.Array, mask_index: Any) -> None
 
 def check_sizes(net: nn.Module, depth: str) -> None:
     """Check the fields of a PixelCNN, whose number of layers is the field named `depth`."""
-    check_fields(net, positive=("features",), layers=(depth, "size"))
+    check_fields(net, positive=("features",), layers=(depth, "size"), fraction=("dropout",))
     require(net.size % 2 == 1, f"{type(net).__name__}: size is {net.size}, must be odd")
 
 
@@ -183,6 +194,7 @@ class PixelCNN(nn.Module):
 
     - A second input channel, of ones, marks the inside of the image, as in PixelCNN++ (Salimans et
       al. 2017, https://arxiv.org/abs/1701.05517).
+    - Dropout in each residual block, before its last layer, as in PixelCNN++ (section 2.5).
     - The last 1 × 1 layers are 2F wide.
     - He initialisation; Adam in place of RMSProp.
     """
@@ -193,6 +205,8 @@ class PixelCNN(nn.Module):
     """number of residual blocks"""
     size: int = 3
     """width of the blocks' kernels (odd)"""
+    dropout: float = 0.0
+    """probability that a block's feature is dropped in training"""
     out: Logits = (784, 1)
 
     masks: ClassVar[int] = 1
@@ -212,7 +226,7 @@ class PixelCNN(nn.Module):
         for _ in range(self.blocks):
             r = nn.relu(pointwise(self.features)(nn.relu(h)))
             r = nn.relu(CausalConv(self.features, "B", self.size)(r, at))
-            h += pointwise(2 * self.features)(r)
+            h += pointwise(2 * self.features)(drop(self, self.dropout, r))
         h = nn.relu(pointwise(2 * self.features)(nn.relu(h)))
         logits = self.out[1]
         return nn.Dense(logits)(h).reshape(len(x), -1, logits)
@@ -227,7 +241,7 @@ class GatedPixelCNN(nn.Module):
 
     Deviations from van den Oord et al. 2016b:
 
-    - The input's channel of ones, as in `PixelCNN`.
+    - The input's channel of ones, and dropout after each gate, as in `PixelCNN`.
     - He initialisation; Adam in place of RMSProp.
     - No skip connections to the last layers.
     """
@@ -238,6 +252,8 @@ class GatedPixelCNN(nn.Module):
     """number of gated layers"""
     size: int = 3
     """width of the kernels after the first layer (odd)"""
+    dropout: float = 0.0
+    """probability that a gate's output is dropped in training"""
     out: Logits = (784, 1)
 
     masks: ClassVar[int] = 1
@@ -253,7 +269,7 @@ class GatedPixelCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask_index: Any, at: At | None = None) -> jax.Array:
         check_one_channel(self, x)
-        vertical = Vertical(self.features, self.layers, self.size, name="vertical")
+        vertical = Vertical(self.features, self.layers, self.size, self.dropout, name="vertical")
         if at is None:
             above = vertical(x)
             if self.is_mutable_collection("cache"):
@@ -267,7 +283,7 @@ class GatedPixelCNN(nn.Module):
             self.put_variable("cache", "above", row)
             above = [jax.lax.dynamic_slice_in_dim(v, at.column, 1, axis=2) for v in row]
         logits = self.out[1]
-        horizontal = Horizontal(self.features, self.size, logits, name="horizontal")
+        horizontal = Horizontal(self.features, self.size, self.dropout, logits, name="horizontal")
         return horizontal(x, above, at).reshape(len(x), -1, logits)
 
 
@@ -277,12 +293,14 @@ class Vertical(nn.Module):
     features: int
     layers: int
     size: int
+    dropout: float
 
     @nn.compact
     def __call__(self, x: jax.Array, at: At | None = None) -> list[jax.Array]:
         above = [CausalConv(2 * self.features, "above", 7)(with_frame(x), at)]
         for _ in range(self.layers - 1):
-            above.append(CausalConv(2 * self.features, "upto", self.size)(gate(above[-1]), at))
+            h = drop(self, self.dropout, gate(above[-1]))
+            above.append(CausalConv(2 * self.features, "upto", self.size)(h, at))
         return above
 
 
@@ -294,14 +312,17 @@ class Horizontal(nn.Module):
 
     features: int
     size: int
+    dropout: float
     logits: int
 
     @nn.compact
     def __call__(self, x: jax.Array, above: list[jax.Array], at: At | None = None) -> jax.Array:
-        a = CausalConv(2 * self.features, "left", 7)(with_frame(x), at)
-        h = pointwise(self.features)(gate(a + pointwise(2 * self.features)(above[0])))
+        def gated(a: jax.Array, v: jax.Array) -> jax.Array:
+            a = gate(a + pointwise(2 * self.features)(v))
+            return pointwise(self.features)(drop(self, self.dropout, a))
+
+        h = gated(CausalConv(2 * self.features, "left", 7)(with_frame(x), at), above[0])
         for v in above[1:]:
-            a = CausalConv(2 * self.features, "left and self", self.size)(h, at)
-            h += pointwise(self.features)(gate(a + pointwise(2 * self.features)(v)))
+            h += gated(CausalConv(2 * self.features, "left and self", self.size)(h, at), v)
         h = nn.relu(pointwise(2 * self.features)(nn.relu(h)))
         return nn.Dense(self.logits)(h)
