@@ -318,8 +318,9 @@ class Horizontal(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, above: list[jax.Array], at: At | None = None) -> jax.Array:
         def gated(a: jax.Array, v: jax.Array) -> jax.Array:
-            a = gate(a + pointwise(2 * self.features)(v))
-            return pointwise(self.features)(drop(self, self.dropout, a))
+            # The last layer is made first: the order of making names the parameters.
+            out = pointwise(self.features)
+            return out(drop(self, self.dropout, gate(a + pointwise(2 * self.features)(v))))
 
         h = gated(CausalConv(2 * self.features, "left", 7)(with_frame(x), at), above[0])
         for v in above[1:]:
