@@ -15,7 +15,9 @@ os.environ["NPROC"] = "16"
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
 QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{QUICK} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{QUICK} --xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"
+)
 os.environ["JAX_PLATFORMS"] = os.environ.get("GEN_TEST_PLATFORMS", "cpu")  # cuda,cpu: on a GPU
 # A GPU rounds products to TF32 by default, which no comparison with a closed form allows.
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"

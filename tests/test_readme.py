@@ -113,17 +113,18 @@ def test_every_result_file_is_whole_and_of_a_registered_experiment():
 
 
 def test_every_row_of_the_results_equals_its_file():
-    cells = r"`(\w+)` \| [^|]+ \| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([\d,]+) \| ([\d,]+) "
+    cells = r"`(\w+)` \| [^|]+ \| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([\d,]+) \| ([\d,]+) \| ([^|]+) "
     rows = re.findall(rf"^\| {cells}\|", README, re.MULTILINE)
     assert len(rows) == 10
     families = {EXPERIMENTS[name].model.family for name, *_ in rows}
     assert len(families) == len({each.model.family for each in EXPERIMENTS.values()})
-    for name, of, value, kind, parameters, seconds in rows:
+    for name, of, value, kind, parameters, seconds, device in rows:
         record = results()[name]
         estimate = from_json(record["estimates"][of])
         assert f"{value} ({kind}, n = {estimate.n})" == str(estimate)
         assert parameters == f"{record['parameters']:,}"
         assert seconds == f"{record['train_seconds']:,.0f}"
+        assert device in record["device"]
 
 
 def test_the_speeds_come_from_the_benchmark_file():

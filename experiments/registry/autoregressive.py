@@ -72,10 +72,10 @@ EXPERIMENTS = {
         checkpoint_every=2_500,
     ),
     # python -m experiments train pixelcnn_binarized_mnist
-    # Test 85.37 nats; 116 minutes.
+    # Test 83.39 nats; 4 minutes on an H200.
     "pixelcnn_binarized_mnist": Experiment(
         Autoregressive(
-            PixelCNN(32, 7, 5, dropout=0.1),
+            PixelCNN(32, 7, 5),
             optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
             ema_decay=0.999,
         ),
@@ -87,16 +87,16 @@ EXPERIMENTS = {
         checkpoint_every=1_000,
     ),
     # python -m experiments train gated_pixelcnn_binarized_mnist
-    # Test 82.20 nats; 114 minutes.
+    # Test 81.94 nats; 4 minutes on an H200.
     "gated_pixelcnn_binarized_mnist": Experiment(
         Autoregressive(
-            GatedPixelCNN(32, 7, 5, dropout=0.2),
+            GatedPixelCNN(32, 7, 5),
             optimizer=Optimizer(learning_rate=1.5e-3, schedule="cosine"),
             ema_decay=0.999,
         ),
         data="binarized_mnist",
         batch_size=32,
-        steps=30_000,  # 19 epochs
+        steps=40_000,  # 26 epochs
         report_every=250,
         validate_every=2_000,
         checkpoint_every=1_000,

@@ -28,7 +28,7 @@ EXPERIMENTS = {
         checkpoint_every=500,
     ),
     # python -m experiments train discrete_diffusion_binarized_mnist
-    # Test ≤ 83.09 nats; 57 minutes.
+    # Test ≤ 81.41 nats; 4 minutes on an H200.
     "discrete_diffusion_binarized_mnist": Experiment(
         DiscreteDiffusion(UNet((96,), blocks=2, patch=4), time_draws=10, optimizer=FALLING),
         data="binarized_mnist",
