@@ -32,6 +32,7 @@ from typing import (
 
 import jax
 import tyro
+from flax import linen as nn
 from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -220,9 +221,9 @@ def check_fields(
     layers: Sequence[str] = (),
     seeds: Sequence[str] = (),
 ) -> None:
-    """Check the ranges of all numbers among the fields of a configuration.
+    """Check the networks and the ranges of all numbers among the fields of a configuration.
 
-    Every integer must lie within ±LARGEST and every float must be finite in 32 bits. The arguments
+    A field of the type `nn.Module` must be a network. Every integer must lie within ±LARGEST and every float must be finite in 32 bits. The arguments
     name the fields with other bounds. A tuple is checked element by element.
 
     Args:
@@ -234,8 +235,15 @@ def check_fields(
       seeds: names of fields that must be from 0 to 2³² − 1.
 
     Raises:
-      UserError: the first field that is out of its range, with its value.
+      UserError: the first field that is no network or out of its range, with its value.
     """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        require(
+            field.type != "nn.Module" or isinstance(value, nn.Module),
+            f"{type(config).__name__}: {field.name} is {value!r}, must be a network, such as "
+            "MLP((256, 128)) or a Flax module of your own",
+        )
     names = [field.name for field in fields(config)]
     ranges = (
         (seeds, lambda number: 0 <= number < 2**32, f"0 … {2**32 - 1}"),

@@ -471,3 +471,17 @@ def test_evaluation_uses_the_moving_average_of_the_parameters():
     key = jax.random.key(9)
     np.testing.assert_array_equal(model.sample(state, key, 20), plain.sample(averaged, key, 20))
     assert plain.init(jax.random.key(0)).ema == ()
+
+
+@pytest.mark.parametrize("net", [PixelCNN(2, 1, 3), GatedPixelCNN(2, 2, 3)], ids=["plain", "gated"])
+def test_dropout_acts_in_training_steps_alone(net):
+    """The loss of a step depends on the key, and the log-likelihood is that without dropout."""
+    without = Autoregressive(net, shape=(3, 3, 1))
+    model = replace(without, net=net.clone(dropout=0.5))
+    x = jax.random.bernoulli(jax.random.key(1), shape=(8, 3, 3, 1)).astype(jnp.float32)
+    state = model.init(jax.random.key(0))
+    log_prob = model.log_prob(state, {"x": x})
+    np.testing.assert_array_equal(log_prob, without.log_prob(state, {"x": x}))
+    step = jax.jit(lambda key: model.step(state, {"x": x}, key)[1]["loss"])
+    losses = [float(step(jax.random.key(seed))) for seed in range(3)]
+    assert len({*losses, -float(log_prob.mean())}) == 4

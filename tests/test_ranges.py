@@ -48,6 +48,19 @@ def test_every_number_of_a_configuration_has_a_range(part):
 
 
 @pytest.mark.parametrize(
+    "part",
+    [part for part in PARTS.values() if any(f.type == "nn.Module" for f in fields(part))],
+    ids=lambda part: type(part).__name__,
+)
+@pytest.mark.parametrize("value", [(256, 128), UNet, None])
+def test_a_network_that_is_none_is_named(part, value):
+    for field in fields(part):
+        if field.type == "nn.Module":
+            with pytest.raises(UserError, match=rf"{field.name} is .*, must be a network"):
+                replace(part, **{field.name: value})
+
+
+@pytest.mark.parametrize(
     ("net", "name"),
     [(UNet, "blocks"), (ResidualMLP, "layers"), (PixelCNN, "blocks"), (GatedPixelCNN, "layers")],
 )
