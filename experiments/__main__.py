@@ -232,14 +232,13 @@ def table_command(arguments: list[str]) -> int:
 
     from experiments import table
     from experiments.evaluation import RESULTS
-    from experiments.folder import replacing
+    from experiments.folder import write_text
     from gen.core import UserError
 
     unknown = [name for name in chosen.data if name not in table.TITLES]
     if unknown:
         raise UserError(f"no table of {unknown[0]!r}: choose from {', '.join(table.TITLES)}")
-    with replacing(RESULTS / "RESULTS.md") as file:
-        file.write(table.markdown(RESULTS).encode())
+    write_text(RESULTS / "RESULTS.md", table.markdown(RESULTS))
     for data in chosen.data or table.TITLES:
         Console().print(table.terminal(RESULTS, data))
     return 0

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.folder import commit, is_clean, write_json
+from experiments.folder import commit, is_clean, write_json, write_text
 from experiments.run import Run
 from gen import estimate, plots, train, weights
 from gen.core import UserError, capabilities, facts
@@ -154,7 +154,7 @@ def _list_if_large(path: Path) -> None:
     name = f"{path.parent.name}/{path.name}"
     after = before - {name} | ({name} if path.stat().st_size > LARGEST_COMMITTED else set())
     if after != before:
-        pictures.save_text("".join(f"{line}\n" for line in sorted(after)), listing)
+        write_text(listing, "".join(f"{line}\n" for line in sorted(after)))
 
 
 def _of_sessions(run: Run, field: str) -> str:

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,12 +35,13 @@ from experiments.experiment import Experiment, differences, from_config, missing
 from experiments.registry import EXPERIMENTS
 from gen.core import UserError
 from gen.data import Dataset
+from gen.files import replacing, writing
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
-"""function of (step, metrics) that appends a report to metrics.jsonl"""
+"""A log is a function of (step, metrics) that appends a report to metrics.jsonl."""
 
 NO_RESULTS = ":(top,exclude)experiments/results"
-"""Leaves published results out, as git takes paths."""
+"""This path specification excludes the published results from a git command."""
 
 
 class Config(NamedTuple):
@@ -55,9 +56,11 @@ class Config(NamedTuple):
 def hold(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process. The system releases the lock when the process ends.
 
+    An `OSError` of the body is raised as a `UserError` that says what to do.
+
     Raises:
-      UserError: the folder cannot be written, at first or later, or another process, which is
-        named, has the lock.
+      UserError: the folder cannot be written, or another process has the lock. The message names
+        that process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,43 +82,6 @@ def hold(folder: Path) -> Iterator[None]:
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
             yield
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise `UserError`, which says what to do, in place of an `OSError` of the body."""
-    try:
-        yield
-    except BrokenPipeError:  # standard output was closed
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} cannot be written ({error.strerror or error}): make room or "
-            "give permission to write there, then repeat the command"
-        ) from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of `path` when the body has written all of it.
-
-    It has a temporary name until then, so that no half-written file is ever read. A symbolic link
-    is replaced, and the file to which it points stays as it is.
-
-    Raises:
-      UserError: the file cannot be written. `path` is unchanged then.
-    """
-    part = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.unlink(missing_ok=True)  # a killed process left it
-        try:
-            with part.open("xb") as file:  # x: never through a link
-                yield file
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
@@ -140,17 +106,22 @@ def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
     return value
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file."""
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> Config | None:
     """Return the experiment in config.json, or None if there is no such file.
 
     Raises:
-      UserError: the file is damaged or was edited, or describes no experiment of this version.
+      UserError: the file is damaged or was edited, or this version has no such experiment.
     """
     path = folder / "config.json"
     config = read_json(path, "experiment", "model", "steps")
@@ -183,7 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return manifest.json, or None if there is none.
 
     Raises:
-      UserError: the file is damaged: the data or the sessions do not have their fields.
+      UserError: the file is damaged, or its data or a session lacks a field.
     """
     path = folder / "manifest.json"
     manifest = read_json(path, "data", "sessions")
@@ -205,14 +176,14 @@ def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> 
       dataset: its data.
 
     Raises:
-      UserError: the folder has other files, another run, or a run on other data, or its learning
-        rate falls over another number of steps.
+      UserError: the folder has other files, another run or a run on other data, or the learning
+        rate of its run falls over another number of steps.
     """
     old = read_config(folder)
     if old is None:
-        ours = {"lock", "manifest.json", "checkpoints"}  # as a kill at the start leaves them
-        strange = [p for p in folder.iterdir() if p.name not in ours and p.suffix != ".part"]
-        if strange:
+        # A process that is killed at the start leaves these files.
+        ours = r"lock|checkpoints|manifest\.json|(manifest|config)\.json(\.\d+)?\.part"
+        if not all(re.fullmatch(ours, path.name) for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run: choose another --out")
         return
     config, steps = to_config(old.name, old.experiment), old.experiment.steps
@@ -273,15 +244,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl, except for an incomplete last line.
 
     Raises:
-      UserError: a line, which is named by its number, is damaged, or its step does not come after
-        the step of the line before.
+      UserError: the file cannot be read, or a line is damaged, or the step of a line does not come
+        after the step of the line before. The message names the number of the line.
     """
     path = folder / "metrics.jsonl"
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise _damaged(path, error) from error
     lines: list[dict[str, Any]] = []
     before, shape = 0, None
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             line = json.loads(text.decode())
             step = line["step"]
@@ -320,8 +295,7 @@ def open_log(folder: Path, lines: list[dict[str, Any]], tensorboard: bool) -> It
         last = lines[-1]["step"] if lines else 0
         events = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
     path = folder / "metrics.jsonl"
-    with replacing(path) as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     with path.open("a") as file:
 
@@ -411,11 +385,12 @@ def _sum(config: dict[str, Any]) -> str:
 
 
 def _damaged(path: Path, reason: object) -> UserError:
+    """Return the error that a file of the run folder is damaged."""
     return UserError(f"{path} is damaged ({reason}): restore it or use another run")
 
 
 def _is_session(session: Any) -> bool:
-    """Return whether a session of manifest.json has the fields that an evaluation states."""
+    """Return whether a session of manifest.json has the fields that an evaluation reports."""
     kinds = {"command": str, "device": str, "commit": str | None}
     return isinstance(session, dict) and all(
         name in session and isinstance(session[name], kind) for name, kind in kinds.items()

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.folder import replacing
+from experiments.folder import write_text
 from gen import plots
 from gen.core import Batch, capabilities, facts
 from gen.data import LogProb
+from gen.files import replacing
 from gen.uses.features import encode_all
 
 FINAL = (
@@ -182,7 +183,7 @@ def sequence_pictures(
             text = "".join(
                 f"{name}  {spell(sequence, symbols)}\n" for name, part in lines for sequence in part
             )
-            save_text(text, folder / "sequences.txt")
+            write_text(folder / "sequences.txt", text)
         else:
             panels = {f"test example {i + 1}": real[i] for i in rows}
             panels |= {f"sample {i + 1}": samples[i] for i in rows}
@@ -225,7 +226,7 @@ def document_texts(
             largest: list[int] = np.argsort(-weights[unit], kind="stable")[:8].tolist()
             names = [words[d] for d in largest if weights[unit, d] > 0]
             lines.append(f"unit {unit:4d}  {' '.join(names)}".rstrip())
-        save_text("\n".join(lines) + "\n", folder / "words.txt")
+        write_text(folder / "words.txt", "\n".join(lines) + "\n")
     # A model that completes variable by variable would ignore words that stand later in its order.
     triples = [triple for triple in TRIPLES if set(triple) <= set(words)]
     if "complete" in able and facts(model).completion == "any" and triples:
@@ -239,7 +240,7 @@ def document_texts(
             most = np.argsort(-hidden, kind="stable")[: min(10, len(words) - len(triple))]
             names = ", ".join(f"{words[d]} {frequency[d]:.0%}" for d in most)
             lines.append(f"{' '.join(triple)}: {names}")
-        save_text("\n".join(lines) + "\n", folder / "completions.txt")
+        write_text(folder / "completions.txt", "\n".join(lines) + "\n")
 
 
 def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> None:
@@ -549,9 +550,3 @@ def save_array(array: np.ndarray, path: Path) -> None:
     """Write an array as an .npy file."""
     with replacing(path) as file:
         np.save(file, array)
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write a text file."""
-    with replacing(path) as file:
-        file.write(text.encode())

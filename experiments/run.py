@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from gen import data, parallel, train
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities
 from gen.data import Dataset
+from gen.files import delete_leftovers
 
 INTERRUPTED = 75
 """Exit code of an interrupted run, EX_TEMPFAIL of sysexits.h: the same command resumes it."""
@@ -73,16 +74,19 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
     seeds = "-".join(map(str, experiment.all_seeds))
     folder = options.out or Path("runs") / f"{name}-seed{seeds}"
-    _same_everywhere([str(folder.absolute()), to_config(name, experiment)])
-
-    # The shapes, before anything is written: a model that needs too much memory leaves no folder.
-    target = _target(experiment.for_run(), dataset, mesh)
 
     with ExitStack() as stack:
+        stack.enter_context(_other_processes())
+        _same_everywhere([str(folder.absolute()), to_config(name, experiment)])
+        # The shapes are computed before anything is written, so that a model that needs too much
+        # memory leaves no folder.
+        target = _target(experiment.for_run(), dataset, mesh)
 
         def open_folder():
             stack.enter_context(files.hold(folder))
             files.check(folder, name, experiment, dataset)
+            for written in (folder, folder / "samples"):
+                delete_leftovers(written)
 
         _by_lead(open_folder)
         old = files.read_config(folder)
@@ -92,7 +96,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
         )
-        stack.enter_context(_other_processes())
+        stack.enter_context(_other_processes())  # again: it ends before the checkpoints are closed
         restored = checkpoints.restore(target)
         start: tuple[int, train.Carry] | None = None
         done, seconds = 0, 0.0
@@ -318,10 +322,10 @@ def _join(options: Options) -> None:
 
 @contextmanager
 def _other_processes() -> Iterator[None]:
-    """End this process when another one has ended: closing the checkpoints would wait for it.
+    """End this process when another one has ended, and do not wait for that one any longer.
 
     JAX itself aborts the process, with a C++ stack, if the leading process has ended, and if
-    another one has ended during a save.
+    another one has ended during a save or before the first exchange.
     """
     try:
         yield
@@ -331,8 +335,11 @@ def _other_processes() -> Iterator[None]:
         _leave("another process has ended: start all of them again to go on", INTERRUPTED)
 
 
-def _leave(message: str, code: int) -> None:
-    """End the process without JAX's and Orbax's clean-up, which needs the other processes."""
+def _leave(message: str, code: int) -> NoReturn:
+    """Print a message and end the process at once.
+
+    The clean-up of JAX and Orbax is left out, because it waits for the other processes.
+    """
     print(message, file=sys.stderr, flush=True)
     os._exit(code)
 

@@ -11,7 +11,7 @@ Orbax builds, does not free the JSON of an array's location.
 
 from __future__ import annotations
 
-import gc
+import functools
 import hashlib
 import json
 import logging
@@ -23,6 +23,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +84,7 @@ class Checkpoints:
                 timeout_secs=NO_TIMEOUT, create_directories_asynchronously=False
             )
         self._ocp = ocp
-        self._folder = folder
+        self._folder, self._path = folder, path
         self._read_only = read_only
         self._manager = ocp.CheckpointManager(path, options=options)
 
@@ -111,32 +112,40 @@ class Checkpoints:
     def restore(self, target: Any) -> Restored | None:
         """Return the latest undamaged checkpoint, or None if there is no checkpoint at all.
 
-        Damaged checkpoints are moved to `damaged/` beside the folder, unless it is read-only.
+        If there is one, damaged checkpoints of later steps are moved to `damaged/` beside the
+        folder, unless it is read-only.
 
         Args:
           target: the tree's `jax.ShapeDtypeStruct`s, with shardings for arrays on a mesh.
 
         Raises:
-          UserError: there are checkpoints and all of them are damaged.
+          UserError: there are checkpoints, and all of them are damaged or have other arrays than
+            the target. Nothing is moved then.
         """
         damaged: dict[int, str] = {}
         restored = None
         steps = sorted(self._manager.all_steps(), reverse=True)
-        with _no_complaints():
-            for step in steps:
-                try:
-                    restored = Restored(step, *self._restore(step, target), damaged)
-                    break
-                except _SumsDifferError as error:
-                    damaged[step] = str(error)
-                except Exception as error:  # Orbax raises many kinds, some of many lines
-                    damaged[step] = f"it cannot be read ({type(error).__name__})"
+        misfit = ""
+        for step in steps:
+            try:
+                restored = Restored(step, *self._restore(step, target), damaged)
+                break
+            except _SumsDifferError as error:
+                damaged[step] = str(error)
+            except Exception as error:  # Orbax raises many kinds, some of many lines
+                damaged[step] = f"it cannot be read ({type(error).__name__})"
+            misfit = misfit or self._misfit(step, target)
         if damaged and self._read_only:  # a run that still writes may have deleted it meanwhile
             self._manager.reload()
             if sorted(self._manager.all_steps(), reverse=True) != steps:
                 return self.restore(target)
         if restored:
             self._set_aside(damaged)
+        elif misfit:
+            raise UserError(
+                f"no checkpoint in {self._folder} fits this model: {misfit}: the code or the "
+                "settings have changed since; train anew with another --out"
+            )
         elif damaged:
             raise UserError(
                 f"no checkpoint in {self._folder} can be read (steps "
@@ -200,6 +209,26 @@ class Checkpoints:
             raise _SumsDifferError("the SHA-256 of its step and info differs")
         return restored.tree, info
 
+    def _misfit(self, step: int, target: Any) -> str:
+        """Return the first array that differs between a checkpoint and the target; "" for none.
+
+        An array differs by its name, type or shape. A checkpoint whose metadata cannot be read is
+        damaged, and does not count as different.
+        """
+        try:
+            handler: Any = self._ocp.StandardCheckpointHandler()
+            stored = _describe(handler.metadata(self._path / str(step) / "tree").tree)
+        except Exception:  # Orbax raises many kinds
+            return ""
+        needed = _describe(target)
+        for name in [*needed, *stored]:
+            if stored.get(name) != needed.get(name):
+                return (
+                    f"{name} is {stored.get(name, 'absent')} in the checkpoint "
+                    f"and {needed.get(name, 'absent')} in the model"
+                )
+        return ""
+
 
 @contextmanager
 def open_checkpoints(
@@ -212,7 +241,8 @@ def open_checkpoints(
       keep_every: steps between checkpoints that are kept for good (0: none).
       read_only: whether the folder stays as it is.
     """
-    with _quiet_failures(), _plain_path(folder.absolute()) as path:
+    _drop_complaints()
+    with _plain_path(folder.absolute()) as path:
         checkpoints = Checkpoints(folder, path, keep_every, read_only)
         try:
             yield checkpoints
@@ -237,38 +267,32 @@ def _plain_path(folder: Path) -> Iterator[Path]:
         yield path
 
 
-@contextmanager
-def _quiet_failures() -> Iterator[None]:
-    """Suppress the tracebacks that the threads of TensorStore print after a failed save.
+@functools.cache
+def _drop_complaints() -> None:
+    """Drop the tracebacks that Orbax and TensorStore print long after a failed save or restore.
 
-    They call back an event loop that Orbax has closed by then.
+    Threads of TensorStore call back an event loop that Orbax has closed, and Python complains about
+    tasks that nobody awaited when it collects them, at the latest when the process ends. Hence this
+    hook stays for the life of the process. It passes everything else on.
     """
-    before = sys.unraisablehook
+    before, coroutine = sys.unraisablehook, CoroutineType
+    dropped = ("Event loop is closed", "Encountered error while reading array index")
 
-    def print_others(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+    def print_others(unraisable):  # it uses no globals, which are gone when the process ends
+        source = unraisable.object
+        of_orbax = isinstance(source, coroutine) and "orbax" in source.cr_code.co_filename
+        if not of_orbax and not str(unraisable.exc_value).startswith(dropped):
             before(unraisable)
 
     sys.unraisablehook = print_others
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
-@contextmanager
-def _no_complaints() -> Iterator[None]:
-    """Suppress the tracebacks of a failed restore.
-
-    Orbax leaves tasks behind that nobody awaits. Python prints their tracebacks when it collects
-    them as garbage, so the collection runs here, with printing turned off.
-    """
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = before
+def _describe(tree: Any) -> dict[str, str]:
+    """Return the type and shape of each array, such as `float32[64, 16]`, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _sums(tree: Any) -> dict[str, str]:

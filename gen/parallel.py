@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import Any, TypeVar
 
@@ -30,10 +31,13 @@ def join(coordinator: str, processes: int, process: int, seconds: float = 50) ->
       seconds: how long to wait for the others.
 
     Raises:
-      UserError: `process` is out of range, or the others could not be reached.
+      UserError: `process` is out of range, the others could not be reached, or the port at which
+        process 0 would listen is in use.
     """
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: number them 0 … {processes - 1}")
+    if process == 0:
+        _check_port(coordinator)
     reason = f"waited for {seconds:.0f} s"
 
     def initialize():
@@ -59,6 +63,26 @@ def join(coordinator: str, processes: int, process: int, seconds: float = 50) ->
             f"process {process} of {processes} did not reach the others at {coordinator} "
             f"({reason}): start all of them, with the same coordinator"
         )
+
+
+def _check_port(coordinator: str) -> None:
+    """Raise `UserError` unless process 0 can listen at the port. JAX would crash there.
+
+    A port of a connection that was closed a moment ago counts as free (SO_REUSEADDR).
+    """
+    port = coordinator.rpartition(":")[2]
+    if not (port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"the coordinator is {coordinator}, must be host:port")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", int(port)))
+            listener.listen()
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at {coordinator} ({error.strerror}): take another port, "
+                "the same in every process"
+            ) from error
 
 
 def make_mesh(devices: int) -> Mesh:

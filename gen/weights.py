@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gen import optimize
 from gen.core import UserError
+from gen.files import replacing
 
 ANY_STEPS = 10**9
 """A length for falling schedules; an optimiser's first state is the same for every length."""
@@ -36,14 +37,15 @@ def save(path: str | os.PathLike[str], state: Any, experiment: str, step: int) -
       state: the state of a model.
       experiment: the name of the experiment, for the file's header.
       step: the training step of the state, for the header.
+
+    Raises:
+      UserError: the file cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items() if _is_stored(name)}
     # One entry: several would stand in a random order, and equal states would give unequal files.
     about = json.dumps({"experiment": experiment, "step": step})
-    part = Path(f"{os.fspath(path)}.part")
-    part.unlink(missing_ok=True)  # a link would be followed
-    save_file(arrays, part, metadata={"gen": about})
-    part.replace(path)
+    with replacing(Path(path)) as file:
+        file.write(safetensors.numpy.save(arrays, metadata={"gen": about}))
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import compilation
 
+HIT = "/jax/compilation_cache/cache_hits"
+"""JAX's event of a program that was read from the disk."""
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
@@ -34,7 +37,20 @@ def compile_something():
     return jax.jit(lambda x: jnp.tanh(x) * 3.25 + x)(jnp.arange(7.0)).block_until_ready()
 
 
-def test_programs_are_kept_unless_the_flag_or_the_disk_says_no(cache, monkeypatch):
+@pytest.fixture
+def events():
+    """Return a list that receives the name of each event of JAX."""
+    names = []
+
+    def note(event, **_):
+        names.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    yield names
+    jax.monitoring.unregister_event_listener(note)
+
+
+def test_programs_are_kept_unless_the_flag_or_the_disk_says_no(cache, events, monkeypatch):
     compilation.keep_programs(False)
     first = compile_something()
     assert not cache.exists()
@@ -43,7 +59,11 @@ def test_programs_are_kept_unless_the_flag_or_the_disk_says_no(cache, monkeypatc
     kept = compile_something()
     stored = list((cache / compilation.machine()).glob("*-cache"))
     assert stored
+    assert HIT not in events
+    read_back = compile_something()
+    assert events.count(HIT) > 0
     assert (first == kept).all()
+    assert (first == read_back).all()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     compilation.keep_programs()  # stays without a cache, or with the one before, and says nothing
 

@@ -1,10 +1,10 @@
 """Runs by the command line, in this process, or in others where a process is killed."""
 
-import gc
+import functools
 import hashlib
 import json
+import operator
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -22,11 +22,11 @@ import pytest
 from conftest import DISTINCT, NETWORKS, QUICK, equal
 from safetensors.numpy import save_file
 
-from experiments import evaluation, registry
+from experiments import evaluation, pictures, registry
 from experiments import folder as files
 from experiments.__main__ import main
 from experiments.experiment import Experiment, from_config, to_config
-from experiments.pictures import FINAL, save_array
+from experiments.pictures import FINAL
 from experiments.registry import EXPERIMENTS
 from experiments.run import Run, load_run
 from gen import data, train, weights
@@ -127,8 +127,16 @@ def reference(tmp_path_factory):
 def falling(tmp_path_factory):
     """Return the folder of a finished run of 20 steps, over which the learning rate falls."""
     folder = tmp_path_factory.mktemp("runs") / "falling"
-    assert main(command(folder, *FALLING, steps=20)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "final_pictures", lambda *_: None)
+        assert main(command(folder, *FALLING, steps=20)) == 0
     return folder
+
+
+@pytest.fixture
+def no_final_pictures(monkeypatch):
+    """Let runs of this process end with the curves only: the other pictures take seconds."""
+    monkeypatch.setattr(pictures, "final_pictures", lambda *_: None)
 
 
 @pytest.fixture
@@ -189,10 +197,19 @@ def test_a_snapshot_that_a_kill_left_undrawn_is_drawn(copy, capsys):
     assert picture.read_bytes() == drawn
 
 
+@pytest.mark.usefixtures("no_final_pictures")
+def test_a_snapshot_that_a_kill_left_undrawn_is_drawn_when_the_run_goes_on(copy, capsys):
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    assert main(command(copy, "--sample-every", "20")) == 0
+    assert f"resuming {copy} at step {STEPS - 20}" in capsys.readouterr().out
+    assert (copy / "samples" / f"step_{STEPS - 20:07d}.png").exists()
+
+
+@pytest.mark.usefixtures("no_final_pictures")
 def test_a_run_killed_during_a_save_resumes_bit_for_bit(reference, tmp_path, capsys):
     folder = tmp_path / "killed"
     for _ in range(20):
-        process = start(command(folder))
+        process = start(command(folder, "--sample-every", "0"))
         began = lines(folder)
         wait_for(lambda began=began: lines(folder) > began and saving_again(folder), process)
         process.kill()
@@ -225,9 +242,11 @@ def test_runs_killed_at_any_time_resume_bit_for_bit(reference, tmp_path):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
+@pytest.mark.usefixtures("no_final_pictures")
 def test_a_signal_saves_the_current_step_and_ends_with_75(reference, tmp_path, capsys, number):
     folder = tmp_path / "stopped"
-    process = start(command(folder, "--checkpoint-every", "1000000"))
+    flags = ("--checkpoint-every", "1000000", "--sample-every", "0")
+    process = start(command(folder, *flags))
     wait_for(lambda: lines(folder) >= 4, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -236,14 +255,22 @@ def test_a_signal_saves_the_current_step_and_ends_with_75(reference, tmp_path, c
     assert "Traceback" not in err
     (step,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
     assert 80 <= step < STEPS
-    assert main(command(folder, "--checkpoint-every", "1000000")) == 0
+    assert main(command(folder, *flags)) == 0
     assert f"resuming {folder} at step {step}" in capsys.readouterr().out
     assert_same_run(folder, reference)
 
 
+def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> number - 1 & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system has no /proc")
 def test_a_signal_before_training_ends_at_once_with_75(tmp_path):
     process = start(command(tmp_path / "early"))
-    time.sleep(0.4)  # it is importing then
+    wait_for(lambda: catches(process, signal.SIGTERM), process)  # it is importing then
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (75, "SIGTERM: stopped\n")
@@ -254,23 +281,23 @@ def test_a_signal_before_training_ends_at_once_with_75(tmp_path):
 def test_a_start_that_was_killed_can_be_repeated(tmp_path, capsys):
     folder = tmp_path / "killed"
     (folder / "checkpoints").mkdir(parents=True)
-    for name in ("lock", "manifest.json.part", "config.json.part"):
+    for name in ("lock", "manifest.json.999999999.part", "config.json.999999999.part"):
         (folder / name).write_text("{")
     assert main(command(folder, steps=20)) == 0
+    assert not list(folder.glob("*.part"))
 
 
-def test_a_folder_in_use_is_refused_with_its_process(tmp_path, capsys):
-    folder = tmp_path / "used"
-    process = start(command(folder, steps=10**6))
-    wait_for(lambda: lines(folder) >= 1, process)
-    assert main(command(folder, steps=10**6)) == 2
-    process.kill()
-    process.communicate()
+def test_a_folder_in_use_is_refused_with_its_process(copy, capsys):
+    with files.hold(copy):
+        before = content(copy)
+        assert main(command(copy, steps=STEPS + 20)) == 2
     err = capsys.readouterr().err
-    assert f"is in use by process {process.pid} on" in err
+    assert f"is in use by process {os.getpid()} on" in err
     assert len(err.splitlines()) == 1
+    assert content(copy) == before
 
 
+@pytest.mark.usefixtures("no_final_pictures")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_resumed(reference, copy, capsys):
     for path in (copy / "checkpoints" / str(STEPS) / "tree").rglob("d/*"):  # of all arrays
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -279,7 +306,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_resumed(referenc
     assert f"skipped the checkpoint of step {STEPS}, which is damaged" in err
     assert f"at step {STEPS - 20}" in out
     assert_same_run(copy, reference)
-    gc.collect()  # tasks that Orbax drops at a damaged file complain here, not in another test
 
 
 @pytest.mark.slow
@@ -319,6 +345,7 @@ def test_a_run_with_a_falling_schedule_is_not_made_longer_or_shorter(falling, ca
     assert after == before
 
 
+@pytest.mark.usefixtures("no_final_pictures")
 def test_a_run_with_a_constant_schedule_is_made_longer(copy, capsys):
     assert main(command(copy, steps=STEPS + 20)) == 0
     assert f"resuming {copy} at step {STEPS}" in capsys.readouterr().out
@@ -339,6 +366,9 @@ def test_another_interval_of_reports_starts_at_the_resume(tmp_path, capsys):
     by_ten = losses(fine)
     expected = np.mean([by_ten[step] for step in (70, 80, 90, 100)])
     assert losses(changed)[100] == pytest.approx(expected, rel=1e-5)
+
+
+DEEP = pytest.param("[" * 200_000, id="deep")
 
 
 def test_a_damaged_log_is_named_and_left_alone(copy, capsys):
@@ -364,7 +394,7 @@ def test_a_damaged_log_is_named_and_left_alone(copy, capsys):
         '{"step": 40, "loss": NaN}',
         '{"step": 40, "loss": {"a": 1}}',
         '{"step": 40, "loss": [1.0, 2.0]}',  # of two seeds, after a line of one
-        pytest.param("[" * 200_000, id="deep"),
+        DEEP,
     ],
 )
 def test_a_line_of_the_log_is_a_report_of_finite_numbers(tmp_path, line):
@@ -373,15 +403,34 @@ def test_a_line_of_the_log_is_a_report_of_finite_numbers(tmp_path, line):
         files.read_metrics(tmp_path)
 
 
-DEEP = pytest.param("[" * 200_000, id="deep")
+READERS = {
+    "config.json": files.read_config,
+    "manifest.json": files.read_manifest,
+    "metrics.jsonl": files.read_metrics,
+}
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 @pytest.mark.parametrize(
     "text", ["[]", "3", "{}", "{", '{"experiment": "vae_digits"}', "\xff", DEEP]
 )
-def test_damaged_json_is_named(copy, capsys, name, text):
-    (copy / name).write_text(text)
+def test_damaged_json_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        READERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*Is a directory"):
+        READERS[name](tmp_path)
+    assert not READERS[name](tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_commands_name_damaged_json(copy, capsys, name):
+    (copy / name).write_text("{")
     for arguments in (command(copy), ["evaluate", str(copy)]):
         assert main(arguments) == 2
         err = capsys.readouterr().err
@@ -389,18 +438,20 @@ def test_damaged_json_is_named(copy, capsys, name, text):
         assert len(err.splitlines()) == 1
 
 
-def edited(path: Path, *keys: Any, **changes: Any) -> None:
+def part_of(content: Any, keys: tuple[Any, ...]) -> Any:
+    """Return the part of a JSON value that is reached by the keys."""
+    return functools.reduce(operator.getitem, keys, content)
+
+
+def edit(path: Path, *keys: Any, **changes: Any) -> None:
     """Change the values in an object of a JSON file, which is reached by the keys."""
     content = json.loads(path.read_text())
-    part = content
-    for key in keys:
-        part = part[key]
-    part.update(changes)
+    part_of(content, keys).update(changes)
     path.write_text(json.dumps(content))
 
 
 def test_an_edited_config_is_named(copy, capsys):
-    edited(copy / "config.json", "model", likelihood="gaussian")
+    edit(copy / "config.json", "model", likelihood="gaussian")
     for arguments in (command(copy), ["evaluate", str(copy)]):
         assert main(arguments) == 2
         assert "config.json is damaged (it was changed" in capsys.readouterr().err
@@ -427,10 +478,7 @@ def test_an_edited_config_is_named(copy, capsys):
 )
 def test_a_value_of_config_json_has_the_type_of_its_field(keys, change, named):
     config = json.loads(json.dumps(to_config("vae_digits", EXPERIMENTS["vae_digits"])))
-    part = config
-    for key in keys:
-        part = part[key]
-    part.update(change)
+    part_of(config, keys).update(change)
     with pytest.raises(UserError, match=named):
         from_config(config, EXPERIMENTS)
 
@@ -455,34 +503,6 @@ def test_a_manifest_with_other_types_is_named(tmp_path, sessions):
         files.read_manifest(tmp_path)
 
 
-def test_writes_never_follow_links(tmp_path):
-    mine, folder = tmp_path / "thesis.txt", tmp_path / "run"
-    mine.write_text("mine")
-    folder.mkdir()
-    for name in ("metrics.jsonl", "metrics.jsonl.part", "lock"):
-        (folder / name).symlink_to(mine)
-    with files.open_log(folder, [], tensorboard=False) as log:
-        log(1, {"loss": np.array(2.0)})
-    assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
-    with pytest.raises(UserError, match="cannot be written"), files.hold(folder):
-        pass
-    assert mine.read_text() == "mine"
-
-
-def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path):
-    """A limit on the size of files stands for the full disk."""
-    path = tmp_path / "samples.npy"
-    path.write_text("old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"samples.npy cannot be written .*: make room"):
-            save_array(np.zeros(10_000), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
-
-
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -502,16 +522,16 @@ def test_another_configuration_is_refused_with_the_fields(copy, capsys, flags, n
     assert after == before
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["thesis.txt", "film.1999.part"])
+def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine")
     assert main(command(tmp_path)) == 2
     assert "is not empty and holds no run" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_changed_data_is_refused(copy, capsys):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["data"]["sha256"] = "0" * 64
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit(copy / "manifest.json", "data", sha256="0" * 64)
     for arguments in (command(copy), ["evaluate", str(copy)]):
         assert main(arguments) == 2
         assert "was trained on other data" in capsys.readouterr().err
@@ -724,9 +744,7 @@ def test_a_diffusion_model_is_sampled_with_labels(tmp_path, capsys):
 
 
 def trained_at(folder: Path, commit: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sessions"][0]["commit"] = commit
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit(folder / "manifest.json", "sessions", 0, commit=commit)
 
 
 @pytest.fixture
@@ -774,7 +792,9 @@ def test_publishing_writes_record_pictures_and_weights(copy, results, capsys, mo
 @pytest.mark.parametrize("name", ["vae_batch_norm", "gan_batch_norm"])
 def test_weights_hold_batch_statistics(name, tmp_path):
     model = replace(NETWORKS[name], shape=(8, 8, 1))
-    state = jax.tree.map(lambda leaf: leaf + 1, model.init(jax.random.key(3)))
+    state = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf + 1, model.init(key)))(
+        jax.random.key(3)
+    )
     loaded = saved_and_loaded(state, model, tmp_path / "weights")
     assert_same_but_for_the_optimizer(state, loaded)
 
@@ -895,6 +915,7 @@ def test_the_bar_shows_step_speed_and_terms_on_a_terminal_and_nothing_elsewhere(
         assert part in out
 
 
+@pytest.mark.usefixtures("no_final_pictures")
 def test_an_autoencoder_does_not_sample(tmp_path, capsys):
     folder = tmp_path / "ae"
     small = ["--model.encoder.hidden", "8", "4", "--model.decoder.hidden", "8", "--steps", "20"]
@@ -962,6 +983,25 @@ def test_the_death_of_one_of_two_processes_ends_the_other_with_75(tmp_path):
     other.kill()
     _, err = lead.communicate(timeout=200)
     other.communicate()
+    assert lead.returncode == 75, err
+    assert "another process has ended" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["_by_lead", "open_checkpoints"])
+def test_the_death_of_one_of_two_processes_before_training_ends_the_other_with_75(tmp_path, moment):
+    program = f"import os, sys; from experiments import __main__, run; run.{moment} = "
+    program += "lambda *_: os._exit(1); __main__.main(sys.argv[1:])"
+    arguments = [*command(tmp_path / "run"), "--processes", "2"]
+    arguments += ["--coordinator", f"localhost:{free_port()}", "--process"]
+    environment = {**os.environ, "XLA_FLAGS": QUICK}
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments, "1"], cwd=ROOT, env=environment
+    )
+    lead = start([*arguments, "0"])
+    _, err = lead.communicate(timeout=200)
+    assert other.wait(timeout=10) == 1
     assert lead.returncode == 75, err
     assert "another process has ended" in err
     assert "Traceback" not in err

@@ -1,5 +1,6 @@
 """The training loop: the rows it visits, its reports, its validation and its refusals."""
 
+import socket
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -165,6 +166,21 @@ def test_streams_differ():
 def test_batches_that_do_not_split_are_refused_with_the_nearest(batch_size, devices, sizes):
     with pytest.raises(UserError, match=f"nearest sizes that work are {sizes}"):
         parallel.check_batch(batch_size, devices)
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"localhost:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"process 0 cannot listen at {address} .*another port"):
+            parallel.join(address, processes=2, process=0)
+
+
+@pytest.mark.parametrize("coordinator", ["here", "here:", "here:65536"])
+def test_a_coordinator_without_a_port_is_refused(coordinator):
+    with pytest.raises(UserError, match=f"the coordinator is {coordinator}, must be host:port"):
+        parallel.join(coordinator, processes=2, process=0)
 
 
 @pytest.mark.usefixtures("eight_devices")

@@ -1,0 +1,72 @@
+"""Write files as a whole: a reader finds the old content or the new content, never a part."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from gen.core import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UserError`, which says what to do, in place of an `OSError` of the body."""
+    try:
+        yield
+    except BrokenPipeError:  # standard output was closed
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be written ({error.strerror or error}): make room or "
+            "give permission to write there, then repeat the command"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` when the body has written all of it.
+
+    Its name ends in the process id and `.part` until then, so that two processes never write to the
+    same file. A symbolic link is replaced, and the file to which it points stays as it is.
+
+    Raises:
+      UserError: the file cannot be written. `path` is unchanged then.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # a killed process of the same id left it
+        try:
+            with part.open("xb") as file:  # x: never through a link
+                yield file
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete the temporary files in a folder that `replacing` left because its process was killed.
+
+    Files of running processes stay, and so do files that cannot be deleted.
+    """
+    for path in folder.glob("*.part"):
+        name = re.fullmatch(r".+\.(\d{1,9})\.part", path.name, re.DOTALL)
+        if name and not _is_running(int(name[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Return whether this machine has a process of that id."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return True
