@@ -22,14 +22,17 @@ def keep_freed_memory() -> bool:
     XLA's CPU backend allocates the intermediate values of a step in every call. glibc returns a
     large block to the system as soon as it is freed, and the system clears each of its pages again
     at the next step: a fifth of the time of a convolutional network's step. With this setting the
-    process keeps the memory of its largest moment. It has an effect on Linux with glibc only, and
-    belongs at the start of a program. The command line calls it; a script of your own may.
+    process keeps the memory of its largest moment. It has an effect on Linux with glibc only.
+
+    Call it at the start of a program, before the first threads and so before the first computation:
+    threads that have allocated before keep arenas of their own. The command line calls it; a script
+    of your own may.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # One arena on the heap, whose top is never given back, in place of separate mappings.
-    settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+    # One arena on the heap, whose top is never given back (-1), in place of separate mappings.
+    settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
     return all(mallopt(name, value) for name, value in settings)
 
 

@@ -81,14 +81,18 @@ def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) ->
 
     XLA's convolution runs on accelerators. Where the default backend is the CPU, matrix products
     run if they are faster, by `cpu_form`; BUILD.md has the measurements. The two agree within
-    rounding.
+    rounding. `jax.lax.platform_dependent`, by which NADE chooses, would trace both for each of a
+    network's convolutions. The default backend is known before, so only one is traced. A
+    computation placed on the CPU beside an accelerator is therefore correct, but slower.
 
     Args:
-      x: images, [B, H, W, C].
+      x: images, [B, H, W, C]. Images and kernel are converted to their common type.
       kernel: [rows, columns, C, O].
       around: zeros around the image.
       stride: pixels between two positions of the kernel.
     """
+    dtype = jnp.result_type(x, kernel)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     on_cpu = jax.default_backend() == "cpu"
     form = cpu_form(x.shape, kernel.shape, stride) if on_cpu else "xla"
     if form == "patches":
@@ -119,14 +123,15 @@ def cpu_form(
 def convolve_by_patches(
     x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1
 ) -> jax.Array:
-    """Return `convolve`, with its arguments, as one matrix product of all patches with the kernel.
+    """Compute `convolve` as one matrix product of all patches with the kernel.
 
-    The patches take rows · columns · C floats for each output pixel.
+    The arguments are the same as in `convolve`. The patches take rows · columns · C floats for each
+    output pixel.
     """
     rows, columns, channels, features = kernel.shape
     x = pad(x, around)
-    height = (x.shape[1] - rows) // stride + 1
-    width = (x.shape[2] - columns) // stride + 1
+    height = max(0, (x.shape[1] - rows) // stride + 1)
+    width = max(0, (x.shape[2] - columns) // stride + 1)
     patches = [
         x[:, u : u + stride * height : stride, v : v + stride * width : stride][:, :height, :width]
         for u in range(rows)
@@ -137,28 +142,27 @@ def convolve_by_patches(
 
 
 def convolve_by_rows(x: jax.Array, kernel: jax.Array, around: Sides) -> jax.Array:
-    """Return `convolve`, with its arguments, as a product of patches that are one row high.
+    """Compute `convolve` with stride 1 as a product of patches that are one row high.
 
-    The product gives the contribution of every image row through every row of the kernel. Each
-    output row sums the contributions of the image rows under the kernel. Patches and product take
-    columns · C + rows · O floats for each pixel.
+    The arguments are the same as in `convolve`. The product gives the contribution of every image
+    row through every row of the kernel. Each output row sums the contributions of the image rows
+    under the kernel. Patches and product take columns · C + rows · O floats for each pixel.
     """
     rows, columns, channels, features = kernel.shape
     batch, height, _, _ = x.shape
     (above, below), sides = around
     x = pad(x, ((0, 0), sides))
-    width = x.shape[2] - columns + 1
+    width = max(0, x.shape[2] - columns + 1)
+    out_height = max(0, height + above + below - rows + 1)
     patches = jnp.concatenate([x[:, :, v : v + width] for v in range(columns)], axis=-1)
     patches = patches.reshape(-1, columns * channels)
     by_row = kernel.transpose(1, 2, 0, 3).reshape(columns * channels, rows * features)
     product = (patches @ by_row).reshape(batch, height, width, rows * features)
-    out = jnp.zeros((batch, height + above + below - rows + 1, width, features), x.dtype)
+    out = jnp.zeros((batch, out_height, width, features), x.dtype)
     for u in range(rows):
         contribution = product[..., u * features : (u + 1) * features]
         first = above - u  # the output row to which the first image row contributes
-        begin, end = max(0, -first), min(height, out.shape[1] - first)
-        margin = (begin + first, out.shape[1] - end - first)
-        out += pad(contribution[:, begin:end], (margin, (0, 0)))
+        out += pad(contribution, ((first, out_height - height - first), (0, 0)))
     return out
 
 

@@ -758,8 +758,12 @@ def test_brackets_that_miss_the_exact_log_z_are_doubted_and_few_others():
     """A bracket misses if log Z lies below the forward or above the reverse end by 0.1 nats.
 
     Of 30 trained machines two in three learned a few patterns without noise: their modes are far
-    apart, and their chains hardly cross between them.
+    apart, and their chains hardly cross between them. At least two thirds of the brackets that miss
+    should be doubted and at most a fifth of the others; the limits allow for one machine more. On a
+    CPU 9 of 10 and 2 of 20 were doubted; compiled with other optimisations 11 of 11 and 0 of 19.
     """
+    if jax.default_backend() != "cpu":
+        pytest.skip("the numbers of doubts were measured on a CPU")
     size, ais = 12, AIS(temperatures=1_000, chains=100)
     models: list[Any] = [
         RBM(shape=(size,), hidden=8, optimizer=sgd(0.2), burn_in=200, ais=ais),
@@ -792,8 +796,8 @@ def test_brackets_that_miss_the_exact_log_z_are_doubted_and_few_others():
         counts[int(misses), int(bool(bracket.doubts(ais.warn_above)))] += 1
     (held, held_doubted), (missed, missed_doubted) = counts
     assert min(held + held_doubted, missed + missed_doubted) >= 6
-    assert missed_doubted >= 2 / 3 * (missed + missed_doubted)
-    assert held_doubted <= 1 / 5 * (held + held_doubted)
+    assert missed_doubted + 1 >= 2 / 3 * (missed + missed_doubted)
+    assert held_doubted - 1 <= 1 / 5 * (held + held_doubted)
 
 
 @pytest.mark.slow
@@ -920,6 +924,24 @@ def test_gaussian_units_have_a_density_and_dequantized_takes_levels():
     assert (bound.kind, bound.settings) == ("upper bound", {"dequantized": "uniform"})
     drawn = np.asarray(model.sample(state, jax.random.key(4), 3))
     np.testing.assert_allclose(16 * drawn, np.round(16 * drawn), atol=1e-4)
+
+
+def test_gaussian_units_begin_at_any_scale_and_from_constant_data():
+    model = RBM((2,), hidden=3, units="gaussian", persistent_chains=4)
+    state, begin = model.init(jax.random.key(0)), jax.jit(model.begin)
+    x = normal(0, 50, 2) + 3
+    expected = begin(state, {"x": x}, jax.random.key(1))
+    variance = np.asarray(x).var(0)
+    sigma = np.sqrt(variance + 0.01 * variance.mean())
+    for scale in (1.0, 1e-25, 1e25):  # squares of the last two are beyond float32
+        begun = begin(state, {"x": scale * x}, jax.random.key(1))
+        logvar = np.asarray(begun.params.logvar)
+        np.testing.assert_allclose(np.exp(0.5 * logvar), scale * sigma, rtol=1e-4)
+        np.testing.assert_allclose(begun.chains, expected.chains, rtol=1e-4)
+    for constant in (x[:1], jnp.full((50, 2), 0.1), jnp.zeros((50, 2))):
+        begun = begin(state, {"x": constant}, jax.random.key(1))
+        assert np.all(begun.params.logvar == 0)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(begun))
 
 
 @pytest.mark.usefixtures("eight_devices")

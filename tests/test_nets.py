@@ -278,7 +278,21 @@ CONVOLUTIONS = [  # images, kernel, stride, around, form on a CPU
     ((2, 8, 8, 40), (2, 5, 40, 3), 1, ((2, -1), (0, 0)), "rows"),  # a row is cut off
     ((3, 7, 6, 30), (3, 3, 30, 4), 2, ((1, 1), (0, 1)), "patches"),
     ((64, 14, 14, 256), (4, 4, 256, 2), 2, ((1, 1), (1, 1)), "xla"),
+    # Kernels taller, or taller and wider, than the image.
+    ((2, 1, 6, 30), (3, 3, 30, 4), 1, ((2, 0), (1, 1)), "rows"),
+    ((2, 4, 2, 8), (7, 9, 8, 2), 1, ((6, 0), (4, 4)), "rows"),
+    ((2, 2, 3, 1), (7, 9, 1, 4), 1, ((3, 3), (8, 0)), "patches"),
 ]
+FORMS = {
+    "patches": nets.convolve_by_patches,
+    "rows": lambda x, kernel, around, _: nets.convolve_by_rows(x, kernel, around),
+    "xla": nets.convolve,
+}
+
+
+def by_xla(x, kernel, around, stride=1):
+    layout, strides = ("NHWC", "HWIO", "NHWC"), (stride, stride)
+    return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=layout)
 
 
 @pytest.mark.parametrize(("image", "kernel", "stride", "around", "form"), CONVOLUTIONS)
@@ -289,15 +303,10 @@ def test_convolutions_by_products_equal_those_of_xla(image, kernel, stride, arou
     weights = jax.random.normal(keys[1], kernel) / np.sqrt(np.prod(kernel[:3]))
     assert nets.cpu_form(image, kernel, stride) == form
 
-    def by_xla(x, weights):
-        layout = ("NHWC", "HWIO", "NHWC")
-        strides = (stride, stride)
-        return jax.lax.conv_general_dilated(x, weights, strides, around, dimension_numbers=layout)
+    def derivatives(convolution):
+        def f(x, weights):
+            return convolution(x, weights, around, stride)
 
-    def ours(x, weights):
-        return nets.convolve(x, weights, around, stride)
-
-    def derivatives(f):
         cotangent = jax.random.normal(keys[2], jax.eval_shape(f, x, weights).shape)
         out, pull = jax.vjp(f, x, weights)
         tangent = jax.jvp(f, (x, weights), (x, weights))[1]
@@ -305,11 +314,36 @@ def test_convolutions_by_products_equal_those_of_xla(image, kernel, stride, arou
         return out, pull(cotangent), tangent, many
 
     chex.assert_trees_all_close(
-        jax.jit(derivatives, static_argnums=0)(ours),
+        jax.jit(derivatives, static_argnums=0)(FORMS[form]),
         jax.jit(derivatives, static_argnums=0)(by_xla),
         atol=2e-5,
         rtol=2e-5,
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_convolutions_take_images_of_any_type(form, monkeypatch):
+    monkeypatch.setattr(nets, "cpu_form", lambda *_: form)
+    pixels, around = np.random.RandomState(0).rand(2, 5, 4, 2) < 0.5, ((1, 1), (2, 0))
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
+    expected = by_xla(jnp.asarray(pixels, jnp.float32), kernel, around)
+    for dtype in (jnp.bool_, jnp.uint8, jnp.bfloat16):
+        out = nets.convolve(jnp.asarray(pixels, dtype), kernel, around)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((3, 7), 1), ((7, 3), 1), ((9, 9), 2)])
+def test_a_kernel_that_does_not_fit_into_the_image_has_no_output(size, stride):
+    def shape(convolution):
+        images = jax.ShapeDtypeStruct((2, 4, 3, 5), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((*size, 5, 6), jnp.float32)
+        around = ((1, 1), (0, 0))
+        return jax.eval_shape(lambda x, k: convolution(x, k, around, stride), images, kernel).shape
+
+    assert 0 in shape(by_xla)
+    assert shape(nets.convolve_by_patches) == shape(by_xla)
+    assert stride > 1 or shape(FORMS["rows"]) == shape(by_xla)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 2), (5, 2), (2, 2), (4, 3)])

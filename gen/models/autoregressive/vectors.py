@@ -98,8 +98,9 @@ class NADE(nn.Module):
 
     (Larochelle & Murray 2011, https://proceedings.mlr.press/v15/larochelle11a.html, eqs. 7–8).
 
-    All logits cost O(B · D · H). A CPU computes them by `nade_in_turn`, accelerators by
-    `nade_at_once`; the two agree within rounding.
+    A CPU computes all logits by `nade_in_turn`, which takes O(B · D · H) operations. Accelerators
+    run `nade_at_once`, whose few large products take O(B · D · √D · H). The two agree within
+    rounding.
     """
 
     hidden: int = 500
@@ -146,7 +147,7 @@ def nade_in_turn(x: jax.Array, W: jax.Array, c: jax.Array, V: jax.Array) -> jax.
 
     The hidden units of all variables, [B, D, H], are too many to keep for the gradient. It keeps
     the sum a at the start of each of √D blocks of variables, and computes the hidden units of a
-    block again: 2 √D arrays [B, H] at a time.
+    block again: 2 √D arrays [B, H] at a time, and O(B · D · H) operations.
 
     Args:
       x: the variables, [B, D].
@@ -169,11 +170,13 @@ def nade_in_turn(x: jax.Array, W: jax.Array, c: jax.Array, V: jax.Array) -> jax.
 
 
 def nade_at_once(x: jax.Array, W: jax.Array, c: jax.Array, V: jax.Array) -> jax.Array:
-    """Return `nade_in_turn`, with its arguments, for all variables at once.
+    """Compute `nade_in_turn` for all variables at once.
 
-    The variables are cut into √D blocks. The sums at the start of the blocks are cumulative sums
-    over the blocks. The sums over k < d inside of a block are a product with a triangular matrix.
-    The hidden units take B · D · H floats, and the gradient keeps them.
+    The arguments are the same as in `nade_in_turn`. The variables are cut into √D blocks. The sums
+    at the start of the blocks are cumulative sums over the blocks. The sums over k < d inside of a
+    block are a product with a triangular matrix: O(B · D · √D · H) operations on B · D · √D floats,
+    the values of each block under its mask. The hidden units take B · D · H floats, and the
+    gradient keeps them.
     """
     size = len(W)
     W, V = in_blocks(W), in_blocks(V)

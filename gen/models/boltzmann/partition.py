@@ -118,8 +118,8 @@ def nll_estimates(
         f"{ends.reverse_stderr:.2f} nats: few chains carry the weight, more temperatures would "
         "help",
     }
+    between = f"log Z lies between {ends.forward:.2f} and {ends.reverse:.2f}"
     for doubt in doubts:
-        between = f"log Z lies between {ends.forward:.2f} and {ends.reverse:.2f}"
         warnings.warn(f"{between}, {advice[doubt]}", stacklevel=3)
 
     of_ais = {

@@ -183,12 +183,12 @@ class RBM:
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
         """Set σ and the visible biases to fit the training examples; start chains at some of them.
 
-        Without weights the visible units then have the mean of the examples.
+        Without weights the visible units then have the mean of the examples. σ is 1 where all
+        examples are equal up to rounding.
         """
         x, params = flatten(batch["x"]), state.params
         if self.units == "gaussian":
-            variance = x.var(0)
-            params = params._replace(logvar=jnp.log(variance + 0.01 * variance.mean()))
+            params = params._replace(logvar=log_variance(x))
         v = standardized(params, x)
         mean = v.mean(0)
         chains = v[jax.random.choice(key, len(v), state.chains.shape[:-1])]
@@ -404,6 +404,21 @@ class RBM:
 
         log_z = visible_log_partition(params, base[None], base)[0] + self.hidden * math.log(2)
         return Annealing(log_density, transition, start, log_z)
+
+
+def log_variance(x: jax.Array) -> jax.Array:
+    """Return log σ² of each variable of x [N, D], where σ² is the variance + 1 % of their mean.
+
+    It is 0 for all variables if every variable is constant up to rounding.
+    """
+    mean = x.mean(0)
+    size = jnp.abs(x - mean[None]).max()
+    constant = size <= 1e-6 * jnp.abs(mean).max()
+    size = jnp.where(constant, 1.0, size)
+    # Squares relative to the largest value neither overflow nor vanish.
+    variance = (((x - mean[None]) / size) ** 2).mean(0)
+    variance = jnp.where(constant, 1.0, variance + 0.01 * variance.mean())
+    return jnp.log(variance) + 2 * jnp.log(size)
 
 
 def standardized(params: Params, x: jax.Array) -> jax.Array:

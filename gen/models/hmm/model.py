@@ -466,7 +466,10 @@ def scaling_of(x: jax.Array, seen: jax.Array) -> Scaling:
 
     mean = average(x)
     mean += average(x - mean[None])  # corrects the rounding of a mean far from 0
-    deviation = jnp.sqrt(average((x - mean[None]) ** 2))
+    centred = jnp.where(seen, x - mean[None], 0.0)
+    size = jnp.maximum(jnp.abs(centred).max(0), jnp.finfo(x.dtype).tiny)
+    # Squares relative to the largest value neither overflow nor vanish.
+    deviation = size * jnp.sqrt(average((centred / size[None]) ** 2))
     return Scaling(mean, jnp.where(deviation > 1e-6 * jnp.abs(mean), deviation, 1.0))
 
 
