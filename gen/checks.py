@@ -50,24 +50,31 @@ def check_data(
     if isinstance(model, type):
         raise UserError(f"the model is the class {model.__name__}: pass {model.__name__}(...)")
     check_arrays(data)
+    if levels is not None:
+        check_integer("levels", levels, 0)
     if "length" in data:
         check_sequences(model, "the data set")
     known = facts(model)
     first: Any = {}
+    labels = []
     for row, batch in _blocks(data, decode):
         x = batch["x"]
         if not first:
             first = batch
-            check_type(x)
+            check_type("x", x)
             check_shape(model, x.shape[1:], any_length)
-        if known.classes:
-            check_labels(model, batch)
+            whole = decode is None and "length" not in data
+            if whole and known.levels and not jnp.issubdtype(x.dtype, jnp.floating):
+                check_symbols(model, np.asarray(data["x"]))  # all rows decide what to advise
+        if "label" in batch:
+            labels.append(batch["label"])
         if "length" in batch:
             check_lengths(batch)
-            x = without_padding(x, batch["length"])
-        check_values(model, x, row)
+        check_values(model, _unpadded(batch), row)
+    if known.classes:
+        check_labels(model, {"label": np.concatenate(labels)} if labels else {})
     if known.sequences and known.levels == 0 and "length" not in data:
-        check_unpadded(first["x"])
+        check_unpadded(np.asarray(data["x"]) if decode is None else first["x"])
     if known.levels == 0:
         if levels is None:
             levels = infer_levels(data["x"] if decode is None else first["x"])
@@ -104,8 +111,14 @@ def check_arrays(data: Any) -> None:
     for name, values in data.items():
         if not isinstance(values, np.ndarray | jax.Array):
             raise UserError(f"{name} is {_described(values)}: pass an array, numpy.asarray({name})")
+        if isinstance(values, np.ma.MaskedArray):
+            raise UserError(
+                f"{name} is a masked array: pass {name}.filled(numpy.nan) to a model that takes "
+                "missing values, or remove these rows"
+            )
         if values.ndim == 0:
             raise UserError(f"{name} is a single number: pass an array with one row per example")
+        check_type(name, values)
     rows = {name: len(values) for name, values in data.items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{name} has {count}" for name, count in rows.items())
@@ -114,12 +127,19 @@ def check_arrays(data: Any) -> None:
         raise UserError("x has no rows: pass at least one example")
 
 
-def check_type(x: np.ndarray) -> None:
-    """Check that x holds real numbers."""
-    if x.dtype != bool and not any(
-        jnp.issubdtype(x.dtype, kind) for kind in (jnp.integer, jnp.floating)
-    ):
-        raise UserError(f"x has the dtype {x.dtype}: pass numbers, x.astype(numpy.float32)")
+def check_type(name: str, values: np.ndarray | jax.Array) -> None:
+    """Check that an array holds real numbers, and no integers that JAX would cut to 32 bits."""
+    dtype = values.dtype
+    if dtype.kind not in "biuf" and not jnp.issubdtype(dtype, jnp.floating):
+        remedy = "x.astype(numpy.float32)" if name == "x" else "or leave it out"
+        raise UserError(f"{name} has the dtype {dtype}: pass numbers, {remedy}")
+    if dtype.kind in "iu" and dtype.itemsize > 4 and values.size:
+        low, high = int(values.min()), int(values.max())
+        if low < -(2**31) or high >= 2**31:
+            raise UserError(
+                f"{name} has integers {low} … {high}, beyond 32 bits: "
+                f"pass {name}.astype(numpy.float32)"
+            )
 
 
 def check_shape(model: Any, shape: Sequence[int], any_length: bool = False) -> None:
@@ -157,7 +177,7 @@ def check_values(model: Any, x: np.ndarray, row: int = 0) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         if known.levels:
             check_symbols(model, x)
-        x = np.asarray(as_values({"x": x}, known.levels)["x"])
+        x = as_values({"x": x}, known.levels)["x"]
     with np.errstate(over="ignore"):
         x = np.asarray(x, np.float32)
     usable = np.isfinite(x)
@@ -246,7 +266,7 @@ def check_kind(
     if known.levels == 0 and levels:
         raise UserError(
             f"{name} models a density of continuous data and {source} has {kind}: "
-            f"take Dequantized({name}(...), levels={levels}){otherwise}"
+            f"take Dequantized({name}(...), shape={tuple(model.shape)}, levels={levels}){otherwise}"
         )
     if known.levels and not levels:
         raise UserError(
@@ -352,6 +372,12 @@ def check_unpadded(x: np.ndarray) -> None:
         )
 
 
+def _unpadded(batch: Mapping[str, Any]) -> np.ndarray:
+    """Return the x of a batch, with zeros in place of padding where there are lengths."""
+    x = np.asarray(batch["x"])
+    return without_padding(x, np.asarray(batch["length"])) if "length" in batch else x
+
+
 def without_padding(x: np.ndarray, length: np.ndarray) -> np.ndarray:
     """Return sequences [N, T, ...] with zeros from step `length` [N] on."""
     within = np.arange(x.shape[1])[None] < length[:, None]
@@ -368,6 +394,8 @@ def check_integer(name: str, value: Any, least: int, most: int = LARGEST) -> Non
       most: the largest value that it may have.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise UserError(f"{name} is {value!r}: pass an integer") from None
@@ -382,7 +410,15 @@ def check_settings(
     steps_per_dispatch: int,
     validate_every: int,
 ) -> None:
-    """Check that the settings of `fit` are integers in range. Its docstring has the arguments."""
+    """Check that the settings of `fit` are integers in range.
+
+    Args:
+      steps: at least 1.
+      report_every: at least 1.
+      pause_every: each at least 1.
+      steps_per_dispatch: at least 0.
+      validate_every: at least 0.
+    """
     pauses = np.atleast_1d(np.asarray(pause_every, object)).tolist()
     for name, value, least in (
         ("steps", steps, 1),
@@ -404,6 +440,8 @@ def check_batch_size(batch_size: int, rows: int) -> None:
 def check_seeds(seed: int | Sequence[int]) -> None:
     """Check that every seed is a different integer of 32 bits."""
     seeds = np.atleast_1d(np.asarray(seed, object)).tolist()
+    if not seeds:
+        raise UserError("seed is empty: pass one integer or more")
     for number in seeds:
         check_integer("seed", number, 0, 2**32 - 1)
     if len(set(seeds)) < len(seeds):

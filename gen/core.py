@@ -223,8 +223,9 @@ def check_fields(
 ) -> None:
     """Check the networks and the ranges of all numbers among the fields of a configuration.
 
-    A field of the type `nn.Module` must be a network. Every integer must lie within ±LARGEST and every float must be finite in 32 bits. The arguments
-    name the fields with other bounds. A tuple is checked element by element.
+    A field of the type `nn.Module` must be a network, a field of the type `int` an integer, and
+    `shape` positive. Every integer must lie within ±LARGEST and every float must be finite in 32
+    bits. The arguments name the fields with other bounds. A tuple is checked element by element.
 
     Args:
       config: a model, or a part of one.
@@ -235,27 +236,32 @@ def check_fields(
       seeds: names of fields that must be from 0 to 2³² − 1.
 
     Raises:
-      UserError: the first field that is no network or out of its range, with its value.
+      UserError: the first field of another type or out of its range, with its value.
     """
     for field in fields(config):
         value = getattr(config, field.name)
+        given = f"{type(config).__name__}: {field.name} is {value!r}"
         require(
-            field.type != "nn.Module" or isinstance(value, nn.Module),
-            f"{type(config).__name__}: {field.name} is {value!r}, must be a network, such as "
-            "MLP((256, 128)) or a Flax module of your own",
+            field.type not in ("nn.Module", nn.Module) or isinstance(value, nn.Module),
+            f"{given}, must be a network, such as MLP((256, 128)) or a Flax module of your own",
+        )
+        require(
+            field.type not in ("int", int)
+            or (isinstance(value, Integral) and not isinstance(value, bool)),
+            f"{given}, must be an integer",
         )
     names = [field.name for field in fields(config)]
     ranges = (
         (seeds, lambda number: 0 <= number < 2**32, f"0 … {2**32 - 1}"),
         ([name for name in names if name not in seeds], is_small, f"within ±{LARGEST}"),
         (names, is_finite, "finite in 32 bits"),
-        (positive, lambda number: number > 0, "positive"),
+        ([*positive, *({"shape"} & {*names})], lambda number: number > 0, "positive"),
         (non_negative, lambda number: number >= 0, "at least 0"),
         (fraction, lambda number: 0 <= number < 1, "at least 0 and below 1"),
         (layers, lambda number: 1 <= number <= MOST_LAYERS, f"1 … {MOST_LAYERS}"),
     )
-    for names, holds, needed in ranges:
-        for name in names:
+    for checked, holds, needed in ranges:
+        for name in checked:
             value = getattr(config, name)
             parts = value if isinstance(value, tuple) else (value,)
             if not all(holds(part) for part in parts):

@@ -19,7 +19,12 @@ from gen.core import Data, UserError
 
 
 def to_index(x: jax.Array, levels: int) -> jax.Array:
-    """Return the index of the level nearest to each value of x in [0, 1], int32."""
+    """Return the index of the level nearest to each value of x in [0, 1], int32.
+
+    Integers and Booleans are indices already.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.asarray(x, jnp.int32)
     return jnp.round(x * (levels - 1)).astype(jnp.int32)
 
 
@@ -40,9 +45,9 @@ def as_values(batch: Mapping[str, Any], levels: int | None) -> Mapping[str, Any]
     """
     x = batch["x"]
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = jnp.asarray(x).astype(jnp.float32)
+        x = x.astype(np.float32)
         return {**batch, "x": to_value(x, levels) if levels else x}
-    return batch if x.dtype.itemsize >= 4 else {**batch, "x": jnp.asarray(x).astype(jnp.float32)}
+    return batch if x.dtype.itemsize >= 4 else {**batch, "x": x.astype(np.float32)}
 
 
 def dequantize(x: jax.Array, levels: int, within: jax.Array | float) -> jax.Array:
@@ -67,8 +72,8 @@ def infer_levels(x: Any) -> int:
     """Return the number of levels of data, or 0 for continuous data.
 
     Integers have levels: one more than the largest, counted from 0 or from the smallest negative
-    value. Floats have levels if they take at most 256
-    equally spaced values, and take some value more than once. Missing values (NaN) are left out.
+    value. Floats have levels if they take at most 256 equally spaced values, and take some value
+    more than once. Missing values (NaN) are left out.
     """
     x = np.asarray(x)
     if x.dtype.kind in "biu":

@@ -36,22 +36,23 @@ def keep_freed_memory() -> bool:
     return all(mallopt(name, value) for name, value in settings)
 
 
-def check_memory(name: str, arrays: Any) -> None:
-    """Raise `UserError` if arrays need more memory than the device has.
+def check_memory(name: str, arrays: Any, copies: int = 1) -> None:
+    """Raise `UserError` if a model's state needs more memory than the device has.
 
     Only their shapes and types are read. Under `jax.eval_shape` the check is done before any of
     them is allocated.
 
     Args:
       name: the name of the model, for the message.
-      arrays: a tree of arrays or of `jax.ShapeDtypeStruct`s.
+      arrays: the state, a tree of arrays or of `jax.ShapeDtypeStruct`s.
+      copies: the number of states of this size.
     """
     leaves = jax.tree.leaves(arrays)
-    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    needed = copies * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     if needed > (available := device_memory()):
         raise UserError(
             f"{name}: its state takes {needed / 2**30:,.0f} GiB, and the device has "
-            f"{available / 2**30:,.0f}: make the model smaller"
+            f"{available / 2**30:,.0f}: make the model smaller, or train fewer seeds at a time"
         )
 
 

@@ -41,8 +41,7 @@ Decode = Callable[[Batch, jax.Array], Batch]
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
 
-
-LARGEST_METRIC = 1e15
+LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
 
 The gradient of a Boltzmann machine is bounded. Under a huge learning rate its parameters grow by as
@@ -146,6 +145,7 @@ def begin(
     """
     from_data = model.begin if "begin" in capabilities(model) else None  # type: ignore
     decode = values_after(decode, model)
+    copies = np.size(seed) * (1 + validated)  # the state of each seed, and the best one so far
 
     def begin_one(seed, given):
         def first_step(state, rows, key):
@@ -153,7 +153,7 @@ def begin(
 
         keys = streams(seed)
         state = model.init(keys.init)
-        check_memory(type(model).__name__, state)
+        check_memory(type(model).__name__, state, copies=copies)
         if from_data:
             rows_key, decode_key, key = jax.random.split(jax.random.fold_in(keys.init, 1), 3)
             rows = jax.random.permutation(rows_key, len(given["x"]))[:BEGIN_ROWS]
@@ -351,8 +351,8 @@ def fit(
       decode: maps raw rows to a batch, for example `partial(data.decode, peak=255, ...)`.
       report_every: steps between two reports; metrics are fetched from the device only there.
       pause_every: a dispatch also ends at every multiple of each of these.
-      steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops make
-        convolutions slow, and 100 elsewhere.
+      steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops slow down the
+        convolutions that XLA computes (`nets.cpu_form`), and 100 elsewhere.
       mesh: devices over which the batch is split.
       start: (steps done, carry) to continue from, on the mesh if there is one. A run that continues
         with more steps keeps its falling schedule only if the model gives `decay_steps`.
@@ -365,7 +365,7 @@ def fit(
       UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
         density's with levels; a batch is larger than the data, or the mesh cannot split it; a
         setting is no integer or out of its range.
-      NonFiniteError: a metric was NaN or infinite at a report.
+      NonFiniteError: a metric was NaN, or beyond LARGEST_METRIC, at a report.
     """
     check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
     check_seeds(seed)
@@ -392,7 +392,8 @@ def fit(
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
     if validate_every:
-        validation = jax.device_put(dict(validation or {}), placement)
+        assert validation is not None
+        validation = jax.device_put(dict(validation), placement)
 
     step_once = partial(
         train_step,
@@ -489,7 +490,7 @@ def _means(carry: Carry) -> dict[str, np.ndarray]:
 
 
 def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
-    """Raise `NonFiniteError`, naming the metric and the seeds, if a metric is not finite."""
+    """Raise `NonFiniteError`, naming metric and seeds, for NaN or more than LARGEST_METRIC."""
     for name, value in metrics.items():
         if not np.all(good := np.abs(value) <= LARGEST_METRIC):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))

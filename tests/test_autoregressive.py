@@ -100,7 +100,7 @@ def test_jacobian_of_the_logits_is_causal_in_the_stated_order(net, shape):
     model = Autoregressive(net, shape=shape)
     params = random_state(model).params
     x = jax.random.uniform(jax.random.key(4), (1, *shape))
-    jacobian_of = jax.jit(jax.jacobian(lambda x, m: model.logits(params, x, m)[0, :, 0]))
+    jacobian_of = jax.jit(jax.jacobian(lambda x, m: model.logits(params, x, m, None)[0, :, 0]))
     for mask_index in range(net.masks):
         jacobian = jacobian_of(x, mask_index)
         order = np.asarray(net.order(mask_index, size))
@@ -123,7 +123,7 @@ def test_gated_pixelcnn_sees_every_pixel_before_and_pixelcnn_has_a_blind_spot():
     def unseen(net):
         model = Autoregressive(net, shape=shape)
         params = random_state(model).params
-        gradient = jax.grad(lambda x: model.logits(params, x, 0)[0, pixel, 0])(x)[0, :, :, 0]
+        gradient = jax.grad(lambda x: model.logits(params, x, 0, None)[0, pixel, 0])(x)[0, :, :, 0]
         return [(int(i), int(j)) for i, j in np.argwhere(gradient == 0) if i < 8]
 
     assert unseen(GatedPixelCNN(8, 6)) == []
@@ -144,7 +144,7 @@ def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
         )
         x, product = jnp.zeros((n, size)), jnp.zeros(n)
         for d in net.order(mask_index, size):
-            logits = whole_pass(state.params, x.reshape(n, *shape), mask_index)[:, d]
+            logits = whole_pass(state.params, x.reshape(n, *shape), mask_index, None)[:, d]
             level = categorical_from_uniform(logits, u[:, d])
             product += categorical_log_prob(logits, level)
             x = x.at[:, d].set(level)
@@ -165,7 +165,7 @@ def test_log_prob_of_several_masks_is_the_log_prob_of_their_mixture():
     state, x = random_state(model), everything((3, 3, 1))
     each = []
     for mask_index in range(3):
-        logits = model.logits(state.params, x, mask_index)[..., 0]
+        logits = model.logits(state.params, x, mask_index, None)[..., 0]
         bits = x.reshape(len(x), -1)
         each.append(
             np.prod(np.where(bits == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), 1)
@@ -282,7 +282,7 @@ def test_gradient_of_nade_equals_the_gradient_of_its_definition():
         return jnp.sum(jnp.sin(out)), out
 
     def fast(params):
-        out = model.logits(params, x, 0)[..., 0]
+        out = model.logits(params, x, 0, None)[..., 0]
         return jnp.sum(jnp.sin(out)), out
 
     expected, out = jax.grad(plain, has_aux=True)(params)

@@ -55,6 +55,14 @@ REFUSED = {
     "rows": (LABELLED, {"x": IMAGES, "label": np.arange(2)}, "x has 8, label has 2"),
     "no rows": (IMAGE, {"x": IMAGES[:0]}, "x has no rows"),
     "text": (IMAGE, {"x": IMAGES.astype(str)}, r"dtype <U32: .* x\.astype\(numpy\.float32\)"),
+    "text beside x": (
+        IMAGE,
+        labelled("a", "b", dtype=str),
+        "label has the dtype <U1: .* leave it out",
+    ),
+    "dates": (IMAGE, {"x": IMAGES.astype("timedelta64[s]")}, "dtype timedelta64"),
+    "masked": (IMAGE, {"x": np.ma.masked_array(IMAGES)}, r"masked array: .*filled\(numpy\.nan\)"),
+    "64 bits": (SERIES, {"x": np.full((8, 9, 1), 2**40)}, "beyond 32 bits: pass x.astype"),
     "complex": (IMAGE, {"x": IMAGES.astype(complex)}, "dtype complex128"),
     "no shape": (VAE(), {"x": IMAGES}, r"pass VAE\(shape=\(4, 4, 1\), \.\.\.\)$"),
     "flat": (IMAGE, {"x": IMAGES.reshape(8, 16)}, r"or x\.reshape\(-1, 4, 4, 1\)"),
@@ -118,6 +126,44 @@ TAKEN = {
 @pytest.mark.parametrize(("model", "rows"), TAKEN.values(), ids=TAKEN)
 def test_data_that_fit_are_taken(model, rows):
     checks.check_data(model, rows)
+    if not isinstance(model, HMM):
+        return
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.MonkeyPatch.context() as patched:  # nothing is computed, all data are checked
+        patched.setattr(estimate, "per_example", lambda f, data, key: np.zeros(len(data["x"])))
+        estimate.evaluate(model, state, rows, jax.random.key(0), levels=facts(model).levels)
+
+
+def test_counts_that_are_all_missing_are_evaluated():
+    state = COUNTS.init(jax.random.key(0))
+    missing = {"x": np.full((2, 9, 1), np.nan, np.float32)}
+    nll = estimate.evaluate(COUNTS, state, missing, jax.random.key(0))["nll"]
+    np.testing.assert_allclose(nll.value, 0, atol=1e-5)
+
+
+def test_all_rows_decide_what_to_advise(monkeypatch):
+    """Labels or symbols 1 … K in sorted order are named as such, not by the rows of a block."""
+    monkeypatch.setattr(checks, "VALUES_AT_ONCE", 3 * 16)
+    with pytest.raises(UserError, match="label has 1 … 3, needed are 0 … 2: count from 0"):
+        checks.check_data(LABELLED, {"x": IMAGES, "label": np.array([1, 1, 1, 2, 2, 3, 3, 3])})
+    symbols = np.repeat([1, 2, 3, 6], 2)[:, None, None] * np.ones((1, 9, 1), np.int32)
+    with pytest.raises(UserError, match="count from 0, x - 1"):
+        checks.check_data(LETTERS, {"x": symbols})
+
+
+def test_padding_in_later_rows_is_noticed(monkeypatch):
+    monkeypatch.setattr(checks, "VALUES_AT_ONCE", 9)
+    with pytest.raises(UserError, match="look like padding"):
+        checks.check_data(SERIES, {"x": PADDED[::-1]})
+
+
+def test_methods_take_symbols_as_fit_does():
+    symbols, levels = {"x": SYMBOLS}, {"x": (SYMBOLS / 5).astype(np.float32)}
+    net = Autoregressive(NADE(hidden=2), shape=(9, 1), levels=6)
+    for model in (LETTERS, net):
+        state = model.init(jax.random.key(0))
+        log_prob = jax.jit(model.log_prob)
+        np.testing.assert_array_equal(log_prob(state, symbols), log_prob(state, levels))
 
 
 def test_other_lengths_are_taken_in_evaluation():
@@ -172,6 +218,10 @@ SETTINGS = [
     ("seed", 1.5, "seed is 1.5: pass an integer"),
     ("seed", [0, "1"], "seed is '1': pass an integer"),
     ("steps", 1e3, r"steps is 1000\.0: pass an integer"),
+    ("seed", [], "seed is empty: pass one integer or more"),
+    ("steps", True, "steps is True: pass an integer"),
+    ("levels", -3, "levels -3 is out of range: take 0"),
+    ("levels", "none", "levels is 'none': pass an integer"),
     ("steps", 0, "steps 0 is out of range: take 1"),
     ("report_every", 2.5, "report_every is 2.5"),
     ("report_every", 0, "report_every 0 is out of range"),

@@ -172,7 +172,8 @@ def test_a_density_model_of_the_users_learns_continuous_data():
 
 REFUSAL = (
     "Gaussians models a density of continuous data and x has 17 levels: take "
-    "Dequantized(Gaussians(...), levels=17), or pass levels=0 if the values are measurements"
+    "Dequantized(Gaussians(...), shape=(8, 8, 1), levels=17), or pass levels=0 if the values are "
+    "measurements"
 )
 
 
@@ -204,7 +205,9 @@ def test_levels_that_are_stated_are_not_inferred(grey):
 def test_a_vae_of_gaussian_pixels_is_a_density_and_one_of_bernoulli_pixels_is_not(grey):
     small = {"shape": (8, 8, 1), "encoder": MLP((4,)), "decoder": MLP((4,)), "latent": 2}
     model = VAE(**small, likelihood="gaussian")
-    with pytest.raises(UserError, match=r"Dequantized\(VAE\(\.\.\.\), levels=17\)"):
+    with pytest.raises(
+        UserError, match=r"Dequantized\(VAE\(\.\.\.\), shape=\(8, 8, 1\), levels=17\)"
+    ):
         next(train.fit(model, {"x": grey}, steps=1, batch_size=10))
     untrained: Any = None
     with pytest.raises(UserError, match="levels=17"):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.__main__ import COMMANDS, main
@@ -16,6 +17,7 @@ from gen.memory import check_memory
 from gen.models.autoregressive import GatedPixelCNN, PixelCNN
 from gen.models.boltzmann import RBM
 from gen.models.diffusion.nets import ResidualMLP, UNet
+from gen.train import begin
 
 
 def parts(value):
@@ -45,6 +47,20 @@ def test_every_number_of_a_configuration_has_a_range(part):
         for number in huge:
             with pytest.raises(UserError, match=field.name):
                 replace(part, **{field.name: number})
+
+
+@pytest.mark.parametrize("value", [2.5, "3", True, None])
+def test_a_field_that_is_no_integer_is_named(value):
+    for part in PARTS.values():
+        for field in fields(part):
+            if field.type == "int":
+                with pytest.raises(UserError, match=f"{field.name} is .*, must be an integer"):
+                    replace(part, **{field.name: value})
+
+
+def test_a_shape_without_variables_is_refused():
+    with pytest.raises(UserError, match=r"shape is \(0,\), must be positive"):
+        RBM(shape=(0,))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,16 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_allocated():
     jax.eval_shape(lambda: init(10))
     with pytest.raises(UserError, match=r"RBM: its state takes 5,856 GiB, and the device has"):
         jax.eval_shape(lambda: init(2_000_000_000))
+
+
+def test_all_seeds_and_the_best_state_count_against_the_memory(monkeypatch):
+    monkeypatch.setattr("gen.memory.device_memory", lambda: 10_000)
+    data = {"x": np.zeros((4, 16), np.float32)}
+    model = RBM(shape=(16,), hidden=16, persistent_chains=2)  # 1.4 kB
+    begin(model, data, 2)
+    for seeds, validated in ((10, False), (5, True)):
+        with pytest.raises(UserError, match="the device has"):
+            begin(model, data, 2, seed=range(seeds), validated=validated)
 
 
 def test_a_terminal_without_a_character_shows_its_code(monkeypatch):

@@ -52,7 +52,7 @@ def naive_samples(
     """
 
     def one_variable(x, d):
-        logits = model.logits(params, x, 0)[:, d]
+        logits = model.logits(params, x, 0, None)[:, d]
         value = levels.to_value(categorical_from_uniform(logits, uniforms[:, d]), model.levels)
         return x.reshape(len(x), -1).at[:, d].set(value).reshape(x.shape), None
 

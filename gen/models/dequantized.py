@@ -69,7 +69,7 @@ class Dequantized:
 
     @property
     def classes(self) -> int:
-        """The classes that condition the density model."""
+        """The number of classes that condition the density model, or 0."""
         return facts(self.base).classes
 
     @property
@@ -178,7 +178,14 @@ class Dequantized:
         """
         return quantize(self._model.sample_in(state, key, n, steps), self.levels)
 
-    def denoising(self, state: Any, key: jax.Array, n: int, frames: int) -> jax.Array:
+    def denoising(
+        self,
+        state: Any,
+        key: jax.Array,
+        n: int,
+        frames: int,
+        label: jax.Array | int | None = None,
+    ) -> jax.Array:
         """Return the levels on the way from noise to data: [frames + 1, n, *shape].
 
         Args:
@@ -186,8 +193,10 @@ class Dequantized:
           key: the source of every draw.
           n: the number of examples.
           frames: the number of frames after the noise.
+          label: the class of each example, as in `sample`.
         """
-        return quantize(self._model.denoising(state, key, n, frames), self.levels)
+        condition = {"label": label} if self.classes else {}
+        return quantize(self._model.denoising(state, key, n, frames, **condition), self.levels)
 
     def chains(self, state: Any, key: jax.Array, n: int, sweeps: int) -> jax.Array:
         """Return the levels of the density model's chains: [n, *shape].

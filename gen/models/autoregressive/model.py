@@ -161,7 +161,7 @@ class Autoregressive:
         params, others = nets.init(net, key, x, 0)
         others = sorted(set(others) - {"cache"})
         require(not others, f"{name} has {others}, Autoregressive takes parameters alone")
-        needed, logits = (1, *self._out), jax.eval_shape(self.logits, params, x, 0)
+        needed, logits = (1, *self._out), jax.eval_shape(self.logits, params, x, 0, None)
         require(
             logits.shape == needed,
             f"{name} returns logits {list(logits.shape)} of one example, needed is {list(needed)}",
@@ -219,14 +219,14 @@ class Autoregressive:
     def _log_prob(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
     ) -> jax.Array:
-        """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats; with a key under dropout."""
+        """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats. A key turns dropout on."""
         index = to_index(x, self.levels)
         values = to_value(index, self.levels)
         logits = self.logits(params, values, mask_index, key)
         return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
 
     def logits(
-        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
+        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None
     ) -> jax.Array:
         """Return the logits of all variables, [B, D, C].
 
@@ -234,7 +234,7 @@ class Autoregressive:
           params: the network's parameters.
           x: values in [0, 1], [B, *shape].
           mask_index: the mask, below the network's number of masks.
-          key: the key of dropout in a training step.
+          key: the key of dropout, or None for none.
         """
         rngs = None if key is None else {"dropout": key}
         return self._net.apply({"params": params}, x, mask_index, rngs=rngs)
@@ -325,7 +325,7 @@ class Autoregressive:
             _, cache = run("put", cache, d, to_value(index, self.levels), mask_index)
             return (cache, log_weight), index
 
-        _, cache = run("start", {}, jnp.zeros_like(x), mask_index)
+        _, cache = run("start", {}, jnp.zeros(x.shape), mask_index)
         order = self._net.order(mask_index, size)
         (_, log_weight), drawn = jax.lax.scan(one_variable, (cache, jnp.zeros(len(x))), order)
         values = to_value(drawn[jnp.argsort(order)].T, self.levels)

@@ -126,10 +126,10 @@ def pointwise(features: int) -> nn.Dense:
 
 
 def drop(net: nn.Module, rate: float, h: jax.Array) -> jax.Array:
-    """Return dropout(h) in a training step, and h elsewhere (`CausalNet`).
+    """Return dropout(h) where the module has a key for it, as in a training step, else h.
 
     Args:
-      net: the module whose random numbers are used.
+      net: the module that is asked for the key.
       rate: the probability that a feature of a pixel is set to 0.
       h: features [B, H, W, F].
     """

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen import estimate, optimize
-from gen.checks import check_counts
+from gen.checks import check_counts, without_padding
 from gen.core import (
     Batch,
     Data,
@@ -335,10 +335,12 @@ class HMM:
           UserError: x has other values than the emission is for.
         """
         x = np.asarray(data["x"])
+        if "length" in data:
+            x = without_padding(x, np.asarray(data["length"]))
         x = x[~np.isnan(x)]
         if self.levels:
             check_levels({"x": x}, self.levels)
-        if self.counts:
+        if self.counts and x.size:
             check_counts(self, x)
         settings = {"density": True} if self.levels == 0 else {}
         nll = -estimate.per_example(lambda batch, _: self.log_prob(state, batch), data, key)
