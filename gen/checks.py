@@ -78,7 +78,8 @@ def check_data(
     if known.levels == 0:
         if levels is None:
             levels = infer_levels(data["x"] if decode is None else first["x"])
-        check_kind(model, "x", levels, otherwise=MEASUREMENTS)
+        shape = f"shape={tuple(model.shape)}, "
+        check_kind(model, "x", levels, shape=shape, otherwise=MEASUREMENTS)
 
 
 def check_validation(
@@ -234,7 +235,13 @@ def check_counts(model: Any, x: np.ndarray) -> None:
 
 
 def check_kind(
-    model: Any, source: str, levels: int, *, counts: bool = False, otherwise: str = ""
+    model: Any,
+    source: str,
+    levels: int,
+    *,
+    counts: bool = False,
+    shape: str = "",
+    otherwise: str = "",
 ) -> None:
     """Check that a model takes data of that kind.
 
@@ -243,6 +250,7 @@ def check_kind(
       source: the name of the data, for messages.
       levels: the number of levels of x, 0 for counts and continuous data.
       counts: whether x are counts.
+      shape: the argument `shape` of a dequantized model and a comma, for the message.
       otherwise: another way out than dequantization, for the message.
 
     Raises:
@@ -266,7 +274,7 @@ def check_kind(
     if known.levels == 0 and levels:
         raise UserError(
             f"{name} models a density of continuous data and {source} has {kind}: "
-            f"take Dequantized({name}(...), shape={tuple(model.shape)}, levels={levels}){otherwise}"
+            f"take Dequantized({name}(...), {shape}levels={levels}){otherwise}"
         )
     if known.levels and not levels:
         raise UserError(
