@@ -272,6 +272,8 @@ def check_kind(
             f"{name} models a density of continuous data and all values of {source} are equal"
         )
     if known.levels == 0 and levels:
+        if known.sequences:
+            otherwise = f", or emission=Categorical({levels}){otherwise}"
         raise UserError(
             f"{name} models a density of continuous data and {source} has {kind}: "
             f"take Dequantized({name}(...), {shape}levels={levels}){otherwise}"

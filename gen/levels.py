@@ -33,32 +33,36 @@ def to_value(index: jax.Array, levels: int) -> jax.Array:
     return index / (levels - 1)
 
 
-def as_values(batch: Mapping[str, Any], levels: int | None) -> Mapping[str, Any]:
-    """Return the batch with x as floats of at least 32 bits.
+def to_floats(x: Any, levels: int | None) -> Any:
+    """Return x as floats of at least 32 bits.
 
     Integers and Booleans are the indices 0 … K − 1 of levels where there are levels, and become the
     values k / (K − 1). Elsewhere the numbers stay the same.
 
     Args:
-      batch: examples, with x [B, *shape].
+      x: examples, [B, *shape].
       levels: the number K of levels, or 0 or None where x has no levels.
     """
-    x = batch["x"]
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(np.float32)
-        return {**batch, "x": to_value(x, levels) if levels else x}
-    return batch if x.dtype.itemsize >= 4 else {**batch, "x": x.astype(np.float32)}
+        return to_value(x, levels) if levels else x
+    return x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+
+
+def as_values(batch: Mapping[str, Any], levels: int | None) -> Mapping[str, Any]:
+    """Return the batch with x as floats (`to_floats`)."""
+    return {**batch, "x": to_floats(batch["x"], levels)}
 
 
 def dequantize(x: jax.Array, levels: int, within: jax.Array | float) -> jax.Array:
     """Return y = (k + u) / K < 1, a point of the cell of each level.
 
     Args:
-      x: values of K levels in [0, 1], [...].
+      x: values of K levels in [0, 1], or their indices as integers, [...].
       levels: the number K of levels.
       within: u in [0, 1), [...]; uniform draws, or ½ for the middle of the cell.
     """
-    y = (jnp.round(x * (levels - 1)) + within) / levels
+    y = (to_index(x, levels) + within) / levels
     # For u just below 1 the sum rounds to k + 1, which at the last level would give y = 1.
     return jnp.minimum(y, jnp.nextafter(jnp.ones((), y.dtype), 0))
 
@@ -98,10 +102,15 @@ def infer_levels(x: Any) -> int:
 def check_levels(data: Data, levels: int) -> None:
     """Check that every x of `data` is one of `levels` equally spaced values in [0, 1].
 
+    Integers 0 … K − 1 are indices of levels.
+
     Raises:
       UserError: a value lies between the levels or outside of them.
     """
-    x = np.asarray(data["x"], np.float64)
+    x = np.asarray(data["x"])
+    if x.dtype.kind in "biu" and x.size and x.min() >= 0 and x.max() < levels:
+        return
+    x = np.asarray(x, np.float64)
     position = x * (levels - 1)
     nearest = np.clip(np.round(position), 0, levels - 1)
     if position.size and not np.abs(position - nearest).max() < 1e-3:

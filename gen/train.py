@@ -101,7 +101,7 @@ class Streams(NamedTuple):
 
 
 class NonFiniteError(RuntimeError):
-    """A metric became NaN or infinite."""
+    """A metric became NaN, infinite, or larger than LARGEST_METRIC."""
 
 
 def streams(seed: int | jax.Array) -> Streams:

@@ -4,16 +4,17 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen import checks, estimate, train
 from gen.core import UserError, facts
 from gen.data import decode
-from gen.levels import as_values
+from gen.levels import as_values, check_levels, dequantize
 from gen.models.autoregressive import NADE, Autoregressive
 from gen.models.boltzmann import DBM, RBM
-from gen.models.diffusion import GaussianDiffusion, ResidualMLP
+from gen.models.diffusion import FlowMatching, GaussianDiffusion, ResidualMLP
 from gen.models.gan import GAN
 from gen.models.hmm import HMM, Categorical, Gaussian, Poisson
 from gen.models.mixture import Mixture
@@ -82,7 +83,7 @@ REFUSED = {
     "below 0": (LETTERS, {"x": SYMBOLS - 1}, 'integers -1 … 4 .* "length"'),
     "too many": (LETTERS, {"x": SYMBOLS * 2}, "integers 0 … 10 .* levels to 11"),
     "floats": (LETTERS, {"x": SYMBOLS * 1.0}, r"from 0 to 5: .* x\.astype\(numpy\.int32\).* x / 5"),
-    "levels": (SERIES, {"x": SYMBOLS}, r"continuous .* 6 levels: take Dequantized\(HMM"),
+    "levels": (SERIES, {"x": SYMBOLS}, r"6 levels: .*\(HMM.*, or emission=Categorical\(6\)"),
     "no counts": (COUNTS, {"x": STEPS}, "counts 0, 1, 2, … and x has other values"),
     "labels from 1": (LABELLED, labelled(1, 2, 3), "label has 1 … 3, .* 0 … 2: .* label - 1"),
     "no label": (LABELLED, labelled(0, -1), "label has -1, needed are 0 … 2"),
@@ -164,6 +165,24 @@ def test_methods_take_symbols_as_fit_does():
         state = model.init(jax.random.key(0))
         log_prob = jax.jit(model.log_prob)
         np.testing.assert_array_equal(log_prob(state, symbols), log_prob(state, levels))
+    state, x = LETTERS.init(jax.random.key(0)), jnp.asarray(SYMBOLS)
+    completed = LETTERS.complete(state, x, x < 9, jax.random.key(1))
+    np.testing.assert_allclose(completed, levels["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", [GaussianDiffusion(levels=6), FlowMatching(levels=6)])
+def test_diffusion_models_take_symbols(model):
+    levels = (SYMBOLS / 5).astype(np.float32)
+    np.testing.assert_array_equal(model.to_continuous(SYMBOLS), model.to_continuous(levels))
+
+
+def test_the_levels_of_integers_are_checked_and_dequantized():
+    levels = (SYMBOLS / 5).astype(np.float32)
+    a, b = (dequantize(jnp.asarray(x), 6, 0.5) for x in (SYMBOLS, levels))
+    np.testing.assert_array_equal(a, b)
+    check_levels({"x": SYMBOLS}, 6)
+    with pytest.raises(UserError, match="6 levels"):
+        check_levels({"x": SYMBOLS + 1}, 6)
 
 
 def test_other_lengths_are_taken_in_evaluation():

@@ -25,7 +25,7 @@ from gen.core import (
     require,
 )
 from gen.estimate import BOUND, Estimate
-from gen.levels import check_levels, dequantize, quantize
+from gen.levels import check_levels, dequantize, quantize, to_floats
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,7 @@ class Dequantized:
 
     def complete(self, state: Any, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """Return x with its hidden variables drawn given the middles of the shown cells."""
+        x = to_floats(x, self.levels)
         middle = self._middle({"x": x})["x"]
         drawn = quantize(self._model.complete(state, middle, mask, key), self.levels)
         return jnp.where(jnp.broadcast_to(mask, x.shape) != 0, x, drawn)

@@ -23,7 +23,7 @@ from gen.core import (
 )
 from gen.distributions import bernoulli_sample, logit
 from gen.estimate import Estimate
-from gen.levels import check_levels
+from gen.levels import check_levels, to_floats
 from gen.nets import flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
@@ -193,6 +193,7 @@ class Mixture:
     def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
         """Draw k ~ p(k | shown), then the hidden variables given k, from p(hidden | shown)."""
         component_key, x_key = jax.random.split(key)
+        x = to_floats(x, self.levels)
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         joint = log_joint(state.params, jnp.round(flatten(x)), flatten(mask))
         k = jax.random.categorical(component_key, joint, axis=1)
@@ -220,4 +221,4 @@ def log_joint(params: Params, x: jax.Array, shown: jax.Array | None = None) -> j
 
 def _bits(batch: Batch) -> jax.Array:
     """Return x [B, D], rounded to 0 or 1."""
-    return jnp.round(flatten(batch["x"]))
+    return jnp.round(flatten(to_floats(batch["x"], Mixture.levels)))

@@ -25,6 +25,7 @@ from gen.ais import Annealing, LogZ, log_sum_over_bits
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, pmean, replica_key, require
 from gen.distributions import bernoulli_sample
 from gen.estimate import Estimate, Kind
+from gen.levels import to_floats
 from gen.models.boltzmann.learning import (
     autocorrelation,
     base_rate_biases,
@@ -423,7 +424,7 @@ def log_variance(x: jax.Array) -> jax.Array:
 
 def standardized(params: Params, x: jax.Array) -> jax.Array:
     """Return rows [n, D] of examples on the scale of the energy: Gaussian units divided by σ."""
-    v = flatten(x)
+    v = flatten(to_floats(x, None))
     return v if params.logvar is None else v * jnp.exp(-0.5 * params.logvar)[None]
 
 

@@ -25,7 +25,7 @@ from gen import estimate, nets
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.distributions import invert_cdf
 from gen.estimate import Estimate
-from gen.levels import check_levels, to_index, to_value
+from gen.levels import check_levels, to_floats, to_index, to_value
 from gen.models.diffusion.common import (
     State,
     add_axes,
@@ -239,7 +239,7 @@ class DiscreteDiffusion:
 
         start = hold(0, self._noise(start_key, len(x)))
         drawn = jax.lax.fori_loop(0, steps, move, start)
-        return jnp.where(shown, x, self._values(drawn))
+        return jnp.where(shown, to_floats(x, self.levels), self._values(drawn))
 
     @property
     def states(self) -> int:

@@ -18,7 +18,7 @@ from flax import linen as nn
 from gen import estimate, nets
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.estimate import Estimate
-from gen.levels import check_levels, dequantize, quantize
+from gen.levels import check_levels, dequantize, quantize, to_floats
 from gen.models.diffusion import generation, samplers
 from gen.models.diffusion.common import (
     State,
@@ -180,7 +180,7 @@ class FlowMatching:
           x: values, [B, *shape].
           within: u in [0, 1), the position in the cell; ½ is its middle.
         """
-        return scaled(dequantize(x, self.levels, within) if self.levels else x)
+        return scaled(dequantize(x, self.levels, within) if self.levels else to_floats(x, 0))
 
     def to_values(self, x: jax.Array) -> jax.Array:
         """Return the level in whose cell each point in [−1, 1] lies, or x in [0, 1] without."""

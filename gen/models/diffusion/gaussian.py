@@ -31,7 +31,7 @@ from gen.core import (
 )
 from gen.distributions import categorical_log_prob
 from gen.estimate import Estimate
-from gen.levels import check_levels, to_index, to_value
+from gen.levels import check_levels, to_floats, to_index, to_value
 from gen.models.diffusion import generation, samplers, schedules
 from gen.models.diffusion.common import (
     State,
@@ -301,7 +301,7 @@ class GaussianDiffusion:
         timesteps = self.timesteps if timesteps is None else timesteps
         draws_key, x_0_key = jax.random.split(key)
         times, noise_keys = stratified_times(draws_key, self.time_draws, len(batch["x"]))
-        x, label = scaled(batch["x"]), self._label(batch)
+        x, label = self.to_continuous(batch["x"]), self._label(batch)
 
         def at(draw):
             t, noise_key = draw
@@ -353,8 +353,8 @@ class GaussianDiffusion:
         return denoise
 
     def to_continuous(self, x: jax.Array) -> jax.Array:
-        """Return values in [0, 1] as points in [−1, 1]."""
-        return scaled(x)
+        """Return values in [0, 1], or integer levels, as points in [−1, 1]."""
+        return scaled(to_floats(x, self.levels))
 
     def to_values(self, x: jax.Array) -> jax.Array:
         """Return the level nearest to each point in [−1, 1], or x in [0, 1] without levels."""
@@ -382,7 +382,7 @@ class GaussianDiffusion:
         self, params: Any, stats: Any, batch: Batch, key: jax.Array, train: bool = False
     ) -> tuple[jax.Array, Any]:
         """Return the training loss of each example, [B], and the network's statistics."""
-        x, label = scaled(batch["x"]), self._label(batch)
+        x, label = self.to_continuous(batch["x"]), self._label(batch)
         times_key, label_key, *keys = jax.random.split(key, 5)
         if label is not None:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, label.shape)
@@ -510,7 +510,7 @@ class GaussianDiffusion:
     def _ode_nll(self, state: State, batch: Batch, key: jax.Array, steps: int) -> jax.Array:
         """Return −log p(x) by the probability flow, or with levels a bound on it, [B] nats."""
         noise_key, trace_key = jax.random.split(key)
-        x = scaled(batch["x"])
+        x = self.to_continuous(batch["x"])
         path, denoise = self.path(state.ema), self.denoiser(state, self._label(batch))
         alpha, sigma = path(jnp.zeros(()))
         noise = jax.random.normal(noise_key, x.shape) if self.levels else 0.0

@@ -8,7 +8,7 @@ use these members of a model:
   `denoiser(state, label, guidance)`.
 - `to_continuous(x)`: values in [0, 1] as points x_0 in [−1, 1].
 - `to_values(x_0)`: the values in [0, 1] that points stand for.
-- the fields `shape`, `sampler`, `sample_steps`, `resamplings` and `ode_steps`.
+- the fields `shape`, `levels`, `sampler`, `sample_steps`, `resamplings` and `ode_steps`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jax.core import Tracer
 from gen import estimate
 from gen.core import Batch, Data, facts, require
 from gen.estimate import Estimate
+from gen.levels import to_floats
 from gen.models.diffusion import samplers
 from gen.models.diffusion.common import unscaled
 from gen.models.diffusion.samplers import Sampler
@@ -70,6 +71,7 @@ def complete(model: Any, state: Any, x: jax.Array, mask: jax.Array, key: jax.Arr
     The draws approximate p(hidden | shown) (`samplers.inpaint`). The arguments are
     `complete`'s in the contract, after the model.
     """
+    x = to_floats(x, model.levels)
     shown = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
     drawn = samplers.inpaint(
         model.path(state.ema),

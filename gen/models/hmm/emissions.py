@@ -239,7 +239,7 @@ class Categorical:
 
     def _one_hot(self, x: jax.Array, seen: jax.Array) -> jax.Array:
         """Return x one-hot coded, [N, D · L], with zeros for missing variables."""
-        level = to_index(jnp.where(seen, x, jnp.zeros((), x.dtype)), self.levels)
+        level = to_index(jnp.where(seen, x, 0.0), self.levels)
         # One-hot codes of levels out of range would be zeros, which stand for missing variables.
         level = jnp.clip(level, 0, self.levels - 1)
         return (jax.nn.one_hot(level, self.levels) * seen[..., None]).reshape(len(x), -1)

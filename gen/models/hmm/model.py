@@ -30,7 +30,7 @@ from gen.core import (
     require,
 )
 from gen.estimate import Estimate
-from gen.levels import check_levels
+from gen.levels import check_levels, to_floats
 from gen.models.hmm import inference, parallel
 from gen.models.hmm.emissions import (
     AnyEmission,
@@ -207,12 +207,12 @@ class HMM:
         numbers.
         """
         if self.levels == 0:
-            x, seen, *_ = observations(batch)
+            x, seen, *_ = observations(batch, levels=self.levels)
             state = state._replace(scaling=scaling_of(flat(x), flat(seen)))
         if self.start == "random":
             return state
         emission: Any = self.emission
-        x, seen, length, _ = observations(batch, state.scaling)
+        x, seen, length, _ = observations(batch, state.scaling, self.levels)
         real = (jnp.arange(x.shape[1])[None] < length[:, None]).reshape(-1)
         x, seen = flat(x), flat(seen)
         mean = jnp.where(seen, x, 0.0).sum(0) / jnp.maximum(seen.sum(0), 1)
@@ -283,7 +283,7 @@ class HMM:
                 emitted = emission.statistics(params.emission, flat(x), flat(seen), flat(weight))
             return Statistics(weight[:, 0].sum(0), transitions.sum(0), emitted), log_p
 
-        sequences = observations(batch, state.scaling)
+        sequences = observations(batch, state.scaling, self.levels)
         rows, steps, _ = sequences.x.shape
         part = max(1, POSTERIORS_AT_ONCE // (steps * self.states))
         total, log_p = sum_over_parts(e_step, sequences, part)
@@ -319,7 +319,7 @@ class HMM:
 
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x), exact, by the forward algorithm: [B] nats."""
-        sequences = observations(batch, state.scaling)
+        sequences = observations(batch, state.scaling, self.levels)
         log_likelihood = self._log_likelihood(state.params, sequences)
         forward = partial(self._inference.filter, *log_laws(state.params))
         return jax.vmap(forward)(log_likelihood).log_evidence.sum(1)
@@ -376,7 +376,7 @@ class HMM:
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(z_t = k | x), [B, T, K], by the forward-backward algorithm."""
         log_initial, log_transition = log_laws(state.params)
-        sequences = observations(batch, state.scaling)
+        sequences = observations(batch, state.scaling, self.levels)
         log_likelihood = self._log_likelihood(state.params, sequences)
 
         def forward_backward(log_likelihood):
@@ -387,7 +387,7 @@ class HMM:
 
     def most_probable_path(self, state: State, batch: Batch) -> jax.Array:
         """Return arg max_z p(z | x), [B, T], by the Viterbi algorithm."""
-        sequences = observations(batch, state.scaling)
+        sequences = observations(batch, state.scaling, self.levels)
         log_likelihood = self._log_likelihood(state.params, sequences)
         viterbi = partial(self._inference.viterbi, *log_laws(state.params))
         return jax.vmap(viterbi)(log_likelihood, sequences.length)[0]
@@ -399,6 +399,7 @@ class HMM:
         The hidden variables follow, given their states and the shown variables of the same
         observation. The mask has to hide the padding of shorter sequences.
         """
+        x = to_floats(x, self.levels)
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         sequences = observations({"x": x, "mask": mask}, state.scaling)
         log_initial, log_transition = log_laws(state.params)
@@ -435,12 +436,16 @@ class HMM:
         return log_likelihood.reshape(*x.shape[:2], self.states) + log_jacobian[:, :, None]
 
 
-def observations(batch: Batch, scaling: Any = ()) -> Observations:
+def observations(batch: Batch, scaling: Any = (), levels: int | None = None) -> Observations:
     """Return the sequences of a batch, with the missing values and the padding marked.
 
-    They are standardised by `scaling`, if it is a `Scaling`.
+    Args:
+      batch: `"x"` [B, T, ...], and maybe `"length"` [B] and `"mask"` [B, T, ...].
+      scaling: a `Scaling` that standardises x, or an empty tuple.
+      levels: the number of levels of x, of which integers are the indices, or 0 or None.
     """
-    x = batch["x"].reshape(*batch["x"].shape[:2], -1)
+    x = to_floats(batch["x"], levels)
+    x = x.reshape(*x.shape[:2], -1)
     length = jnp.asarray(batch.get("length", jnp.full(len(x), x.shape[1])))
     seen = ~jnp.isnan(x) & (jnp.arange(x.shape[1])[None] < length[:, None])[:, :, None]
     if "mask" in batch:
