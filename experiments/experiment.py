@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 import tyro
 from flax import linen as nn
 
-from gen import checks, data, optimize, train
+from gen import checks, data, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import Binarize, Dataset
 from gen.train import Decode
@@ -205,11 +204,8 @@ class Options:
 
     def __post_init__(self):
         check_fields(self, positive=("processes",), non_negative=("devices", "process"))
-        address = re.fullmatch(r".+:(\d{1,5})", self.coordinator)
-        if self.coordinator and not (address and 0 < int(address[1]) < 2**16):
-            raise UserError(
-                f"coordinator is {self.coordinator!r}: it has the form host:port, port 1 … 65535"
-            )
+        if self.coordinator:
+            parallel.port_of(self.coordinator)
         if not self.coordinator and (self.processes, self.process) != (1, 0):
             raise UserError("several processes need --coordinator host:port")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.core import LARGEST, UserError, capabilities, facts
-from gen.levels import as_values, check_levels, conversion, infer_levels, span
+from gen.levels import check_levels, conversion, infer_levels, span
 
 VALUES_AT_ONCE = 2**22
 """Values of x, at most, that are decoded and checked at a time."""
@@ -56,21 +56,25 @@ def check_data(
         check_sequences(model, "the data set")
     known = facts(model)
     first: Any = {}
-    labels = []
+    labels, symbols = [], []
     for row, batch in _blocks(data, decode):
         x = batch["x"]
         if not first:
             first = batch
             check_type("x", x)
             check_shape(model, x.shape[1:], any_length)
-            whole = decode is None and "length" not in data
-            if whole and known.levels and not jnp.issubdtype(x.dtype, jnp.floating):
-                check_symbols(model, np.asarray(data["x"]))  # all rows decide what to advise
         if "label" in batch:
             labels.append(batch["label"])
         if "length" in batch:
             check_lengths(batch)
-        check_values(model, _unpadded(batch), row)
+        x = _unpadded(batch)
+        if known.levels and not jnp.issubdtype(x.dtype, jnp.floating):
+            symbols += [int(x.min()), int(x.max())]
+        else:
+            check_values(model, x, row)
+    # The advice depends on all rows, which may be sorted, and not on one block.
+    if symbols:
+        check_symbols(model, min(symbols), max(symbols))
     if known.classes:
         check_labels(model, {"label": np.concatenate(labels)} if labels else {})
     if known.sequences and known.levels == 0 and "length" not in data:
@@ -78,8 +82,7 @@ def check_data(
     if known.levels == 0:
         if levels is None:
             levels = infer_levels(data["x"] if decode is None else first["x"])
-        shape = f"shape={tuple(model.shape)}, "
-        check_kind(model, "x", levels, shape=shape, otherwise=MEASUREMENTS)
+        check_kind(model, "x", levels, shape=model.shape, otherwise=MEASUREMENTS)
 
 
 def check_validation(
@@ -170,15 +173,10 @@ def check_values(model: Any, x: np.ndarray, row: int = 0) -> None:
 
     Args:
       model: any model.
-      x: decoded rows without padding, [B, *shape]; an integer dtype means symbols where the model
-        has levels.
+      x: decoded rows without padding, [B, *shape]; integers where the model has no levels alone.
       row: the number of the first row, for messages.
     """
     name, known = type(model).__name__, facts(model)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        if known.levels:
-            check_symbols(model, x)
-        x = as_values({"x": x}, known.levels)["x"]
     with np.errstate(over="ignore"):
         x = np.asarray(x, np.float32)
     usable = np.isfinite(x)
@@ -203,9 +201,15 @@ def check_values(model: Any, x: np.ndarray, row: int = 0) -> None:
         check_counts(model, x)
 
 
-def check_symbols(model: Any, x: np.ndarray) -> None:
-    """Check that integers are symbols 0 … K − 1 of the model's K levels."""
-    levels, low, high = facts(model).levels, int(x.min()), int(x.max())
+def check_symbols(model: Any, low: int, high: int) -> None:
+    """Check that integers are symbols 0 … K − 1 of the model's K levels.
+
+    Args:
+      model: a model with levels.
+      low: the smallest integer.
+      high: the largest integer.
+    """
+    levels = facts(model).levels
     assert levels
     if low >= 0 and high < levels:
         return
@@ -240,7 +244,7 @@ def check_kind(
     levels: int,
     *,
     counts: bool = False,
-    shape: str = "",
+    shape: Sequence[int] | None = None,
     otherwise: str = "",
 ) -> None:
     """Check that a model takes data of that kind.
@@ -250,7 +254,7 @@ def check_kind(
       source: the name of the data, for messages.
       levels: the number of levels of x, 0 for counts and continuous data.
       counts: whether x are counts.
-      shape: the argument `shape` of a dequantized model and a comma, for the message.
+      shape: the shape of one example, or None where the command line sets it.
       otherwise: another way out than dequantization, for the message.
 
     Raises:
@@ -274,9 +278,10 @@ def check_kind(
     if known.levels == 0 and levels:
         if known.sequences:
             otherwise = f", or emission=Categorical({levels}){otherwise}"
+        stated = "" if shape is None else f"shape={tuple(shape)}, "
         raise UserError(
             f"{name} models a density of continuous data and {source} has {kind}: "
-            f"take Dequantized({name}(...), {shape}levels={levels}){otherwise}"
+            f"take Dequantized({name}(...), {stated}levels={levels}){otherwise}"
         )
     if known.levels and not levels:
         raise UserError(
@@ -404,11 +409,11 @@ def check_integer(name: str, value: Any, least: int, most: int = LARGEST) -> Non
       most: the largest value that it may have.
     """
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise UserError(f"{name} is {value!r}: pass an integer") from None
+        number = None
+    if number is None:
+        raise UserError(f"{name} is {value!r}: pass an integer")
     if not least <= number <= most:
         raise UserError(f"{name} {number} is out of range: take {least} … {most}")
 

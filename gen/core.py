@@ -238,18 +238,14 @@ def check_fields(
     Raises:
       UserError: the first field of another type or out of its range, with its value.
     """
+    integer = (Integral, "an integer")
+    network = (nn.Module, "a network, such as MLP((256, 128)) or a Flax module of your own")
+    types = {"int": integer, int: integer, "nn.Module": network, nn.Module: network}
     for field in fields(config):
         value = getattr(config, field.name)
-        given = f"{type(config).__name__}: {field.name} is {value!r}"
-        require(
-            field.type not in ("nn.Module", nn.Module) or isinstance(value, nn.Module),
-            f"{given}, must be a network, such as MLP((256, 128)) or a Flax module of your own",
-        )
-        require(
-            field.type not in ("int", int)
-            or (isinstance(value, Integral) and not isinstance(value, bool)),
-            f"{given}, must be an integer",
-        )
+        kind, needed = types.get(field.type, (object, ""))
+        if not isinstance(value, kind) or (kind is Integral and isinstance(value, bool)):
+            raise UserError(f"{type(config).__name__}: {field.name} is {value!r}, must be {needed}")
     names = [field.name for field in fields(config)]
     ranges = (
         (seeds, lambda number: 0 <= number < 2**32, f"0 … {2**32 - 1}"),

@@ -81,9 +81,9 @@ def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) ->
 
     XLA's convolution runs on accelerators. Where the default backend is the CPU, matrix products
     run if they are faster, by `cpu_form`; BUILD.md has the measurements. The two agree within
-    rounding. `jax.lax.platform_dependent`, by which NADE chooses, would trace both for each of a
-    network's convolutions. The default backend is known before, so only one is traced. A
-    computation placed on the CPU beside an accelerator is therefore correct, but slower.
+    rounding. `jax.lax.platform_dependent`, by which NADE chooses, would trace both forms of every
+    convolution of a network. The default backend is known before tracing, so one form is traced. A
+    computation that is placed on the CPU beside an accelerator is therefore correct, but slower.
 
     Args:
       x: images, [B, H, W, C]. Images and kernel are converted to their common type.

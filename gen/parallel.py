@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from typing import Any, TypeVar
@@ -31,13 +32,14 @@ def join(coordinator: str, processes: int, process: int, seconds: float = 50) ->
       seconds: how long to wait for the others.
 
     Raises:
-      UserError: `process` is out of range, the others could not be reached, or the port at which
-        process 0 would listen is in use.
+      UserError: `coordinator` is not host:port, `process` is out of range, process 0 cannot listen
+        at the port, or the others could not be reached.
     """
+    port = port_of(coordinator)
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: number them 0 … {processes - 1}")
     if process == 0:
-        _check_port(coordinator)
+        _check_free(coordinator, port)
     reason = f"waited for {seconds:.0f} s"
 
     def initialize():
@@ -65,18 +67,29 @@ def join(coordinator: str, processes: int, process: int, seconds: float = 50) ->
         )
 
 
-def _check_port(coordinator: str) -> None:
-    """Raise `UserError` unless process 0 can listen at the port. JAX would crash there.
+def port_of(coordinator: str) -> int:
+    """Return the port of an address host:port.
 
-    A port of a connection that was closed a moment ago counts as free (SO_REUSEADDR).
+    Raises:
+      UserError: the address has another form.
     """
-    port = coordinator.rpartition(":")[2]
-    if not (port.isdecimal() and int(port) < 2**16):
-        raise UserError(f"the coordinator is {coordinator}, must be host:port")
+    address = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if not (address and 0 < int(address[1]) < 2**16):
+        raise UserError(
+            f"coordinator is {coordinator!r}: it has the form host:port, port 1 … 65535"
+        )
+    return int(address[1])
+
+
+def _check_free(coordinator: str, port: int) -> None:
+    """Raise `UserError` unless this process can listen at the port, where JAX would crash.
+
+    The port of a connection that was just closed counts as free (SO_REUSEADDR).
+    """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("", int(port)))
+            listener.bind(("", port))
             listener.listen()
         except OSError as error:
             raise UserError(

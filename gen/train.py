@@ -490,7 +490,10 @@ def _means(carry: Carry) -> dict[str, np.ndarray]:
 
 
 def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
-    """Raise `NonFiniteError`, naming metric and seeds, for NaN or more than LARGEST_METRIC."""
+    """Raise `NonFiniteError` if a metric is NaN or exceeds LARGEST_METRIC.
+
+    The message names the metric and the seeds.
+    """
     for name, value in metrics.items():
         if not np.all(good := np.abs(value) <= LARGEST_METRIC):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))

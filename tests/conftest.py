@@ -16,7 +16,7 @@ os.environ["NPROC"] = "16"
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Compiling takes most of the time of a test, and optimising the code of a small step does not pay.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if version("jaxlib").startswith("0.10."):  # others do not know the flag, which halves the time
+if version("jaxlib").startswith("0.10."):  # others do not know this flag, which halves compiling
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = (
     f"{QUICK} --xla_force_host_platform_device_count=8 --xla_gpu_deterministic_ops=true"

@@ -46,6 +46,8 @@ def lengths(*length, x=SYMBOLS, dtype: Any = np.int32):
     return {"x": x, "length": np.resize(np.array(length, dtype), len(x))}
 
 
+HMM_LEVELS = r"continuous .* 6 levels: take Dequantized\(HMM.*, or emission=Categorical\(6\)"
+
 REFUSED = {
     "a class": (VAE, {"x": IMAGES}, r"the class VAE: pass VAE\(\.\.\.\)"),
     "bare array": (IMAGE, IMAGES, r'a bare array of shape \(8, 4, 4, 1\): .* \{"x": x\}'),
@@ -83,7 +85,7 @@ REFUSED = {
     "below 0": (LETTERS, {"x": SYMBOLS - 1}, 'integers -1 … 4 .* "length"'),
     "too many": (LETTERS, {"x": SYMBOLS * 2}, "integers 0 … 10 .* levels to 11"),
     "floats": (LETTERS, {"x": SYMBOLS * 1.0}, r"from 0 to 5: .* x\.astype\(numpy\.int32\).* x / 5"),
-    "levels": (SERIES, {"x": SYMBOLS}, r"6 levels: .*\(HMM.*, or emission=Categorical\(6\)"),
+    "levels": (SERIES, {"x": SYMBOLS}, HMM_LEVELS),
     "no counts": (COUNTS, {"x": STEPS}, "counts 0, 1, 2, … and x has other values"),
     "labels from 1": (LABELLED, labelled(1, 2, 3), "label has 1 … 3, .* 0 … 2: .* label - 1"),
     "no label": (LABELLED, labelled(0, -1), "label has -1, needed are 0 … 2"),
@@ -143,7 +145,7 @@ def test_counts_that_are_all_missing_are_evaluated():
 
 
 def test_all_rows_decide_what_to_advise(monkeypatch):
-    """Labels or symbols 1 … K in sorted order are named as such, not by the rows of a block."""
+    """The advice for labels or symbols 1 … K does not depend on the order of the rows."""
     monkeypatch.setattr(checks, "VALUES_AT_ONCE", 3 * 16)
     with pytest.raises(UserError, match="label has 1 … 3, needed are 0 … 2: count from 0"):
         checks.check_data(LABELLED, {"x": IMAGES, "label": np.array([1, 1, 1, 2, 2, 3, 3, 3])})

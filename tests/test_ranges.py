@@ -69,7 +69,7 @@ def test_a_shape_without_variables_is_refused():
     ids=lambda part: type(part).__name__,
 )
 @pytest.mark.parametrize("value", [(256, 128), UNet, None])
-def test_a_network_that_is_none_is_named(part, value):
+def test_a_value_in_place_of_a_network_is_named(part, value):
     for field in fields(part):
         if field.type == "nn.Module":
             with pytest.raises(UserError, match=rf"{field.name} is .*, must be a network"):

@@ -179,7 +179,9 @@ def test_a_port_that_is_taken_is_refused():
 
 @pytest.mark.parametrize("coordinator", ["here", "here:", "here:65536"])
 def test_a_coordinator_without_a_port_is_refused(coordinator):
-    with pytest.raises(UserError, match=f"the coordinator is {coordinator}, must be host:port"):
+    with pytest.raises(
+        UserError, match=f"coordinator is '{coordinator}': it has the form host:port"
+    ):
         parallel.join(coordinator, processes=2, process=0)
 
 

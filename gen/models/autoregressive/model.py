@@ -42,8 +42,8 @@ class CausalNet(Protocol):
 
     Each of the D variables has C logits: one if it is binary, else one for each level. A module
     that lists `out` in `set_by_model` is given (D, C) as that field. A network may have several
-    masks, each with an order of its own. It has parameters alone: no batch statistics. It may draw
-    units to drop in training steps, where `self.has_rng("dropout")` is true.
+    masks, each with an order of its own. It has parameters alone: no batch statistics. It may use
+    dropout in training steps, where `self.has_rng("dropout")` is true.
 
     `start`, `logits_at` and `put` compute the same logits one variable at a time, for sampling.
     They run inside of `apply`, and the computation that the variables share lives in the Flax
@@ -234,7 +234,7 @@ class Autoregressive:
           params: the network's parameters.
           x: values in [0, 1], [B, *shape].
           mask_index: the mask, below the network's number of masks.
-          key: the key of dropout, or None for none.
+          key: the key of dropout; None turns dropout off.
         """
         rngs = None if key is None else {"dropout": key}
         return self._net.apply({"params": params}, x, mask_index, rngs=rngs)

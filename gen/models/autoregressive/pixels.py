@@ -241,7 +241,8 @@ class GatedPixelCNN(nn.Module):
 
     Deviations from van den Oord et al. 2016b:
 
-    - The input's channel of ones, and dropout after each gate, as in `PixelCNN`.
+    - The input's channel of ones, as in `PixelCNN`.
+    - Dropout of the output of each gate.
     - He initialisation; Adam in place of RMSProp.
     - No skip connections to the last layers.
     """
@@ -318,7 +319,8 @@ class Horizontal(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, above: list[jax.Array], at: At | None = None) -> jax.Array:
         def gated(a: jax.Array, v: jax.Array) -> jax.Array:
-            # The last layer is made first: the order of making names the parameters.
+            # Flax numbers layers in the order in which they are made. Stored parameters have these
+            # numbers, so the last layer is made first.
             out = pointwise(self.features)
             return out(drop(self, self.dropout, gate(a + pointwise(2 * self.features)(v))))
 

@@ -408,9 +408,10 @@ class RBM:
 
 
 def log_variance(x: jax.Array) -> jax.Array:
-    """Return log σ² of each variable of x [N, D], where σ² is the variance + 1 % of their mean.
+    """Return log σ² of each variable of x [N, D].
 
-    It is 0 for all variables if every variable is constant up to rounding.
+    σ² is the variance of the variable plus 1 % of the mean variance of all variables. If all
+    variables are constant up to rounding, log σ² is 0.
     """
     mean = x.mean(0)
     size = jnp.abs(x - mean[None]).max()
