@@ -114,6 +114,36 @@ def test_first_step_and_capabilities(every):
     check_capabilities(model, state, batch, estimates)
 
 
+@pytest.mark.slow
+def test_every_method_runs_and_its_results_are_finite(every):
+    """The methods that `check_capabilities` traces alone, compiled and run, U-Nets too."""
+    model, state, batch = every.model, every.state, every.batch
+    able, key = core.capabilities(model), jax.random.key(7)
+
+    def finite(result):
+        for leaf in jax.tree.leaves(result):
+            assert np.isfinite(leaf).all()
+
+    if "begin" in able:
+        state = jax.jit(model.begin)(state, batch, key)
+    state, _ = jax.jit(model.step)(state, batch, key)
+    check_estimates(model, model.evaluate(state, batch, key))
+    if "sample" in able:
+        finite(jax.jit(model.sample, static_argnums=2)(state, key, 3))
+    if "denoising" in able:
+        finite(jax.jit(model.denoising, static_argnums=(2, 3))(state, key, 3, 2))
+    if "complete" in able:
+        mask = jnp.zeros(model.shape).at[:4].set(1)
+        finite(jax.jit(model.complete)(state, batch["x"], mask, key))
+    for name in [name for name in ("score", "objective") if name in able]:
+        finite(jax.jit(getattr(model, name))(state, batch, key))
+    if "encode" in able:
+        codes = jax.jit(model.encode)(state, batch)
+        finite(codes)
+        if "decode" in able:
+            finite(jax.jit(model.decode)(state, codes))
+
+
 def with_a_quick_network(model, batch):
     """Return a diffusion model with a residual network in place of its U-Net, after one step.
 
