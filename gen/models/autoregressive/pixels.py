@@ -2,11 +2,11 @@
 
 The variables are in the order of the pixels (raster order), and within a pixel in the order of its
 channels. The kernel of a causal convolution is masked: it sees the rows above and, in its own row,
-the pixels to the left. Of its own pixel it sees some channels. To that end the features of a layer
-are divided into one group for each channel, and a group sees its own pixel's groups of the channels
-before it: those of earlier channels in the first layer, also its own group in later layers (van den
-Oord, Kalchbrenner & Kavukcuoglu 2016a, https://arxiv.org/abs/1601.06759, figure 2). So the group
-of green sees the red value of its pixel, and the group of blue sees red and green.
+the pixels to the left. Within a pixel, the features of each layer are divided into one group for
+each channel. In the first layer a group sees the channels before its own, and in later layers the
+groups up to its own (van den Oord, Kalchbrenner & Kavukcuoglu 2016a,
+https://arxiv.org/abs/1601.06759, figure 2). The group of green therefore sees the red value of its
+pixel, and the group of blue sees red and green.
 
 The same modules run over whole images and, in sampling, at one pixel. There each convolution keeps
 the features that it was given so far in the collection `cache`, so that a pixel costs one window of
@@ -29,7 +29,7 @@ from gen.models.autoregressive.vectors import Logits, raster_order
 from gen.nets import check_image, convolve
 
 Taps = Literal["A", "B", "above", "upto", "left", "left and self"]
-"""The pixels that a kernel sees.
+"""The pixels that a kernel sees in images of one channel.
 
 - `A`, `B`: the rows above and the pixels to the left; B also the pixel itself.
 - `above`, `upto`: the rows above; `upto` also all of the pixel's row.
@@ -42,7 +42,7 @@ class At(NamedTuple):
 
     row: Any
     column: Any = None
-    channel: Any = None  # of the pixel: the variable whose logits are asked for
+    channel: Any = None  # the channel of the pixel whose logits are needed
 
 
 def taps(kind: Taps, size: int) -> np.ndarray:
@@ -58,8 +58,7 @@ def taps(kind: Taps, size: int) -> np.ndarray:
 def groups(features: int, channels: int, halves: int = 1) -> np.ndarray:
     """Return the channel to whose group each feature of a layer belongs, 0 … C − 1, [features].
 
-    Groups stand in the order of the channels and differ by at most one feature in size. In K logits
-    for each channel, the group of a channel has its logits.
+    The groups are consecutive, in the order of the channels, and their sizes differ by at most one.
 
     Args:
       features: the number of features.
@@ -96,14 +95,15 @@ def causal_mask(kind: Taps, size: int, inputs: np.ndarray, outputs: np.ndarray) 
 class CausalConv(nn.Module):
     """A masked convolution, [B, H, W, ·] ↦ [B, H, W, features], with zeros around the image.
 
-    Kernels `A` and `left` read an image `with_frame`. Of the channels of a kernel's own pixel, a
-    group of features sees those before it, and in kernels `B` and `left and self` also its own. The
-    features of `above` and `upto` have no groups: they see all channels of the rows above.
+    Kernels `A`, `above` and `left` read an image `with_frame`, the others read features. In its own
+    pixel, a group of features sees the channels before its own (`A`, `left`) or the groups up to
+    its own (`B`, `left and self`). The features of `above` and `upto` have no groups, because all
+    channels of the rows above come before.
 
     Called `at` a pixel or a row, it returns its output there, [B, 1, 1 or W, features]. A kernel
-    that excludes its centre reads the image, and is given all of it. Other kernels read features.
-    They are given the features of this position alone and keep them in the cache. `upto` is called
-    at rows, `B` and `left and self` are called at pixels.
+    that reads the image is given all of it. Other kernels are given the features of this position
+    alone and keep them in the cache. `upto` is called at rows, `B` and `left and self` are called
+    at pixels.
 
     The initialisation is He's (He et al. 2015, https://arxiv.org/abs/1502.01852, eq. 10), with the
     fan-in that the mask leaves on average over the outputs.
@@ -281,7 +281,7 @@ class PixelCNN(nn.Module):
 
     Deviations from van den Oord et al. 2016a:
 
-    - The groups of features of the channels differ by one in size where F is no multiple of C.
+    - Where F is no multiple of C, the groups of features differ in size by one.
     - A further input channel, of ones, marks the inside of the image, as in PixelCNN++ (Salimans et
       al. 2017, https://arxiv.org/abs/1701.05517).
     - Dropout in each residual block, before its last layer, as in PixelCNN++ (section 2.5).
@@ -326,12 +326,12 @@ class GatedPixelCNN(nn.Module):
 
     van den Oord et al. 2016b, https://arxiv.org/abs/1606.05328. A vertical stack sees the rows
     above, and a horizontal stack sees the pixel's row and the vertical stack, so that every pixel
-    before is seen. The horizontal stack's features have a group for each channel.
+    before is seen. The features of the horizontal stack have a group for each channel. The vertical
+    stack sees whole pixels and needs no groups.
 
     Deviations from van den Oord et al. 2016b:
 
-    - The groups of features of the channels, as in `PixelCNN`. Those of the vertical stack need
-      none, since it sees whole pixels.
+    - The sizes of the groups of features, as in `PixelCNN`.
     - The input's channel of ones, as in `PixelCNN`.
     - Dropout of the output of each gate.
     - He initialisation; Adam in place of RMSProp.
