@@ -44,7 +44,7 @@ EXPERIMENTS = {
             optimizer=Optimizer(learning_rate=1e-3, b1=0.5),
         ),
         data="mnist",
-        steps=6_000,  # 11 epochs
+        steps=3_000,  # 5 epochs
         report_every=100,
         sample_every=1_000,
         checkpoint_every=500,

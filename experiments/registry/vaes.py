@@ -87,9 +87,9 @@ EXPERIMENTS = {
             )
         ),
         data="mnist",
-        steps=6_000,  # 11 epochs
+        steps=3_000,  # 5 epochs
         report_every=100,
-        sample_every=2_000,
+        sample_every=1_000,
         checkpoint_every=500,
     ),
 }
