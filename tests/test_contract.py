@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NAMES, TYPICAL, Entry, batch_of, entry_of, equal
+from conftest import NAMES, TYPICAL, Entry, batch_of, entry_of, equal, narrow
 from flax import linen as nn
 
-from gen import core, parallel, train
+from experiments.registry import EXPERIMENTS
+from gen import core, optimize, parallel, train
 from gen.checkpoint import open_checkpoints
 from gen.core import facts
 from gen.estimate import Estimate
@@ -154,6 +155,37 @@ def with_a_quick_network(model, batch):
     keys = jax.random.split(jax.random.key(3))
     state, _ = jax.jit(lambda keys: model.step(model.init(keys[0]), batch, keys[1]))(keys)
     return model, state
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ae_mnist",
+        "vae_conv_mnist",
+        "gan_conv_mnist",
+        "diffusion_mnist_likelihood",
+        pytest.param("flow_matching_mnist", marks=pytest.mark.slow),
+        pytest.param("discrete_diffusion_binarized_mnist", marks=pytest.mark.slow),
+    ],
+)
+def test_shapes_are_those_of_images_in_colour(name):
+    """The steps and capabilities of each family are traced on three channels, not compiled."""
+    model = optimize.for_run(replace(narrow(EXPERIMENTS[name].model), shape=(8, 8, 3)), 10)
+    keys, x = jax.random.split(jax.random.key(0), 3), jnp.zeros((4, 8, 8, 3))
+    state = jax.eval_shape(model.init, keys[0])
+    after, _ = jax.eval_shape(model.step, state, {"x": x}, keys[1])
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    able = core.capabilities(model)
+    if "sample" in able:
+        assert jax.eval_shape(lambda s: model.sample(s, keys[2], 4), state).shape == x.shape
+    if "complete" in able:
+        completed = jax.eval_shape(model.complete, state, x, jnp.ones((8, 8, 3)), keys[2])
+        assert completed.shape == x.shape
+    if "encode" in able and "decode" in able:
+        z = jax.eval_shape(model.encode, state, {"x": x})
+        assert jax.eval_shape(model.decode, state, z).shape == x.shape
+    if "score" in able:
+        assert jax.eval_shape(model.score, state, {"x": x}, keys[2]).shape == (4,)
 
 
 def documented(model):
