@@ -12,14 +12,12 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.folder import commit, is_clean, write_json, write_text
+from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
 from experiments.run import Run
 from gen import estimate, plots, train, weights
 from gen.core import UserError, capabilities, facts
 from gen.uses.features import probe
 
-RESULTS = Path(__file__).parent / "results"
-"""Folder of the published results."""
 WEIGHTS = "weights.safetensors"
 LARGEST_COMMITTED = 6_000_000
 """Bytes of weights above which RESULTS/.gitignore lists their file."""

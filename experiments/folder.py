@@ -40,6 +40,9 @@ from gen.files import replacing, writing
 Log = Callable[[int, dict[str, np.ndarray]], None]
 """A log is a function of (step, metrics) that appends a report to metrics.jsonl."""
 
+RESULTS = Path(__file__).parent / "results"
+"""Folder of the published results."""
+
 NO_RESULTS = ":(top,exclude)experiments/results"
 """This path specification excludes the published results from a git command."""
 
