@@ -7,24 +7,19 @@ used, so that help and a mistyped flag are answered at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import textwrap
 import warnings
 
-
-def leave(number: int, _) -> None:
-    """End the process at once: before training begins there is nothing to save."""
-    print(f"{signal.Signals(number).name}: stopped", file=sys.stderr, flush=True)
-    os._exit(75)
-
-
 if __name__ == "__main__":  # before the imports, which take their time
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    from experiments import interruption
+
+    interruption.watch(interruption.stop)
 
 import difflib
 import io
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -183,20 +178,42 @@ def list_command(arguments: list[str]) -> int:
 def train_command(arguments: list[str]) -> int:
     from experiments.experiment import Options, Training
     from experiments.registry import EXPERIMENTS
+    from gen.core import UserError
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m experiments train NAME [FLAGS]\n\nNAME: {', '.join(EXPERIMENTS)}")
-        print("\npython -m experiments train NAME --help lists the flags of an experiment.")
+        names = textwrap.fill(", ".join(EXPERIMENTS), 80, initial_indent="NAME: ")
+        print(f"usage: python -m experiments train NAME [FLAGS]\n\n{names}")
+        print("\npython -m experiments train NAME --help lists the flags of an experiment,")
+        print("and train --config FILE [FLAGS] starts from the config.json of any run.")
         return 0 if arguments else 2
-    name = arguments[0]
-    check_name(name)
+    name, *flags = ["", *arguments] if arguments[0].startswith("-") else arguments
+    given = parse_config(flags)
+    if given:
+        from experiments.folder import read_template
 
-    chosen = parse(Training, arguments[1:], f"train {name}", Training(EXPERIMENTS[name], Options()))
+        template = read_template(given)
+        if name not in ("", template.name):
+            raise UserError(
+                f"{given} is of {template.name}, not of {name}: leave the name out, or the file"
+            )
+        name, default = template.name, template.experiment
+    else:
+        check_name(name)
+        default = EXPERIMENTS[name]
+
+    chosen = parse(Training, flags, f"train {name}", Training(default, Options()))
     from experiments.compilation import keep_programs
     from experiments.run import train_run
 
     keep_programs(chosen.options.keep_programs)
     return train_run(name, chosen.experiment, chosen.options)
+
+
+def parse_config(arguments: list[str]) -> Path | None:
+    """Return the file that --config names, which gives the other flags their defaults."""
+    joined = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    apart = [file for flag, file in pairwise(arguments) if flag == "--config"]
+    return Path((joined + apart)[-1]) if joined or apart else None
 
 
 def evaluate_command(arguments: list[str]) -> int:

@@ -50,7 +50,7 @@ Arguments = TypeVar("Arguments")
 class Flag(NamedTuple):
     """A flag as the help shows it, or an argument without a flag."""
 
-    name: str  # --model.latent, or RUN for an argument without a flag
+    name: str  # --model.latent; for an argument without a flag RUN, or [RUN] if it may be left out
     values: str  # the kind of its values, such as INT; empty for a switch
     text: str  # what it does, and its default
 
@@ -159,8 +159,8 @@ def help_text(kind: type[Any], command: str, default: Any = None) -> str:
       default: the values of flags that are not given; None for the defaults of the class.
     """
     listed = groups(kind, default)
-    everything = [flag.name for group in listed for flag in group.flags]
-    arguments = "".join(f" {name}" for name in everything if not name.startswith("-"))
+    names = [flag.name for group in listed for flag in group.flags]
+    arguments = "".join(f" {name}" for name in names if not name.startswith("-"))
     parts = [
         f"usage: python -m experiments {command}{arguments} [FLAGS]",
         textwrap.fill(" ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()), WIDTH),
@@ -179,7 +179,8 @@ def _lines(flag: Flag) -> list[str]:
     lines = [f"{'':{TEXT_COLUMN}}{line}" for line in text]
     if len(head) + 2 <= TEXT_COLUMN:
         return [f"{head:{TEXT_COLUMN}}{text[0]}", *lines[1:]]
-    return [head, *lines]
+    heads = [head] if len(head) <= WIDTH else [f"  {flag.name}", f"      {flag.values}"]
+    return [*heads, *lines]
 
 
 def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = "") -> list[Group]:
@@ -208,7 +209,8 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
                 own.flags.extend(inner.pop(0).flags)
             parts += inner
         elif Positional in marks:
-            own.flags.append(Flag(field.name.upper(), "", _with_default(text, value)))
+            argument = field.name.upper() if value is MISSING else f"[{field.name.upper()}]"
+            own.flags.append(Flag(argument, "", _with_default(text, value)))
         elif isinstance(value, bool):
             switch = f"{prefix}no-{name.removeprefix(prefix)}" if value else name
             own.flags.append(Flag(f"--{switch}", "", f"{'switch off: ' * value}{text}"))
