@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,13 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a process to end."""
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""Control sequence that a terminal takes to show the cursor, which a progress bar hides."""
+"""The control sequence by which a terminal shows its cursor, which a progress bar hides."""
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard error at once, without the locks of Python's and Rich's streams."""
+    below_the_bar = SHOW_CURSOR + b"\n" if os.isatty(2) else b""
+    os.write(2, below_the_bar + f"{text}\n".encode(errors="backslashreplace"))
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Interruption:
     """what the run does while there is nothing to save, such as compiling; else empty"""
     saved: str = "nothing is saved yet"
     """what has been saved"""
+    say: Callable[[str], None] = write_line
+    """tells that the signal has come; it must wait for no lock"""
 
     def act(self, name: str) -> None:
         """Act on a signal, in a thread of its own.
@@ -53,7 +60,7 @@ class Interruption:
         if self.received:
             leave(f"{name}: stopped; the same command goes on from the last checkpoint")
         self.received = name
-        print(f"{name}: saving the current step; a second one ends at once", file=sys.stderr)
+        self.say(f"{name}: saving the current step; a second one ends at once")
 
     def begin(self, activity: str) -> None:
         """Begin an activity, unless a signal has come before: then end the process."""
@@ -115,7 +122,5 @@ def leave(message: str, code: int = INTERRUPTED) -> NoReturn:
       message: the line for standard error.
       code: the exit code.
     """
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), SHOW_CURSOR)
-    print(message, file=sys.stderr, flush=True)
+    write_line(message)
     os._exit(code)

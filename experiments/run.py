@@ -141,6 +141,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         _say(f"resuming {folder} at step {done}" if done else f"training {name} into {folder}")
         if _lead():
             display = stack.enter_context(_progress(name, done, experiment.steps))
+            if sys.stdout.isatty():
+                signals.say = display.say
         display.say("compiling")
         signals.begin("compiling")
 
@@ -417,12 +419,10 @@ def _progress(name: str, done: int, steps: int) -> Iterator[Display]:
             speed = bar.tasks[task].speed
             bar.update(task, speed=f"{speed:.0f} steps/s" if speed else "")
 
-    with Live(Group(bar, report)) as live:
+    def say(text: str) -> None:
+        report.plain = text  # Live draws it within a quarter of a second
 
-        def say(text: str) -> None:
-            report.plain = text
-            live.refresh()
-
+    with Live(Group(bar, report)):
         yield Display(show, say)
 
 

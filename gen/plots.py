@@ -41,7 +41,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     canvas = tile(images, columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
-    margin = 110 if labels else 0
+    margin = max(110, 8 * max(map(len, labels))) if labels else 0
     size = (width * scale + margin, height * scale)
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))
@@ -90,10 +90,7 @@ def curves(
         if name != "validation":
             axes.plot(*metrics[name], linewidth=1)
         if name == "validation" or (shared and name == "loss"):
-            axes.set_prop_cycle(None)  # a seed has the same colour on both lines
             _validation(axes, *metrics["validation"], chosen)
-        if shared and name == "loss":
-            axes.plot([], [], color="black", linewidth=1, label="training")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
         axes.set(title=name, xlabel="training steps", ylabel=units.get(name, ""))
@@ -112,13 +109,17 @@ def _validation(
 ) -> None:
     """Draw the validation line of each seed, and a dot at the step that it chose."""
     by_seed = values.reshape(len(steps), -1)
-    axes.plot(steps, by_seed, linestyle="--", linewidth=1.5)
-    axes.plot([], [], color="black", linestyle="--", linewidth=1.5, label="validation")
+    several = by_seed.shape[1] > 1
+    if several:  # a seed has the colour of its training line
+        axes.set_prop_cycle(None)
+    lines = axes.plot(steps, by_seed, linestyle="--", linewidth=1.5)
+    lines[0].set_label("validation")
+    if axes.lines[0] is not lines[0]:
+        axes.lines[0].set_label("training")
     places = {step: row for row, step in enumerate(steps)}
     dots = [(step, by_seed[places[step], s]) for s, step in enumerate(chosen) if step in places]
     if dots:
-        several = f"{len(dots)} chosen steps"
-        label = several if len(dots) > 1 else f"chosen step {dots[0][0]:,}"
+        label = "chosen steps" if several else f"chosen step {dots[0][0]:,}"
         axes.plot(*zip(*dots, strict=True), "o", color="black", markersize=5, label=label)
 
 
