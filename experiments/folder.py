@@ -387,20 +387,25 @@ def _wandb(folder: Path, last: int) -> Iterator[Log]:
     keeps the first values that it was sent for a step.
     """
     try:
-        import wandb
+        import wandb  # type: ignore
     except ImportError:
         raise _lacks("wandb", "wandb") from None
     manifest = read_manifest(folder)
     began = manifest["sessions"][0].get("started") if manifest else None
     identity = hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16]
-    run = wandb.init(
-        project="gen",
-        name=folder.name,
-        id=identity,
-        config=read_json(folder / "config.json"),
-        dir=str(folder),
-        resume="allow",
-    )
+    try:
+        run = wandb.init(
+            project="gen",
+            name=folder.name,
+            id=identity,
+            config=read_json(folder / "config.json"),
+            allow_val_change=True,  # a resumed run may be longer
+            dir=str(folder.absolute()),
+            resume="allow",
+        )
+    except wandb.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--logger wandb cannot begin ({reason}): try wandb login") from error
 
     def send(step: int, metrics: dict[str, np.ndarray]) -> None:
         run.log({name: float(np.mean(value)) for name, value in metrics.items()}, step=step)

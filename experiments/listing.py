@@ -123,7 +123,7 @@ def details(name: str, experiment: Experiment, results: Path) -> str:
       results: the folder of the published results.
     """
     model = experiment.model
-    lines = {
+    terms = {
         "family": f"{model.family} ({type(model).__name__})",
         "density": DENSITIES[model.density],
         "data": experiment.data,
@@ -135,19 +135,22 @@ def details(name: str, experiment: Experiment, results: Path) -> str:
     record = read_json(results / f"{name}.json", *NEEDED)
     if record:
         estimates = {each: from_json(fields) for each, fields in record["estimates"].items()}
-        lines |= {
+        terms |= {
             "command": record["command"],
             "parameters": f"{record['parameters']:,}",
             "trained in": f"{record['train_seconds']:,.0f} s on {record['device']}",
             "seeds": ", ".join(map(str, record["seeds"])),
             "result": "",
         }
-        lines |= {f"  {each}": str(estimate) for each, estimate in estimates.items()}
+        terms |= {f"  {each}": str(estimate) for each, estimate in estimates.items()}
     else:
-        lines["result"] = "not published"
-    column = max(map(len, lines)) + 2
+        terms["result"] = "not published"
+    column = max(map(len, terms)) + 2
     text = [name]
-    for term, value in lines.items():
-        indent = {"initial_indent": f"{term:{column}}", "subsequent_indent": " " * column}
-        text.append(textwrap.fill(value, WIDTH, break_on_hyphens=False, **indent) or term)
+    for term, value in terms.items():
+        lines = textwrap.wrap(value, WIDTH - column, break_on_hyphens=False) or [""]
+        text += [
+            f"{term:{column}}{lines[0]}".rstrip(),
+            *(" " * column + each for each in lines[1:]),
+        ]
     return "\n".join(text) + "\n"

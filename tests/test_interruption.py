@@ -30,7 +30,11 @@ def test_a_signal_acts_while_the_main_thread_does_not_return_to_python(number):
     """The main thread reads an empty pipe in C, until the action on the signal writes to it."""
     before = signal.getsignal(number)
     reader, writer = os.pipe()
-    end = watch(lambda name: os.write(writer, b"s") and None)
+
+    def act(name):
+        os.write(writer, b"s")
+
+    end = watch(act)
     signal.siginterrupt(number, False)  # the call in C goes on after the signal
     rescue = threading.Timer(20, os.write, (writer, b"r"))
     rescue.start()

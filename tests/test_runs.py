@@ -1049,7 +1049,10 @@ class FakeWandb:
     def __init__(self):
         self.began, self.logged, self.finished = [], [], 0
 
-    def init(self, *, project, name, id, config, dir, resume):
+    class Error(Exception):
+        pass
+
+    def init(self, *, project, name, id, config, allow_val_change, dir, resume):
         self.began.append({"name": name, "id": id, "config": config, "resume": resume})
         return self
 

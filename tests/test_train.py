@@ -342,6 +342,7 @@ def test_early_stop_ends_the_run_after_validations_without_a_better_state():
     chex.assert_trees_all_equal(resumed.carry, alone.carry)
     assert not list(train.fit(Walker(), DATA, seed=1, start=(alone.step, alone.carry), **options))
     *_, together = train.fit(Walker(), DATA, seed=[1, 2], **options)
+    assert isinstance(together.carry.best, train.Best)
     assert together.step == int(together.carry.best.step.max()) + 12  # until all have stalled
 
 
@@ -349,7 +350,7 @@ def test_early_stop_ends_the_run_after_validations_without_a_better_state():
     ("model", "options", "named"),
     [
         (Walker(), {"early_stop": 2}, "without validation"),
-        (Walker(), {"early_stop": -1, **VALIDATED}, "early_stop is -1"),
+        (Walker(), {"early_stop": -1, **VALIDATED}, "early_stop -1 is out of range"),
         (Scorer(), {"early_stop": 2, **VALIDATED}, "has no objective"),
     ],
 )
@@ -372,13 +373,18 @@ def test_bfloat16_rounds_the_inputs_of_matrix_products_and_sums_in_float32():
     assert "bf16" not in algorithm("float32")
 
 
+def default_precision() -> Any:
+    """Return the precision in which JAX traces matrix products."""
+    return jax.config.values["jax_default_matmul_precision"]
+
+
 class Product(Counter):
     """A model whose step multiplies matrices, and notes the precision that it was traced in."""
 
     traced: ClassVar[list[Any]] = []
 
     def step(self, state, batch, key, *, axis_name=None):
-        self.traced.append(jax.config.jax_default_matmul_precision)
+        self.traced.append(default_precision())
         return super().step(state, batch, key, axis_name=axis_name)
 
 
@@ -386,6 +392,7 @@ class Product(Counter):
 def test_the_precision_holds_in_training_steps_and_not_outside(steps_per_dispatch):
     Product.traced.clear()
     options: Any = {"steps": 4, "batch_size": 5, "steps_per_dispatch": steps_per_dispatch}
+    before = default_precision()
     for _ in train.fit(Product(), DATA, precision="bfloat16", **options):
-        assert jax.config.jax_default_matmul_precision is None
+        assert default_precision() == before
     assert Product.traced[-1] == "BF16_BF16_F32"
