@@ -13,7 +13,7 @@ using several devices and training several seeds at once change results by round
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +40,9 @@ Decode = Callable[[Batch, jax.Array], Batch]
 
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
+
+PROGRAMS = 16
+"""Runs with different settings, at most, whose compiled functions are kept for the next one."""
 
 LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
@@ -175,7 +178,7 @@ def begin(
     placement = None if mesh is None else parallel.replicated(mesh)
     # Compiled, so that no two arrays of the state share a buffer: donation would fail.
     given = dict(data) if from_data else {}
-    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32), given)
+    return jax.jit(begin_seeds, out_shardings=placement)(jnp.asarray(seed, jnp.uint32), given)
 
 
 def train_step(
@@ -313,6 +316,96 @@ def _mean(
     return jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
 
 
+class Programs(NamedTuple):
+    """The compiled functions of a run, for one seed or for several."""
+
+    begin: Callable[..., Carry]  # (data, seeds) -> the first carry
+    advance: Callable[..., Carry]  # (carry, data, order, seeds, step, end) -> the next carry
+    order_rows: Callable[..., jax.Array]  # (seeds, epoch) -> the epoch's row order
+    assess: Callable[..., tuple[Carry, jax.Array]]  # (carry, validation, seeds, step) -> `validate`
+    gap: Callable[..., jax.Array]  # (carry, data, validation, seeds) -> `score_gap`
+
+
+def _programs(*settings: Any, **more: Any) -> Programs:
+    """Return the functions of a run: for equal settings the same ones, which compile once.
+
+    They are made anew for a model that has no hash, such as one with an array among its fields.
+    """
+    try:
+        hash(settings)
+    except TypeError:
+        return _new_programs.__wrapped__(*settings, **more)
+    return _new_programs(*settings, **more)
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _new_programs(
+    model: Any,
+    batch_size: int,
+    decode: Decode,
+    mesh: Mesh | None,
+    *,
+    rows: int,
+    report_every: int,
+    group: int,
+    several: bool,
+    validated: bool,
+) -> Programs:
+    """Return the functions of a run.
+
+    Args:
+      model: the model, its schedules of a known length.
+      batch_size: examples in a step.
+      decode: maps raw rows to a batch.
+      mesh: devices over which the batch is split.
+      rows: the number of training examples.
+      report_every: steps between two reports.
+      group: steps in one call of `advance`, at most.
+      several: whether there is an axis of seeds.
+      validated: whether the run keeps its best state.
+    """
+    first = partial(
+        begin, model, batch_size=batch_size, decode=decode, mesh=mesh, validated=validated
+    )
+    decode = values_after(decode, model)
+    placement = None if mesh is None else parallel.replicated(mesh)
+    step_once = partial(
+        train_step,
+        model,
+        batch_size=batch_size,
+        report_every=report_every,
+        decode=decode,
+        mesh=mesh,
+    )
+
+    def advance(carry, data, order, seed, step, end):
+        """Take the steps from `step` up to `end`, the last not included."""
+        if group == 1:
+            return step_once(carry, data, order, seed, step)
+        return jax.lax.fori_loop(
+            step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
+        )
+
+    def order_rows(seed, epoch):
+        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
+
+    assess = partial(validate, model, decode=decode)
+    gap = partial(score_gap, model, decode=decode)
+
+    if several:
+        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
+        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
+        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
+        order_rows = jax.vmap(order_rows, in_axes=(0, None))
+    return Programs(
+        begin=jax.jit(lambda data, seeds: first(data, seed=seeds), out_shardings=placement),
+        advance=jax.jit(advance, donate_argnums=0, out_shardings=placement),
+        order_rows=jax.jit(order_rows, out_shardings=placement),
+        assess=jax.jit(assess, donate_argnums=0, out_shardings=placement),
+        gap=jax.jit(gap, out_shardings=placement),
+    )
+
+
 def fit(
     model: Model[Any],
     data: Mapping[str, Any],
@@ -379,7 +472,6 @@ def fit(
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
     model = optimize.for_run(model, steps)
-    decode = values_after(decode, model)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
         parallel.check_batch(batch_size, mesh.size)
@@ -389,66 +481,33 @@ def fit(
     epoch_steps = rows // batch_size
     several = np.ndim(seed) > 0
     seeds = np.asarray(seed, np.uint32)
+    programs = _programs(
+        model,
+        batch_size,
+        decode,
+        mesh,
+        rows=rows,
+        report_every=report_every,
+        group=group,
+        several=several,
+        validated=validate_every > 0 and has_objective(model),
+    )
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
     if validate_every:
         assert validation is not None
         validation = jax.device_put(dict(validation), placement)
 
-    step_once = partial(
-        train_step,
-        model,
-        batch_size=batch_size,
-        report_every=report_every,
-        decode=decode,
-        mesh=mesh,
-    )
-
-    def advance(carry, data, order, seed, step, end):
-        """Take the steps from `step` up to `end`, the last not included."""
-        if group == 1:
-            return step_once(carry, data, order, seed, step)
-        return jax.lax.fori_loop(
-            step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
-        )
-
-    def order_rows(seed, epoch):
-        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
-
-    assess = partial(validate, model, decode=decode)
-    gap = partial(score_gap, model, decode=decode)
-
-    if several:
-        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
-        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
-        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
-        order_rows = jax.vmap(order_rows, in_axes=(0, None))
-    advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
-    order_rows = jax.jit(order_rows, out_shardings=placement)
-    assess = jax.jit(assess, donate_argnums=0, out_shardings=placement)
-    gap = jax.jit(gap, out_shardings=placement)
-
-    step, carry = start or (
-        0,
-        begin(
-            model,
-            data,
-            batch_size,
-            seed,
-            decode=decode,
-            mesh=mesh,
-            validated=validate_every > 0 and has_objective(model),
-        ),
-    )
+    step, carry = start or (0, programs.begin(data, seeds))
     epoch, order = -1, None
     while step < steps:
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
-            order = order_rows(seeds, np.uint32(epoch))
+            order = programs.order_rows(seeds, np.uint32(epoch))
         intervals = (report_every, validate_every or steps, *pause_every, epoch_steps)
         pauses = [(step // every + 1) * every for every in intervals]
         end = min(steps, step + group, *pauses)
-        carry = advance(carry, data, order, seeds, np.int32(step), np.int32(end))
+        carry = programs.advance(carry, data, order, seeds, np.int32(step), np.int32(end))
         step = end
         if wait:
             jax.block_until_ready(carry)
@@ -457,10 +516,10 @@ def fit(
             metrics |= _means(carry)
         if validate_every and step % validate_every == 0:
             if has_objective(model):
-                carry, value = assess(carry, validation, seeds, np.int32(step))
+                carry, value = programs.assess(carry, validation, seeds, np.int32(step))
                 metrics["validation"] = np.asarray(value)
             else:
-                metrics["score_gap"] = np.asarray(gap(carry, data, validation, seeds))
+                metrics["score_gap"] = np.asarray(programs.gap(carry, data, validation, seeds))
         _check_metrics(metrics, step, seeds)
         yield Progress(step, carry, metrics or None)
 
