@@ -13,8 +13,8 @@ using several devices and training several seeds at once change results by round
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,10 @@ Decode = Callable[[Batch, jax.Array], Batch]
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
 
+Program = TypeVar("Program")
+
 PROGRAMS = 16
-"""Runs with different settings, at most, whose compiled functions are kept for the next one."""
+"""Different models and settings, at most, whose compiled functions are kept for later calls."""
 
 LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
@@ -326,20 +328,26 @@ class Programs(NamedTuple):
     gap: Callable[..., jax.Array]  # (carry, data, validation, seeds) -> `score_gap`
 
 
-def _programs(*settings: Any, **more: Any) -> Programs:
-    """Return the functions of a run: for equal settings the same ones, which compile once.
+def keep_programs(build: Callable[..., Program]) -> Callable[..., Program]:
+    """Keep what a function builds for its last PROGRAMS different arguments, so it compiles once.
 
-    They are made anew for a model that has no hash, such as one with an array among its fields.
+    Arguments without a hash, such as a network with a list among its fields, build it anew.
     """
-    try:
-        hash(settings)
-    except TypeError:
-        return _new_programs.__wrapped__(*settings, **more)
-    return _new_programs(*settings, **more)
+    kept = lru_cache(maxsize=PROGRAMS)(build)
+
+    @wraps(build)
+    def build_or_reuse(*arguments: Any, **settings: Any) -> Program:
+        try:
+            hash((arguments, *settings.values()))
+        except TypeError:
+            return build(*arguments, **settings)
+        return kept(*arguments, **settings)
+
+    return build_or_reuse
 
 
-@lru_cache(maxsize=PROGRAMS)
-def _new_programs(
+@keep_programs
+def _programs(
     model: Any,
     batch_size: int,
     decode: Decode,
@@ -351,7 +359,7 @@ def _new_programs(
     several: bool,
     validated: bool,
 ) -> Programs:
-    """Return the functions of a run.
+    """Return the compiled functions of a run.
 
     Args:
       model: the model, its schedules of a known length.
