@@ -58,12 +58,8 @@ State = TypeVar("State")
 Tree = TypeVar("Tree")
 
 
-class UserError(ValueError):
-    """An error that the user can correct. One line says what is wrong, where, and what to do.
-
-    It is a `ValueError`, because tools that call a model, such as scikit-learn's, expect one where
-    an argument has a wrong value.
-    """
+class UserError(Exception):
+    """An error that the user can correct. One line says what is wrong, where, and what to do."""
 
 
 class Model(Protocol[State]):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -40,6 +41,22 @@ METHODS: Mapping[str, Callable[..., jax.Array]] = {
     "objective": lambda model, state, batch, key: model.objective(state, batch, key),
 }
 """The methods of a model that act on rows, as functions of the same arguments."""
+
+
+class ArgumentError(UserError, ValueError):
+    """A `UserError` of an estimator, which scikit-learn's tools take as the `ValueError` it is.
+
+    `UserError` itself is no `ValueError`: the parser of the command line would catch it.
+    """
+
+
+@contextmanager
+def _argument_errors() -> Iterator[None]:
+    """Raise `ArgumentError` in place of `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise ArgumentError(str(error)) from error
 
 
 def _can(*methods: str) -> Callable[[Estimator], bool]:
@@ -119,6 +136,7 @@ class Estimator(BaseEstimator):
         self.levels = levels
         self.contamination = contamination
 
+    @_argument_errors()
     def fit(self, X: Any, y: Any = None) -> Estimator:
         """Train the model on the rows of X.
 
@@ -130,7 +148,7 @@ class Estimator(BaseEstimator):
           The estimator itself.
 
         Raises:
-          UserError: the model does not take the data, or a parameter is out of its range.
+          ArgumentError: the model does not take the data, or a parameter is out of its range.
         """
         share = self.contamination
         if not is_dataclass(self.model) or isinstance(self.model, type):
@@ -161,6 +179,7 @@ class Estimator(BaseEstimator):
         return self
 
     @available_if(_can("sample"))
+    @_argument_errors()
     def sample(self, n_samples: int = 1, y: Any = None, random_state: Any = None) -> np.ndarray:
         """Draw from the model.
 
@@ -207,6 +226,7 @@ class Estimator(BaseEstimator):
         return np.array([f"{name}{i}" for i in range(math.prod(self.code_shape_))], object)
 
     @available_if(lambda self: _can("encode")(self) and _can("decode")(self))
+    @_argument_errors()
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Return the examples that codes [n, codes] stand for, [n, features]."""
         check_is_fitted(self)
@@ -259,6 +279,7 @@ class Estimator(BaseEstimator):
         params = super().get_params(deep=False)
         return params | (_fields("model", self.model) if deep else {})
 
+    @_argument_errors()
     def set_params(self, **params: Any) -> Estimator:
         """Set parameters, and fields of the model and of its parts such as `model__latent`."""
         prefix = "model__"
@@ -294,6 +315,7 @@ class Estimator(BaseEstimator):
             batch["label"] = np.asarray(y)
         return batch
 
+    @_argument_errors()
     def _values(self, X: Any, y: Any) -> Mapping[str, np.ndarray]:
         """Return rows as examples of the fitted model, checked and as floats."""
         check_is_fitted(self)

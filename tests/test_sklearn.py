@@ -28,7 +28,7 @@ from gen.models.hmm.model import HMM
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 from gen.nets import MLP
-from gen.sklearn import BLOCK, Estimator
+from gen.sklearn import BLOCK, ArgumentError, Estimator
 
 AUTOENCODER = Autoencoder(encoder=MLP((8, 2), "elu"), decoder=MLP((8,), "elu"), output="linear")
 GAUSSIAN_HMM = HMM(states=2, emission=Gaussian())
@@ -199,15 +199,17 @@ def test_unknown_parameters_are_named(name, message):
     ],
 )
 def test_wrong_parameters_are_refused_in_fit(changes, message, clusters):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(ArgumentError, match=message) as error:
         Estimator(AUTOENCODER, **SMALL).set_params(**changes).fit(clusters)
     assert "\n" not in str(error.value)
+    assert isinstance(error.value, UserError)
+    assert isinstance(error.value, ValueError)
 
 
 def test_wrong_rows_and_codes_are_refused(clusters, fitted):
     with pytest.raises(ValueError, match="6 features"):
         fitted.transform(clusters[:, :5])
-    with pytest.raises(UserError, match="X has 3 columns, and the codes of the model have 2"):
+    with pytest.raises(ArgumentError, match="X has 3 columns, and the codes of the model have 2"):
         fitted.inverse_transform(np.zeros((1, 3)))
 
 
@@ -243,7 +245,7 @@ def test_levels_are_values_or_indices_and_the_score_is_exact():
     )
     assert estimator.score(bits) == pytest.approx(float(log_prob.mean()))
     assert estimator.sample(3, random_state=0).shape == (3, 4)
-    with pytest.raises(UserError, match="y is given, and the model has no classes"):
+    with pytest.raises(ArgumentError, match="y is given, and the model has no classes"):
         estimator.sample(3, y=0)
 
 
@@ -274,13 +276,13 @@ def test_a_model_with_classes_takes_y_as_labels(clusters):
     )
     estimator = Estimator(model, **SMALL, contamination=None)
     x, y = (clusters + 10) / 30, np.arange(80) % 2
-    with pytest.raises(UserError, match="the data set has no labels"):
+    with pytest.raises(ArgumentError, match="the data set has no labels"):
         estimator.fit(x)
-    with pytest.raises(UserError, match="labels up to 2, the model 2 classes"):
+    with pytest.raises(ArgumentError, match="labels up to 2, the model 2 classes"):
         estimator.fit(x, y + 1 - (y == 0))
     estimator.fit(x, y)
     assert estimator.sample(3, y=1, random_state=0).shape == (3, 6)
-    with pytest.raises(UserError, match="labels up to 2, the model 2 classes"):
+    with pytest.raises(ArgumentError, match="labels up to 2, the model 2 classes"):
         estimator.sample(3, y=2)
 
 
