@@ -434,9 +434,13 @@ def device_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {model}, {cores()} cores"
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
     usable = hasattr(os, "sched_getaffinity")  # macOS does not have it
-    cores = len(os.sched_getaffinity(0)) if usable else os.cpu_count()
-    return f"CPU: {model}, {cores} cores"
+    return len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
 
 
 def commit() -> str | None:

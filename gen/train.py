@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache, partial, wraps
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,11 @@ Decode = Callable[[Batch, jax.Array], Batch]
 
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
+
+Program = TypeVar("Program")
+
+PROGRAMS = 16
+"""Different models and settings, at most, whose compiled functions are kept for later calls."""
 
 LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
@@ -181,7 +186,7 @@ def begin(
     placement = None if mesh is None else parallel.replicated(mesh)
     # Compiled, so that no two arrays of the state share a buffer: donation would fail.
     given = dict(data) if from_data else {}
-    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32), given)
+    return jax.jit(begin_seeds, out_shardings=placement)(jnp.asarray(seed, jnp.uint32), given)
 
 
 def train_step(
@@ -319,6 +324,105 @@ def _mean(
     return jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
 
 
+class Programs(NamedTuple):
+    """The compiled functions of a run, for one seed or for several."""
+
+    begin: Callable[..., Carry]  # (data, seeds) -> the first carry
+    advance: Callable[..., Carry]  # (carry, data, order, seeds, step, end) -> the next carry
+    order_rows: Callable[..., jax.Array]  # (seeds, epoch) -> the epoch's row order
+    assess: Callable[..., tuple[Carry, jax.Array]]  # (carry, validation, seeds, step) -> `validate`
+    gap: Callable[..., jax.Array]  # (carry, data, validation, seeds) -> `score_gap`
+
+
+def keep_programs(build: Callable[..., Program]) -> Callable[..., Program]:
+    """Keep what a function builds for its last PROGRAMS different arguments, so it compiles once.
+
+    Arguments without a hash, such as a network with a list among its fields, build it anew.
+    """
+    kept = lru_cache(maxsize=PROGRAMS)(build)
+
+    @wraps(build)
+    def build_or_reuse(*arguments: Any, **settings: Any) -> Program:
+        try:
+            hash((arguments, *settings.values()))
+        except TypeError:
+            return build(*arguments, **settings)
+        return kept(*arguments, **settings)
+
+    return build_or_reuse
+
+
+@keep_programs
+def _programs(
+    model: Any,
+    batch_size: int,
+    decode: Decode,
+    mesh: Mesh | None,
+    *,
+    rows: int,
+    report_every: int,
+    group: int,
+    several: bool,
+    validated: bool,
+    precision: Precision,
+) -> Programs:
+    """Return the compiled functions of a run.
+
+    Args:
+      model: the model, its schedules of a known length.
+      batch_size: examples in a step.
+      decode: maps raw rows to a batch.
+      mesh: devices over which the batch is split.
+      rows: the number of training examples.
+      report_every: steps between two reports.
+      group: steps in one call of `advance`, at most.
+      several: whether there is an axis of seeds.
+      validated: whether the run keeps its best state.
+      precision: the precision of matrix products in a step, as in `fit`.
+    """
+    first = partial(
+        begin, model, batch_size=batch_size, decode=decode, mesh=mesh, validated=validated
+    )
+    decode = values_after(decode, model)
+    placement = None if mesh is None else parallel.replicated(mesh)
+    step_once = partial(
+        train_step,
+        model,
+        batch_size=batch_size,
+        report_every=report_every,
+        decode=decode,
+        mesh=mesh,
+    )
+
+    def advance(carry, data, order, seed, step, end):
+        """Take the steps from `step` up to `end`, the last not included."""
+        with products_in(precision):
+            if group == 1:
+                return step_once(carry, data, order, seed, step)
+            return jax.lax.fori_loop(
+                step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
+            )
+
+    def order_rows(seed, epoch):
+        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
+
+    assess = partial(validate, model, decode=decode)
+    gap = partial(score_gap, model, decode=decode)
+
+    if several:
+        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
+        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
+        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
+        order_rows = jax.vmap(order_rows, in_axes=(0, None))
+    return Programs(
+        begin=jax.jit(lambda data, seeds: first(data, seed=seeds), out_shardings=placement),
+        advance=jax.jit(advance, donate_argnums=0, out_shardings=placement),
+        order_rows=jax.jit(order_rows, out_shardings=placement),
+        assess=jax.jit(assess, donate_argnums=0, out_shardings=placement),
+        gap=jax.jit(gap, out_shardings=placement),
+    )
+
+
 def fit(
     model: Model[Any],
     data: Mapping[str, Any],
@@ -395,7 +499,6 @@ def fit(
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
     model = optimize.for_run(model, steps)
-    decode = values_after(decode, model)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
         parallel.check_batch(batch_size, mesh.size)
@@ -405,67 +508,34 @@ def fit(
     epoch_steps = rows // batch_size
     several = np.ndim(seed) > 0
     seeds = np.asarray(seed, np.uint32)
+    programs = _programs(
+        model,
+        batch_size,
+        decode,
+        mesh,
+        rows=rows,
+        report_every=report_every,
+        group=group,
+        several=several,
+        validated=validate_every > 0 and has_objective(model),
+        precision=precision,
+    )
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
     if validate_every:
         assert validation is not None
         validation = jax.device_put(dict(validation), placement)
 
-    step_once = partial(
-        train_step,
-        model,
-        batch_size=batch_size,
-        report_every=report_every,
-        decode=decode,
-        mesh=mesh,
-    )
-
-    def advance(carry, data, order, seed, step, end):
-        """Take the steps from `step` up to `end`, the last not included."""
-        with products_in(precision):
-            if group == 1:
-                return step_once(carry, data, order, seed, step)
-            return jax.lax.fori_loop(
-                step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
-            )
-
-    def order_rows(seed, epoch):
-        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
-
-    assess = partial(validate, model, decode=decode)
-    gap = partial(score_gap, model, decode=decode)
-
-    if several:
-        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
-        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
-        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
-        order_rows = jax.vmap(order_rows, in_axes=(0, None))
-    advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
-    order_rows = jax.jit(order_rows, out_shardings=placement)
-    assess = jax.jit(assess, donate_argnums=0, out_shardings=placement)
-    gap = jax.jit(gap, out_shardings=placement)
-
-    step, carry = start or (
-        0,
-        begin(
-            model,
-            data,
-            batch_size,
-            seed,
-            decode=decode,
-            mesh=mesh,
-            validated=validate_every > 0 and has_objective(model),
-        ),
-    )
+    step, carry = start or (0, programs.begin(data, seeds))
     epoch, order = -1, None
     while step < steps and not stalled(step, carry, validate_every, early_stop):
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
-            order = order_rows(seeds, np.uint32(epoch))
+            order = programs.order_rows(seeds, np.uint32(epoch))
         intervals = (report_every, validate_every or steps, *pause_every, epoch_steps)
         pauses = [(step // every + 1) * every for every in intervals]
         end = min(steps, step + group, *pauses)
-        carry = advance(carry, data, order, seeds, np.int32(step), np.int32(end))
+        carry = programs.advance(carry, data, order, seeds, np.int32(step), np.int32(end))
         step = end
         if wait:
             jax.block_until_ready(carry)
@@ -474,10 +544,10 @@ def fit(
             metrics |= _means(carry)
         if validate_every and step % validate_every == 0:
             if has_objective(model):
-                carry, value = assess(carry, validation, seeds, np.int32(step))
+                carry, value = programs.assess(carry, validation, seeds, np.int32(step))
                 metrics["validation"] = np.asarray(value)
             else:
-                metrics["score_gap"] = np.asarray(gap(carry, data, validation, seeds))
+                metrics["score_gap"] = np.asarray(programs.gap(carry, data, validation, seeds))
         _check_metrics(metrics, step, seeds)
         yield Progress(step, carry, metrics or None)
 

@@ -1,6 +1,7 @@
 """The training loop: the rows it visits, its reports, its validation and its refusals."""
 
 import socket
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,6 +79,30 @@ def test_pauses_end_a_dispatch():
     options: Any = {"batch_size": 1, "report_every": 50, "steps_per_dispatch": 100}
     steps = [p.step for p in train.fit(Counter(), DATA, steps=20, pause_every=[7], **options)]
     assert steps == [7, 10, 14, 20]  # an epoch has 10 steps
+
+
+def test_equal_settings_share_their_compiled_functions():
+    traced = []
+
+    @dataclass(frozen=True)
+    class Traced(Counter):
+        size: int = 0
+
+        def step(self, state, batch, key, *, axis_name=None):
+            traced.append(self.size)
+            return super().step(state, batch, key)
+
+    def final(size, batch_size=5):
+        *_, last = train.fit(Traced(size=size), DATA, steps=4, batch_size=batch_size)
+        return np.asarray(last.carry.state.counts)
+
+    first, traces = final(1), len(traced)
+    np.testing.assert_array_equal(first, final(1))
+    assert len(traced) == traces
+    final(1, batch_size=2)
+    final(2)
+    assert len(traced) == 3 * traces
+    assert traced[-1] == 2
 
 
 def test_start_continues():
