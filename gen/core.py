@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -145,6 +146,25 @@ CAPABILITIES = {
 """The optional methods of a model, with their signatures and results."""
 
 
+UNITS: Mapping[str, str] = {
+    "autocorrelation": "correlation",
+    "bits": "bits",
+    "bits_per_dim": "bits per variable",
+    "bits_per_dim_ode": "bits per variable",
+    "d_accuracy": "share",
+    "d_fake": "probability",
+    "d_real": "probability",
+    "dead": "share of units",
+    "ess": "draws",
+    "mse": "squared error per variable",
+    "probe_error": "share",
+    "probe_error_raw": "share",
+    "saturated": "share of units",
+    "swaps": "share",
+}
+"""Units of metrics and estimates by name. All others are in nats, unless a model says otherwise."""
+
+
 class Facts(NamedTuple):
     """Properties of a model that callers depend on.
 
@@ -164,6 +184,8 @@ class Facts(NamedTuple):
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order
     sample_steps: int = 0  # steps that `sample` takes from noise to data; 0: it takes no such steps
+    units: Mapping[str, str] = MappingProxyType({})  # of metrics and estimates, where they are
+    # neither nats nor the units that UNITS has for every model
     lacks: tuple[str, ...] = ()  # optional methods that this configuration does not support
 
 
@@ -179,6 +201,17 @@ def capabilities(model: Any) -> tuple[str, ...]:
     return tuple(
         name for name in CAPABILITIES if name not in lacks and callable(getattr(model, name, None))
     )
+
+
+def unit(model: Any, name: str) -> str:
+    """Return the unit of a metric or an estimate.
+
+    `validation` is the mean objective, and has the unit of `loss` unless the model names its own.
+    """
+    units = {**UNITS, **facts(model).units}
+    if name == "validation":
+        name = name if name in units else "loss"
+    return units.get(name, "nats")
 
 
 def negative_log_prob(model: Any, state: Any, batch: Batch, key: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ https://doi.org/10.1126/science.1127647.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,6 +56,7 @@ class Autoencoder:
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
+    units: ClassVar[Mapping[str, str]] = {"loss": "squared error per variable"}
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -88,6 +88,7 @@ class DBM:
     family: ClassVar[str] = "Boltzmann machine"
     density: ClassVar[Density] = "approximate"
     levels: ClassVar[int] = 2
+    units: ClassVar[Mapping[str, str]] = {"reconstruction": "squared error per variable"}
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -13,6 +13,7 @@ https://doi.org/10.1145/1390156.1390266.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -118,6 +119,7 @@ class RBM:
 
     family: ClassVar[str] = "Boltzmann machine"
     density: ClassVar[Density] = "approximate"
+    units: ClassVar[Mapping[str, str]] = {"reconstruction": "squared error per variable"}
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2210.02747.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -64,6 +65,7 @@ class FlowMatching:
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
     codes: ClassVar[Literal["features", "noise"]] = "noise"
+    units: ClassVar[Mapping[str, str]] = {"loss": "squared error per variable"}
 
     net: nn.Module = UNet()
     """network of a noisy example and its time, which predicts the velocity"""

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2107.00630.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -200,6 +200,12 @@ class GaussianDiffusion:
             self.guidance == 0 or self.classes > 0,
             f"GaussianDiffusion: guidance is {self.guidance}, which needs classes",
         )
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """The weighting `likelihood` makes the loss a bound in nats; others weigh squared errors."""
+        likelihood = self.weighting == "likelihood"
+        return {} if likelihood else {"loss": "weighted squared error per variable"}
 
     def init(self, key: jax.Array) -> State:
         x, t = self._features(jnp.zeros((1, *self.shape))), jnp.zeros(1)

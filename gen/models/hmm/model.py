@@ -7,7 +7,7 @@ https://doi.org/10.1109/5.18626.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -131,6 +131,10 @@ class HMM:
     density: ClassVar[Density] = "tractable"
     sequences: ClassVar[bool] = True
     missing: ClassVar[bool] = True
+    units: ClassVar[Mapping[str, str]] = {
+        "loss": "nats per step",
+        "validation": "nats per sequence",
+    }
 
     score = objective = negative_log_prob
 
