@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
+"""The command line: python -m experiments {list,train,sweep,evaluate,compare,sample,table,bench}.
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -35,7 +35,9 @@ usage: python -m experiments COMMAND ...
 
   list             every experiment: its family, kind of density, data and capabilities
   train NAME       train an experiment; the same command again resumes it
+  sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
+  compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   table            write all published results to experiments/results/RESULTS.md
   bench [NAME...]  measure the speed of training and sampling
@@ -57,6 +59,28 @@ class Evaluate:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
     """also write experiments/results/NAME.json, the pictures and the weights"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Draw the curves of several runs on one figure, and print their estimates side by side.
+
+    Differences are to the first run. Their errors are paired: all runs are evaluated on the same
+    examples at the same draws.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, two or more"""
+    split: Literal["test", "validation", "train"] = "test"
+    """split of the data to evaluate on"""
+    out: Path | None = None
+    """PNG file of the curves (default: compare-....png beside the first run)"""
+    json: Path | None = None
+    """also write the numbers here"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -213,6 +237,27 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
+def compare_command(arguments: list[str]) -> int:
+    chosen = parse(Compare, arguments, "compare")
+    from rich.console import Console
+
+    from experiments import compare
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    keep_programs(chosen.keep_programs)
+    runs = compare.load_runs(chosen.runs, chosen.data_dir)
+    print(compare.save_curves(runs, chosen.out), flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        rows = compare.rows(runs, chosen.split)
+    Console().print(compare.terminal(rows, chosen.split))
+    print(compare.explanation(rows))
+    if chosen.json:
+        write_json(chosen.json, compare.to_json(rows, runs, chosen.split))
+    return 0
+
+
 def sample_command(arguments: list[str]) -> int:
     chosen = parse(Sample, arguments, "sample")
     from experiments.compilation import keep_programs
@@ -301,6 +346,7 @@ COMMANDS = {
     "list": list_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
     "sample": sample_command,
     "table": table_command,
     "bench": bench_command,

@@ -203,7 +203,7 @@ class GaussianDiffusion:
 
     @property
     def units(self) -> Mapping[str, str]:
-        """The weighting `likelihood` makes the loss a bound in nats; others weigh squared errors."""
+        """The loss is a bound in nats under the weighting `likelihood`, else a squared error."""
         likelihood = self.weighting == "likelihood"
         return {} if likelihood else {"loss": "weighted squared error per variable"}
 
