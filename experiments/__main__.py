@@ -44,6 +44,19 @@ usage: python -m experiments COMMAND ...
 
 python -m experiments COMMAND --help lists the flags of a command.
 """
+SWEEP_USAGE = """\
+usage: python -m experiments sweep NAME --over FIELD VALUE VALUE ... [--over ...] [FLAGS]
+
+Train an experiment at every combination of the values, and rank the combinations on
+the validation split. The same command again resumes the sweep.
+
+  --over FIELD VALUE VALUE ...  a field of the experiment and its values, such as
+                                --over model.latent 2 5 10; a tuple has commas,
+                                --over model.encoder.hidden 256,128 64
+  --out DIR                     folder of the sweep (default: runs/NAME-sweep)
+
+All other flags are those of python -m experiments train NAME --help.
+"""
 Arguments = TypeVar("Arguments")
 
 
@@ -215,6 +228,42 @@ def train_command(arguments: list[str]) -> int:
     return train_run(name, chosen.experiment, chosen.options)
 
 
+def sweep_command(arguments: list[str]) -> int:
+    from experiments.experiment import Options, Training
+    from experiments.registry import EXPERIMENTS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(SWEEP_USAGE, end="")
+        return 0 if arguments else 2
+    name = arguments[0]
+    check_name(name)
+    from rich.console import Console
+
+    from experiments import pictures, sweep
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    others, over = sweep.split_arguments(arguments[1:])
+    default = Training(EXPERIMENTS[name], Options())
+    chosen = parse(Training, others, f"sweep {name}", default)
+    keep_programs(chosen.options.keep_programs)
+    code, combinations = sweep.run_sweep(name, chosen.experiment, chosen.options, over)
+    if code:
+        return code
+    print("evaluating on the validation split", flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        outcomes = sweep.outcomes(combinations, chosen.options.data_dir)
+    out = combinations[0].folder.parent
+    write_json(out / "sweep.json", sweep.to_json(outcomes))
+    Console().print(sweep.terminal(outcomes))
+    if figure := sweep.picture(outcomes):
+        pictures.save(figure, out / "sweep.png")
+        print(out / "sweep.png")
+    print(sweep.conclusion(name, others, outcomes))
+    return 0
+
+
 def evaluate_command(arguments: list[str]) -> int:
     chosen = parse(Evaluate, arguments, "evaluate")
     from rich.console import Console
@@ -345,6 +394,7 @@ def parse(
 COMMANDS = {
     "list": list_command,
     "train": train_command,
+    "sweep": sweep_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
     "sample": sample_command,

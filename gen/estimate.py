@@ -266,14 +266,21 @@ MUST_AGREE = {"density": False, "per": "example", "conditional": False}
 """Settings that change the quantity that an estimate is of, with their defaults."""
 
 
-def why_incomparable(a: Estimate, b: Estimate) -> str:
-    """Return why two estimates of one name have no paired difference; "" if they have one."""
+def why_not_ordered(a: Estimate, b: Estimate) -> str:
+    """Return why the values of two estimates of one name have no order; "" if they have one."""
     if a.kind != b.kind:
         return f"different kinds: {a.kind}, {b.kind}"
     for name, default in MUST_AGREE.items():
         of_a, of_b = a.settings.get(name, default), b.settings.get(name, default)
         if of_a != of_b:
             return f"different quantities: {name} {of_a}, {of_b}"
+    return ""
+
+
+def why_incomparable(a: Estimate, b: Estimate) -> str:
+    """Return why two estimates of one name have no paired difference; "" if they have one."""
+    if reason := why_not_ordered(a, b):
+        return reason
     if a.per_example is None or b.per_example is None:
         return "no values per example"
     if len(a.per_example) != len(b.per_example):

@@ -246,3 +246,37 @@ def overlaid(panels: Mapping[tuple[str, str], Sequence[Curve]], runs: Sequence[s
         ]
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
     return figure
+
+
+def against(
+    lines: Mapping[str, Sequence[tuple[Any, float, float]]], field: str, measure: str
+) -> Figure:
+    """Draw values with their standard errors against a field, one line for each name.
+
+    Numbers are placed by value, on a logarithmic axis if the largest is 20 times the smallest.
+    Other values are placed side by side in their order.
+
+    Args:
+      lines: (field, value, standard error) of each point, by the name of the line.
+      field: the label of the horizontal axis.
+      measure: the label of the vertical axis, with its unit.
+    """
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    values = list(dict.fromkeys(str(x) for points in lines.values() for x, *_ in points))
+    numbers = [x for points in lines.values() for x, *_ in points]
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    for name, points in lines.items():
+        if numeric:
+            points = sorted(points)
+        places = [x if numeric else values.index(str(x)) for x, *_ in points]
+        _, heights, errors = zip(*points, strict=True)
+        axes.errorbar(places, heights, errors, marker="o", markersize=4, capsize=2, label=name)
+    if not numeric:
+        axes.set_xticks(range(len(values)), values)
+    elif min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+        axes.set_xscale("log")
+    axes.set(xlabel=field, ylabel=measure)
+    if any(lines):
+        axes.legend(frameon=False, fontsize=9)
+    return figure
