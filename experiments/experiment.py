@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 from flax import linen as nn
 
-from gen import checks, data, optimize, parallel, train
+from gen import checks, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import Binarize, Dataset
 from gen.train import Decode
@@ -122,12 +122,12 @@ class Experiment:
         """Raise `UserError` unless the model fits the values of the decoded data."""
         if "length" in dataset.train:
             checks.check_sequences(self.model, dataset.name)
-        if self.binarize != "none" and dataset.levels == 0:
-            values = "counts" if dataset.counts else "continuous values"
+        if self.binarize != "none" and dataset.format.levels == 0:
+            values = "counts" if dataset.format.counts else "continuous values"
             raise UserError(f"{dataset.name} has {values}, not levels: give --binarize none")
         binarized = "" if self.binarize == "none" else f" with --binarize {self.binarize}"
         source, levels = f"{dataset.name}{binarized}", self.levels(dataset)
-        checks.check_kind(self.model, source, levels, counts=dataset.counts)
+        checks.check_kind(self.model, source, levels, counts=dataset.format.counts)
 
     def _check_labels(self, dataset: Dataset) -> None:
         """Raise `UserError` unless the data have the labels that the model and the probe need."""
@@ -147,11 +147,11 @@ class Experiment:
 
     def levels(self, dataset: Dataset) -> int:
         """Return the number of levels of decoded x; 0 for counts and continuous data."""
-        return 2 if self.binarize != "none" else dataset.levels
+        return 2 if self.binarize != "none" else dataset.format.levels
 
     def decode(self, dataset: Dataset) -> Decode:
         """Return the function from raw batches to batches as the model takes them."""
-        return partial(data.decode, peak=dataset.peak, binarize=self.binarize)
+        return partial(dataset.format.decode, binarize=self.binarize)
 
     def decoded(self, dataset: Dataset, split: str, seed: int) -> tuple[Batch, jax.Array]:
         """Return all of a split as the model takes it, and the key to evaluate it with.

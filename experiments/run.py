@@ -466,8 +466,8 @@ def _final_pictures(
         state,
         test,
         keys.sample,
-        dataset.symbols,
-        dataset.words,
+        dataset.format.symbols,
+        dataset.format.words,
         dataset.log_prob,
     )
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

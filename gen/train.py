@@ -350,7 +350,7 @@ def fit(
       seed: one seed, or several that train independently at once (`vmap`); 32-bit, not negative.
       levels: the number of equally spaced values of x, 0 for continuous data. None infers it:
         integers have levels, and so have floats of at most 256 equally spaced values.
-      decode: maps raw rows to a batch, for example `partial(data.decode, peak=255, ...)`.
+      decode: maps raw rows to a batch, for example `Format(255).decode`.
       report_every: steps between two reports; metrics are fetched from the device only there.
       pause_every: a dispatch also ends at every multiple of each of these.
       steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops slow down the

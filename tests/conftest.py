@@ -153,7 +153,7 @@ def entry_of(name: str, digits: data.Dataset) -> Entry:
     if facts(model).levels == 2 or binary:
         experiment = replace(experiment, binarize="threshold")
     experiment = replace(experiment, model=model, steps=1).on(digits)
-    levels = 2 if experiment.binarize != "none" else digits.levels
+    levels = 2 if experiment.binarize != "none" else digits.format.levels
     return Entry(experiment.model, digits.train, levels, experiment.decode(digits))
 
 

@@ -40,7 +40,7 @@ def test_initial_weights_are_glorot_uniform():
 def test_loss_is_the_mean_of_the_scores_and_of_the_squared_errors(digits):
     model = Autoencoder(shape=digits.shape, encoder=MLP((12, 5)), decoder=MLP((12,)))
     state = jax.jit(model.init)(jax.random.key(0))
-    batch = {"x": np.asarray(digits.train["x"][:7], np.float32) / digits.peak}
+    batch = {"x": np.asarray(digits.train["x"][:7], np.float32) / digits.format.peak}
     key = jax.random.key(1)
     _, metrics = jax.jit(model.step)(state, batch, key)
     errors = (batch["x"] - np.asarray(jax.jit(model.reconstruct)(state, batch))) ** 2

@@ -60,7 +60,7 @@ def test_the_compiler_counts_the_products_of_a_step_without_loops(digits):
 
 
 def test_a_step_with_a_loop_has_no_count(digits):
-    model = Autoregressive(NADE(5), levels=digits.levels)
+    model = Autoregressive(NADE(5), levels=digits.format.levels)
     experiment = Experiment(model, data="digits", batch_size=10).on(digits)
     assert training.step_flops(experiment, digits) is None
 

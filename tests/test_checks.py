@@ -10,7 +10,7 @@ import pytest
 
 from gen import checks, estimate, train
 from gen.core import UserError, facts
-from gen.data import decode
+from gen.data import Format
 from gen.levels import as_values, check_levels, dequantize
 from gen.models.autoregressive import NADE, Autoregressive
 from gen.models.boltzmann import DBM, RBM
@@ -223,16 +223,16 @@ def test_decoded_rows_are_checked(monkeypatch):
 
     def scale(batch, key):
         sizes.append(len(batch["x"]))
-        return decode(batch, key, peak=255, binarize="none")
+        return Format(255).decode(batch, key)
 
     checks.check_data(IMAGE, {"x": grey}, decode=scale)
     assert sizes == [3]  # compiled once
-    dynamic = partial(decode, peak=255, binarize="dynamic")
+    dynamic = partial(Format(255).decode, binarize="dynamic")
     checks.check_data(Mixture(**SMALL), {"x": grey}, decode=dynamic)
     with pytest.raises(UserError, match=r"x\[4, 1, 2, 0\] is nan"):
-        checks.check_data(IMAGE, {"x": HOLE}, decode=partial(decode, peak=1, binarize="none"))
+        checks.check_data(IMAGE, {"x": HOLE}, decode=Format().decode)
     with pytest.raises(UserError, match="from 0 to 255"):
-        checks.check_data(IMAGE, {"x": grey}, decode=partial(decode, peak=1, binarize="none"))
+        checks.check_data(IMAGE, {"x": grey}, decode=Format().decode)
 
 
 SETTINGS = [

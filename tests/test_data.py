@@ -60,8 +60,8 @@ def no_call(*args):
 def test_digits_have_three_disjoint_splits_stratified_by_class(digits):
     assert digits.shape == (8, 8, 1)
     assert split_sizes(digits) == [1297, 250, 250]
-    assert digits.train["x"].max() == digits.peak == 16
-    assert (digits.levels, digits.classes) == (17, 10)
+    assert digits.train["x"].max() == digits.format.peak == 16
+    assert (digits.format.levels, digits.classes) == (17, 10)
     assert len(set.union(*distinct_rows(digits).values())) == 1797
     for split in digits.splits.values():
         counts = np.bincount(split["label"], minlength=10)
@@ -89,29 +89,28 @@ def test_nudged_digits_equal_the_convolutions_of_scikit_learns_example():
     assert split_sizes(dataset) == [6469, 719, 1797]
     everything = np.concatenate([split["x"][..., 0] for split in dataset.splits.values()])
     assert sorted(map(bytes, everything)) == sorted(map(bytes, moved.astype(np.uint8)))
-    assert dataset.train["x"].max() == dataset.peak == 16
-    assert (dataset.levels, dataset.classes) == (17, 10)
+    assert dataset.train["x"].max() == dataset.format.peak == 16
+    assert (dataset.format.levels, dataset.classes) == (17, 10)
 
 
 def test_classes_count_the_largest_label_of_all_splits():
     x = np.zeros((2, 3), np.uint8)
     train, test = ({"x": x, "label": np.array([0, last], np.int32)} for last in (2, 6))
-    assert data.Dataset("a", train, train, test, peak=1).classes == 7
-    assert data.Dataset("a", {"x": x}, {"x": x}, {"x": x}, peak=1).classes == 0
+    assert data.Dataset("a", train, train, test, data.Format()).classes == 7
+    assert data.Dataset("a", {"x": x}, {"x": x}, {"x": x}, data.Format()).classes == 0
 
 
 def test_levels_follow_from_the_peak_unless_x_are_counts_or_they_are_given():
-    splits = [{"x": np.zeros((2, 3), np.uint8)}] * 3
-    assert data.Dataset("a", *splits, peak=255).levels == 256
-    assert data.Dataset("a", *splits, peak=1, counts=True).levels == 0
-    assert data.Dataset("a", *splits, peak=65_535, levels=0).levels == 0
+    assert data.Format(255).levels == 256
+    assert data.Format(counts=True).levels == 0
+    assert data.Format(65_535, levels=0).levels == 0
 
 
 def test_decode_scales_and_binarises():
     batch = {"x": jnp.array([[0, 4, 8, 16]], jnp.uint8), "label": jnp.array([3])}
 
     def decode(binarize, key):
-        return data.decode(batch, key, peak=16, binarize=binarize)
+        return data.Format(16).decode(batch, key, binarize)
 
     key = jax.random.key(0)
     np.testing.assert_array_equal(decode("none", key)["x"], [[0, 0.25, 0.5, 1]])
@@ -355,9 +354,9 @@ IMAGE_SETS = {  # split sizes, levels, classes
 )
 def test_real_image_sets_have_their_published_sizes(name, prepared):
     dataset = data.load(name, prepared)
-    assert (split_sizes(dataset), dataset.levels, dataset.classes) == IMAGE_SETS[name]
+    assert (split_sizes(dataset), dataset.format.levels, dataset.classes) == IMAGE_SETS[name]
     assert dataset.shape == (28, 28, 1)
-    assert dataset.train["x"].max() == dataset.peak
+    assert dataset.train["x"].max() == dataset.format.peak
     assert ("label" in dataset.train) == (name != "binarized_mnist")
     assert data.load(name, prepared).sha256 == dataset.sha256
 
@@ -388,7 +387,7 @@ def test_uci_sets_have_the_published_splits(name):
     dataset = data.load(name)
     assert (*dataset.shape, *split_sizes(dataset)) == UCI_SIZES[name]
     assert set(np.unique(dataset.train["x"])) == {0, 1}
-    assert (dataset.peak, dataset.levels, dataset.classes) == (1, 2, 0)
+    assert (dataset.format.peak, dataset.format.levels, dataset.classes) == (1, 2, 0)
 
 
 SEQUENCES = {  # file, shape, sequences of each split, steps of each split, levels
@@ -406,11 +405,11 @@ def test_sequences_have_their_lengths_and_are_zero_from_there_on(name):
     assert dataset.shape == shape
     assert split_sizes(dataset) == sizes
     assert [split["length"].sum() for split in dataset.splits.values()] == steps
-    assert dataset.levels == levels
+    assert dataset.format.levels == levels
     for split in dataset.splits.values():
         behind = np.arange(shape[0])[None] >= split["length"][:, None]
         assert not split["x"][behind].any()
-        assert split["x"].max() == dataset.peak
+        assert split["x"].max() == dataset.format.peak
 
 
 def test_piano_rolls_are_read_from_the_cells_of_a_matlab_file(tmp_path, monkeypatch):
@@ -435,13 +434,15 @@ def test_news_are_documents_of_100_words():
     assert split_sizes(dataset) == [13138, 1578, 1526]
     assert [len(rows) for rows in distinct_rows(dataset).values()] == [8213, 1027, 1027]
     assert len(set.union(*distinct_rows(dataset).values())) == 10267
-    assert (dataset.shape, dataset.peak, len(dataset.words)) == ((100,), 1, 100)
-    assert (dataset.levels, dataset.classes) == (2, 4)
+    assert (dataset.shape, dataset.format.peak, len(dataset.format.words)) == ((100,), 1, 100)
+    assert (dataset.format.levels, dataset.classes) == (2, 4)
     counts = sum(np.bincount(split["label"]) for split in dataset.splits.values())
     np.testing.assert_array_equal(counts, [4605, 3519, 2657, 5461])
     assert sum(split["x"].sum() for split in dataset.splits.values()) == 65451
     for label, word in enumerate(("windows", "hockey", "nasa", "god")):  # comp, rec, sci, talk
-        labels = dataset.train["label"][dataset.train["x"][:, dataset.words.index(word)] == 1]
+        labels = dataset.train["label"][
+            dataset.train["x"][:, dataset.format.words.index(word)] == 1
+        ]
         assert np.bincount(labels).argmax() == label
 
 
@@ -467,13 +468,13 @@ def test_no_document_of_news_is_in_two_splits(tmp_path, monkeypatch):
     ]
     expected = zip([row.tobytes() for row in x], label - 1, strict=True)
     assert sorted(labelled_rows) == sorted(expected)
-    assert dataset.words == tuple(f"word{d}" for d in range(9))
+    assert dataset.format.words == tuple(f"word{d}" for d in range(9))
 
 
 def test_earthquakes_are_the_series_of_the_textbook():
     dataset = data.load("earthquakes")
     assert dataset.shape == (107, 1)
-    assert (dataset.counts, dataset.levels, dataset.peak) == (True, 0, 1)
+    assert (dataset.format.counts, dataset.format.levels, dataset.format.peak) == (True, 0, 1)
     counts = dataset.train["x"][0, :, 0]
     assert (counts[0], counts[-1], counts.max(), counts.sum()) == (13, 11, 41, 2072)
 
@@ -499,13 +500,17 @@ def test_eight_gaussians_are_drawn_from_their_density():
     expected = "d7c904f9851a28996839b1dbc5c14a2c8d2939d18e96bdaff18a019821e08320"
     assert dataset.sha256 == data.load("eight_gaussians").sha256 == expected
     assert split_sizes(dataset) == [20_000, 2_000, 5_000]
-    assert (dataset.shape, dataset.train["x"].dtype, dataset.peak) == ((2,), np.uint16, 65_535)
-    assert (dataset.levels, dataset.classes) == (0, 8)
+    assert (dataset.shape, dataset.train["x"].dtype, dataset.format.peak) == (
+        (2,),
+        np.uint16,
+        65_535,
+    )
+    assert (dataset.format.levels, dataset.classes) == (0, 8)
     assert dataset.log_prob is data.eight_gaussians_log_prob
 
     stored = np.concatenate([split["x"] for split in dataset.splits.values()])
     batch = {"x": jnp.asarray(stored)}
-    decoded = data.decode(batch, jax.random.key(0), peak=dataset.peak, binarize="none")["x"]
+    decoded = dataset.format.decode(batch, jax.random.key(0))["x"]
     np.testing.assert_array_equal(np.round(decoded * 65_535.0), stored)
     log_density = np.asarray(jax.jit(data.eight_gaussians_log_prob)(decoded))
 
@@ -557,8 +562,12 @@ def test_regimes_are_drawn_from_their_law():
     expected = "786c1913b85864ad4f57481d12d55859ab08bb449a4c1e7d6448a28a289bdc01"
     assert dataset.sha256 == data.load("regimes").sha256 == expected
     assert split_sizes(dataset) == [200, 50, 50]
-    assert (dataset.shape, dataset.train["x"].dtype, dataset.peak) == ((100, 2), np.float32, 1)
-    assert (dataset.levels, dataset.counts, dataset.classes) == (0, False, 0)
+    assert (dataset.shape, dataset.train["x"].dtype, dataset.format.peak) == (
+        (100, 2),
+        np.float32,
+        1,
+    )
+    assert (dataset.format.levels, dataset.format.counts, dataset.classes) == (0, False, 0)
     assert dataset.log_prob is data.regimes_log_prob
     for split in dataset.splits.values():
         assert split["length"].dtype == np.int32
@@ -586,7 +595,7 @@ def test_regimes_are_drawn_from_their_law():
 def test_decode_leaves_the_floats_of_regimes_unchanged():
     x = data.load("regimes").test["x"]
     batch = {"x": jnp.asarray(x)}
-    decoded = data.decode(batch, jax.random.key(0), peak=1, binarize="none")
+    decoded = data.load("regimes").format.decode(batch, jax.random.key(0))
     np.testing.assert_array_equal(decoded["x"], x)
 
 

@@ -150,7 +150,7 @@ class Gaussians:
 @pytest.fixture(scope="module")
 def grey(digits):
     """200 digits of 17 levels in [0, 1]."""
-    return np.asarray(digits.train["x"][:200], np.float32) / digits.peak
+    return np.asarray(digits.train["x"][:200], np.float32) / digits.format.peak
 
 
 def test_a_density_model_of_the_users_learns_continuous_data():

@@ -12,7 +12,7 @@ import pytest
 
 from gen import parallel, train
 from gen.core import Density, UserError
-from gen.data import decode
+from gen.data import Format
 from gen.models.vae import VAE
 from gen.nets import MLP
 
@@ -133,7 +133,7 @@ def test_no_key_of_a_step_is_used_twice():
     """Rows, binarisation and the model's own noise all come from the seed, by different keys."""
     model = VAE(shape=(2,), encoder=MLP(()), decoder=MLP(()), latent=1)
     data = {"x": jnp.full((8, 2), 7, jnp.uint8)}
-    dynamic = partial(decode, peak=16, binarize="dynamic")
+    dynamic = partial(Format(16).decode, binarize="dynamic")
     carry = train.begin(model, data, 4, decode=dynamic)
     with jax.debug_key_reuse(True):
         jax.jit(

@@ -273,7 +273,7 @@ def test_replicas_under_pmap_draw_noise_of_their_own():
 def test_grey_pixels_have_no_nll(digits):
     model = VAE(shape=digits.shape, encoder=MLP((8,)), decoder=MLP((8,)), latent=2)
     state = jax.jit(model.init)(jax.random.key(0))
-    grey = np.asarray(digits.test["x"][:20], np.float32) / digits.peak
+    grey = np.asarray(digits.test["x"][:20], np.float32) / digits.format.peak
     binary = (grey > 0.5).astype(np.float32)
     with_grey = model.evaluate(state, {"x": grey}, jax.random.key(1))
     with_binary = model.evaluate(state, {"x": binary}, jax.random.key(1))

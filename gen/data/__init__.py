@@ -1,6 +1,6 @@
 """Load data sets as arrays in memory, in three splits, as they are stored.
 
-`load(name)` returns a `Dataset`. `decode` scales and binarises its values inside the compiled
+`load(name)` returns a `Dataset`. Its `Format` scales and binarises the values inside the compiled
 training step. The data sets come from four places, one module for each:
 
 - `images`: image sets of tensorflow-datasets, prepared and read without TensorFlow;
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gen.core import UserError
-from gen.data.dataset import Arrays, Binarize, Dataset, LogProb, decode
+from gen.data.dataset import Arrays, Binarize, Dataset, Format, LogProb
 from gen.data.digits import read_digits, read_nudged_digits
 from gen.data.download import File, fetch
 from gen.data.files import (
@@ -46,8 +46,8 @@ __all__ = [
     "Binarize",
     "Dataset",
     "File",
+    "Format",
     "LogProb",
-    "decode",
     "eight_gaussians_log_prob",
     "fetch",
     "load",

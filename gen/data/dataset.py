@@ -1,11 +1,11 @@
-"""Define a data set, and decode its stored values into the values that a model takes."""
+"""Define a data set and its format, which decodes stored values into values of a model."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +17,30 @@ Arrays = Mapping[str, np.ndarray]
 """arrays of one split by name, with N rows each: `"x"`, and `"label"` or `"length"`"""
 
 Binarize = Literal["none", "threshold", "dynamic"]
-"""rule by which `decode` makes grey values binary"""
+"""rule by which `Format.decode` makes grey values binary"""
 
 LogProb = Callable[[jax.Array], jax.Array | np.ndarray]
 """function from x [..., *shape] to its log-density log p(x) [...], in nats"""
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Hold the three splits of a data set as they are stored, and the facts that a model needs.
+class Format:
+    """Say how the stored x of a data set stand for the values that a model takes.
 
-    Each split maps names to arrays with N rows:
+    The stored x and the decoded x (`decode`) depend on the kind of the data:
 
-    - `"x"` [N, *shape]: the stored values.
-    - `"label"` [N] int32: the classes 0 … `classes` − 1, if the examples have labels.
-    - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
-      [N, T, ...], T is the largest length over all splits, and the steps from `length` on are
-      padding with zeros.
-
-    The stored x and the decoded x (`decode`, without binarisation: x / `peak`) depend on the kind
-    of the data:
-
-    - Discrete levels (pixels, keys of a piano, letters): uint8 integers 0 … `levels` − 1, with
-      `peak` = `levels` − 1. Decoded, they are equally spaced in [0, 1].
-    - Counts (`counts` is true, `levels` is 0): uint8 integers without a largest possible value,
-      with `peak` 1. Decoded, they are the same numbers as floats.
-    - Continuous data (`counts` is false, `levels` is 0): `eight_gaussians` stores points of the
-      unit square as uint16 fixed-point numbers with `peak` 65,535. `regimes` stores real numbers as
-      float32 with `peak` 1.
+    - Discrete levels (pixels, keys of a piano, letters): integers 0 … `levels` − 1, with `peak` =
+      `levels` − 1. Decoded, they are equally spaced in [0, 1].
+    - Counts (`counts` is true, `levels` is 0): integers without a largest possible value, with
+      `peak` 1. Decoded, they are the same numbers as floats.
+    - Continuous data (`counts` is false, `levels` is 0): real numbers, or fixed-point numbers of
+      the unit interval with their `peak`. Columns with a `center` and a `scale` are standardised:
+      decoded, they are (x − center) / scale.
 
     Only discrete levels can be binarised.
     """
 
-    name: str
-    """name that `load` takes"""
-    train: Arrays
-    """training split"""
-    validation: Arrays
-    """validation split"""
-    test: Arrays
-    """test split"""
-    peak: int
+    peak: int = 1
     """divisor of x in `decode`: the largest value that x can take, such as 255 for grey bytes and 1
     for binary pixels, or 1 where x has no largest value"""
     levels: int = -1
@@ -68,13 +51,78 @@ class Dataset:
     symbols: str = ""
     """letters that the values 0 … levels − 1 stand for, if they are letters"""
     words: tuple[str, ...] = ()
-    """words that the variables of x stand for, if they are words"""
-    log_prob: LogProb | None = None
-    """log-density of the decoded x, if the distribution that x was drawn from is known"""
+    """names of the variables of x, such as words or the columns of a table, if they have names"""
+    labels: tuple[str, ...] = ()
+    """names of the classes 0, 1, …, if they have names"""
+    center: tuple[float, ...] = ()
+    """number that is subtracted from each column of x; empty where x is not standardised"""
+    scale: tuple[float, ...] = ()
+    """number that each column of x is then divided by; empty where x is not standardised"""
 
     def __post_init__(self):
         if self.levels < 0:
             object.__setattr__(self, "levels", 0 if self.counts else self.peak + 1)
+
+    def decode(self, batch: Batch, key: jax.Array, binarize: Binarize = "none") -> Batch:
+        """Scale the stored x of a batch to x / `peak` or (x − center) / scale, and binarise it.
+
+        Only data with levels can be binarised: there x / `peak` lies in [0, 1].
+
+        Args:
+          batch: stored arrays, with x [B, *shape].
+          key: random key of dynamic binarisation; the other rules ignore it.
+          binarize: `none` keeps the scaled x, `threshold` sets values above ½ to 1 and all others
+            to 0, `dynamic` draws Bernoulli variables with the means x / `peak`.
+
+        Returns:
+          The batch with x as float32; its other arrays are unchanged.
+        """
+        x = batch["x"].astype(jnp.float32)
+        if self.scale:
+            x = (x - jnp.asarray(self.center)) / jnp.asarray(self.scale)
+        else:
+            x /= self.peak
+        if binarize == "threshold":
+            x = (x > 0.5).astype(jnp.float32)
+        elif binarize == "dynamic":
+            x = jax.random.bernoulli(key, x).astype(jnp.float32)
+        return {**batch, "x": x}
+
+    def restore(self, x: Any) -> Any:
+        """Return decoded values in the units of the stored x; the inverse of `decode`.
+
+        Values of levels are not rounded: a mean lies between them.
+        """
+        if self.scale:
+            return x * np.asarray(self.scale, np.float32) + np.asarray(self.center, np.float32)
+        return x * self.peak
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Hold the three splits of a data set as they are stored, and their format.
+
+    Each split maps names to arrays with N rows:
+
+    - `"x"` [N, *shape]: the stored values.
+    - `"label"` [N] int32: the classes 0 … `classes` − 1, if the examples have labels.
+    - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
+      [N, T, ...], T is the largest length over all splits, and the steps from `length` on are
+      padding with zeros.
+    """
+
+    name: str
+    """name that `load` takes"""
+    train: Arrays
+    """training split"""
+    validation: Arrays
+    """validation split"""
+    test: Arrays
+    """test split"""
+    format: Format
+    """kind and scale of the stored x"""
+    log_prob: LogProb | None = None
+    """log-density of the decoded x, if the distribution that x was drawn from is known"""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,29 +145,6 @@ class Dataset:
     def sha256(self) -> str:
         """Return the SHA-256 of the arrays of all splits, with their names, types and shapes."""
         return arrays_sha256(self.splits)
-
-
-def decode(batch: Batch, key: jax.Array, *, peak: int, binarize: Binarize) -> dict[str, jax.Array]:
-    """Scale the stored x of a batch to x / `peak`, and binarise it.
-
-    Only data with levels can be binarised: there x / `peak` lies in [0, 1].
-
-    Args:
-      batch: stored arrays, with x [B, *shape].
-      key: random key of dynamic binarisation; the other rules ignore it.
-      peak: divisor of x, `Dataset.peak`.
-      binarize: `none` keeps x / `peak`, `threshold` sets values above ½ to 1 and all others to 0,
-        `dynamic` draws Bernoulli variables with the means x / `peak`.
-
-    Returns:
-      The batch with x as float32; its other arrays are unchanged.
-    """
-    x = batch["x"].astype(jnp.float32) / peak
-    if binarize == "threshold":
-        x = (x > 0.5).astype(jnp.float32)
-    elif binarize == "dynamic":
-        x = jax.random.bernoulli(key, x).astype(jnp.float32)
-    return {**batch, "x": x}
 
 
 def split_rows(

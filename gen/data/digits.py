@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gen.data.dataset import Dataset, split_rows
+from gen.data.dataset import Dataset, Format, split_rows
 
 
 def read_digits() -> Dataset:
@@ -21,7 +21,7 @@ def read_digits() -> Dataset:
     x, label = digits.images[..., None].astype(np.uint8), digits.target.astype(np.int32)
     rows, test = train_test_split(range(len(x)), test_size=250, random_state=0, stratify=label)
     train, validation = train_test_split(rows, test_size=250, random_state=0, stratify=label[rows])
-    return Dataset("digits", *split_rows(x, label, (train, validation, test)), peak=16)
+    return Dataset("digits", *split_rows(x, label, (train, validation, test)), Format(16))
 
 
 def read_nudged_digits() -> Dataset:
@@ -49,4 +49,4 @@ def read_nudged_digits() -> Dataset:
     label = np.tile(digits.target.astype(np.int32), len(corners))
     rows, test = train_test_split(range(len(x)), test_size=0.2, random_state=0)
     train, validation = train_test_split(rows, test_size=0.1, random_state=0)
-    return Dataset("digits_nudged", *split_rows(x, label, (train, validation, test)), peak=16)
+    return Dataset("digits_nudged", *split_rows(x, label, (train, validation, test)), Format(16))

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 
-from gen.data.dataset import Dataset, pad_sequences, split_rows
+from gen.data.dataset import Dataset, Format, pad_sequences, split_rows
 from gen.data.download import File, fetch
 
 MADE_URL = "https://raw.githubusercontent.com/mgermain/MADE/514849eb9451/datasets"
@@ -80,7 +80,7 @@ def read_uci(name: str) -> Dataset:
                 {"x": arrays[f"{split}_data"].astype(np.uint8)}
                 for split in ("train", "valid", "test")
             )
-    return Dataset(name, train, validation, test, peak=1)
+    return Dataset(name, train, validation, test, Format())
 
 
 def read_music(name: str) -> Dataset:
@@ -94,7 +94,7 @@ def read_music(name: str) -> Dataset:
 
     pieces = scipy.io.loadmat(fetch(*FILES[name]))
     splits = [pieces[f"{split}data"][0] for split in ("train", "valid", "test")]
-    return Dataset(name, *pad_sequences(splits), peak=1)
+    return Dataset(name, *pad_sequences(splits), Format())
 
 
 def read_letters() -> Dataset:
@@ -111,7 +111,7 @@ def read_letters() -> Dataset:
     parts = np.split(symbols, [len(symbols) * 90 // 100, len(symbols) * 95 // 100])
     splits = [[part[i : i + 1000] for i in range(0, len(part), 1000)] for part in parts]
     return Dataset(
-        "letters", *pad_sequences(splits), peak=26, symbols=" abcdefghijklmnopqrstuvwxyz"
+        "letters", *pad_sequences(splits), Format(26, symbols=" abcdefghijklmnopqrstuvwxyz")
     )
 
 
@@ -144,7 +144,7 @@ def read_news() -> Dataset:
     train = np.flatnonzero(tenth_from_end > 1)
     validation = np.flatnonzero(tenth_from_end == 1)
     test = np.flatnonzero(tenth_from_end == 0)
-    return Dataset("news", *split_rows(x, label, (train, validation, test)), peak=1, words=words)
+    return Dataset("news", *split_rows(x, label, (train, validation, test)), Format(words=words))
 
 
 def read_earthquakes() -> Dataset:
@@ -155,4 +155,4 @@ def read_earthquakes() -> Dataset:
     are this series, because the published figures are the likelihoods that fits to it reach.
     """
     series = [np.array(EARTHQUAKES.split(), np.uint8)[:, None]]
-    return Dataset("earthquakes", *pad_sequences([series] * 3), peak=1, counts=True)
+    return Dataset("earthquakes", *pad_sequences([series] * 3), Format(counts=True))

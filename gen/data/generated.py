@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.data.dataset import Dataset, split_rows
+from gen.data.dataset import Dataset, Format, split_rows
 
 ANGLES = np.arange(8) * math.pi / 4
 CENTRES = 0.5 + 0.35 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
@@ -45,8 +45,7 @@ def draw_eight_gaussians() -> Dataset:
     return Dataset(
         "eight_gaussians",
         *split_rows(x, label, rows),
-        peak=65_535,
-        levels=0,
+        Format(65_535, levels=0),
         log_prob=eight_gaussians_log_prob,
     )
 
@@ -94,7 +93,7 @@ def draw_regimes() -> Dataset:
         {"x": x[rows].astype(np.float32), "length": length[rows]}
         for rows in np.split(np.arange(n), [200, 250])
     )
-    return Dataset("regimes", train, validation, test, peak=1, levels=0, log_prob=regimes_log_prob)
+    return Dataset("regimes", train, validation, test, Format(levels=0), log_prob=regimes_log_prob)
 
 
 def regimes_log_prob(x: ArrayLike) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 
 from gen.core import UserError
 from gen.data.cache import expand_user, read_cache, write_cache
-from gen.data.dataset import Arrays, Dataset
+from gen.data.dataset import Arrays, Dataset, Format
 from gen.data.download import first_line
 
 Example = tuple[int, dict[str, Any]]
@@ -67,7 +67,7 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     else:
         validation = {array: values[-5000:] for array, values in train.items()}
         train = {array: values[:-5000] for array, values in train.items()}
-    return Dataset(name, train, validation, test, peak=IMAGES[name].peak)
+    return Dataset(name, train, validation, test, Format(IMAGES[name].peak))
 
 
 def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
