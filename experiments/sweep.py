@@ -96,9 +96,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
             continue
         words = list(itertools.takewhile(_is_value, arguments[position + 1 :]))
         if len(words) < 2:
-            raise UserError(
-                "--over takes a field and its values: --over model.optimizer.learning-rate 1e-3 3e-4"
-            )
+            raise UserError("--over takes a field and its values, as in --over model.latent 2 5 10")
         over.append((words[0], words[1:]))
         position += 1 + len(words)
     return others, over
@@ -423,11 +421,11 @@ def train_group(name: str, group: Sequence[Combination], folder: Path, dataset: 
                 keep_going=True,
             ):
                 done, seconds, start = step, time.perf_counter() - began, (step, carry)
-                for index in list(logs) if metrics else ():
-                    report = {key: part(values, index) for key, values in metrics.items()}
+                for index in list(logs):
+                    report = {key: part(values, index) for key, values in (metrics or {}).items()}
                     if np.any(train.has_diverged(report)):
                         drop(index, step)
-                    else:
+                    elif report:
                         logs[index](step, report)
                 if not logs:
                     return 0
@@ -446,8 +444,9 @@ def train_group(name: str, group: Sequence[Combination], folder: Path, dataset: 
                     )
                     return running.INTERRUPTED
         except train.NonFiniteError:  # in every combination
+            every = experiment.report_every
             for index in list(logs):
-                drop(index, done + experiment.report_every)
+                drop(index, min((done // every + 1) * every, experiment.steps))
             return 0
         assert start is not None
         for index in logs:
