@@ -313,7 +313,8 @@ def read_value(text: str, hint: Any) -> Any:
 
     items = [read(word) for word in text.split(",")]
     candidates = (items[0] if len(items) == 1 else text, text, items)
-    return next((value for value in candidates if _has_type(value, hint)), candidates[0])
+    value = next((value for value in candidates if _has_type(value, hint)), candidates[0])
+    return float(value) if hint is float and type(value) is int else value
 
 
 def _to_json(value: Any) -> Any:

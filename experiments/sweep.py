@@ -277,7 +277,7 @@ def run_sweep(
             for group in groups(out, members):
                 if all(is_done(each) for each in group):
                     continue
-                code = train_group(name, group, group_folder(out, group), dataset)
+                code = train_group(name, group, group_folder(out, group), dataset, options)
                 if code:
                     return code, combinations
     return 0, combinations
@@ -335,7 +335,9 @@ def diverged_at(combination: Combination) -> int | None:
     return record["step"] if record else None
 
 
-def train_group(name: str, group: Sequence[Combination], folder: Path, dataset: Dataset) -> int:
+def train_group(
+    name: str, group: Sequence[Combination], folder: Path, dataset: Dataset, options: Options
+) -> int:
     """Train combinations of one structure as one program, and write a run folder for each.
 
     The program maps over (combination, seed). Its checkpoints hold all combinations, so that a run
@@ -347,6 +349,7 @@ def train_group(name: str, group: Sequence[Combination], folder: Path, dataset: 
       group: the combinations. A single one is trained as `train` trains it.
       folder: the folder of the checkpoints.
       dataset: their data.
+      options: whether TensorBoard events are written.
 
     Returns:
       0 or INTERRUPTED.
@@ -389,7 +392,9 @@ def train_group(name: str, group: Sequence[Combination], folder: Path, dataset: 
                 done, each.folder, every, old and old.experiment.report_every
             )
             files.note_session(each.folder, name, each.experiment.for_run(), dataset)
-            logs[index] = stack.enter_context(files.open_log(each.folder, lines, False))
+            logs[index] = stack.enter_context(
+                files.open_log(each.folder, lines, options.tensorboard)
+            )
 
         def drop(index: int, step: int) -> None:
             del logs[index]
@@ -608,15 +613,14 @@ def to_json(results: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def conclusion(name: str, others: Sequence[str], results: Sequence[Outcome]) -> str:
+def conclusion(name: str, flags: Sequence[str], results: Sequence[Outcome]) -> str:
     """Return the best combination and the command that trains it alone, or why there is none.
 
     Args:
       name: the name of the experiment.
-      others: the flags of the sweep beside --over.
+      flags: the flags of the sweep beside --over.
       results: the outcomes.
     """
-    best = ranked(results)[0].combination
     if not any(each.estimates for each in results):
         return "every combination has diverged: try lower learning rates"
     if criterion(results) is None:
@@ -624,5 +628,9 @@ def conclusion(name: str, others: Sequence[str], results: Sequence[Outcome]) -> 
             "no best combination: the models have no likelihood and no error in common that could "
             "rank them"
         )
-    alone = command_alone(name, others, best.values)
-    return f"best: {best.folder}\ntrained alone by: {alone}"
+    best, *others_ranked = [each.combination for each in ranked(results) if each.estimates]
+    lines = [f"best: {best.folder}", f"alone: {command_alone(name, flags, best.values)}"]
+    if others_ranked:
+        folders = shlex.join([str(best.folder), str(others_ranked[0].folder)])
+        lines.append(f"next: python -m experiments compare {folders} --split validation")
+    return "\n".join(lines)
