@@ -105,7 +105,7 @@ def test_the_table_says_why_two_estimates_have_no_difference(changes, reason):
 
 
 def test_values_per_example_are_not_stored():
-    made = estimate.mean([1.0, 2.0], "exact", C=1)
+    made = estimate.mean(np.array([1.0, 2.0]), "exact", C=1)
     stored = json.loads(json.dumps(estimate.to_json(made)))
     assert stored.keys() == {"value", "stderr", "kind", "n", "settings"}
     assert estimate.from_json(stored) == made
