@@ -18,11 +18,29 @@ from experiments.folder import read_metrics
 from experiments.run import Run, load_run
 from experiments.table import number
 from gen import estimate, plots
-from gen.core import UserError, unit
+from gen.core import METRIC_UNITS, UserError, facts
 from gen.estimate import MARKS, Difference, Estimate
 
 DRAWS = 0
 """Seed of the binarisation and of all draws, for every run."""
+
+
+ESTIMATE_UNITS = {
+    "bits": "bits",
+    "bits_per_dim": "bits per variable",
+    "bits_per_dim_ode": "bits per variable",
+    "d_accuracy": "share",
+    "d_fake": "probability",
+    "d_real": "probability",
+    "ess": "effective draws",
+    "mse": "squared error",
+    "probe_error": "share",
+    "probe_error_raw": "share",
+    "retrieval_precision": "share",
+    "retrieval_precision_raw": "share",
+    "tuned_error": "share",
+}
+"""Units of estimates, by name. All others are in nats, or have the unit of the model's metric."""
 
 
 class Row(NamedTuple):
@@ -67,6 +85,16 @@ def load_runs(folders: Sequence[Path], data_dir: Path | None = None) -> dict[str
     return {name: load_run(folder, data_dir) for name, folder in zip(names, folders, strict=True)}
 
 
+def metric_unit(model: Any, metric: str) -> str:
+    """Return the unit of a metric of a model."""
+    return {**METRIC_UNITS, **facts(model).metric_units}.get(metric, "")
+
+
+def estimate_unit(model: Any, name: str) -> str:
+    """Return the unit of an estimate of a model."""
+    return ESTIMATE_UNITS.get(name) or facts(model).metric_units.get(name, "nats")
+
+
 def curves(runs: Mapping[str, Run]) -> Any:
     """Return the figure of all metrics of all runs, one panel for each metric and unit.
 
@@ -79,8 +107,8 @@ def curves(runs: Mapping[str, Run]) -> Any:
         for metric in dict.fromkeys(key for line in lines for key in line if key != "step"):
             reports = [line for line in lines if metric in line]
             validation = metric == "validation"
-            same = validation and unit(model, metric) == unit(model, "loss")
-            panel = ("loss" if same else metric), unit(model, metric)
+            same = validation and metric_unit(model, metric) == metric_unit(model, "loss")
+            panel = ("loss" if same else metric), metric_unit(model, metric)
             steps, values = zip(*((line["step"], line[metric]) for line in reports), strict=True)
             panels.setdefault(panel, []).append(plots.Curve(name, steps, values, validation))
     return plots.overlaid(panels, list(runs))
@@ -109,7 +137,9 @@ def rows(runs: Mapping[str, Run], split: str) -> list[Row]:
                 difference = None if reason else estimate.paired_difference(own, first)
             value = estimate.over_seeds(own)
             per = value.settings.get("per")
-            of = unit(runs[name].experiment.model, measure) + (f" per {per}" if per else "")
+            of = estimate_unit(runs[name].experiment.model, measure) + (
+                f" per {per}" if per else ""
+            )
             table.append(Row(measure, name, of, value, difference, reason))
     return table
 

@@ -12,14 +12,12 @@ import jax
 import numpy as np
 
 from experiments import pictures
-from experiments.folder import commit, is_clean, write_json, write_text
+from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
 from experiments.run import Run
 from gen import estimate, plots, train, weights
 from gen.core import UserError, capabilities, facts
 from gen.uses.features import probe
 
-RESULTS = Path(__file__).parent / "results"
-"""Folder of the published results."""
 WEIGHTS = "weights.safetensors"
 LARGEST_COMMITTED = 6_000_000
 """Bytes of weights above which RESULTS/.gitignore lists their file."""
@@ -52,6 +50,7 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         "binarize": experiment.binarize,
         "split": split,
         "step": run.step,
+        **({"stopped_early": True} if run.stopped_early else {}),
         "chosen_step": np.asarray(run.chosen_step).tolist(),
         "estimates": {name: estimate.to_json(value) for name, value in estimates.items()},
         "seeds": seeds,
@@ -119,7 +118,7 @@ def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
       UserError: the run is unfinished, the split is not the test split, or the run was not trained
         and evaluated at a commit without later changes.
     """
-    if run.step < run.experiment.steps:
+    if run.step < run.experiment.steps and not run.stopped_early:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
         )

@@ -19,7 +19,7 @@ from flax import linen as nn
 from gen import checks, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import Binarize, Dataset
-from gen.train import Decode
+from gen.train import Decode, Precision
 
 MAY_CHANGE = {
     "steps",
@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "checkpoint_every",
     "keep_every",
     "steps_per_dispatch",
+    "early_stop",
 }
 """Fields that a resumed run may change: its length, and the intervals of its reports."""
 
@@ -60,6 +61,11 @@ class Experiment:
     validate_every: int = 0
     """steps between two validations; the best state is kept if the model has an objective (0: no
     validation)"""
+    early_stop: int = 0
+    """validations without a better state after which training ends (0: never)"""
+    precision: Precision = "float32"
+    """inputs of the matrix products in training: bfloat16 rounds them on a GPU or TPU and changes
+    nothing on a CPU; parameters, sums, convolutions and evaluation keep their precision"""
     sample_every: int = 0
     """steps between two pictures of samples from the same noise (0: none)"""
     checkpoint_every: int = 1000
@@ -73,7 +79,13 @@ class Experiment:
         check_fields(
             self,
             positive=("batch_size", "steps", "report_every", "checkpoint_every"),
-            non_negative=("validate_every", "sample_every", "keep_every", "steps_per_dispatch"),
+            non_negative=(
+                "validate_every",
+                "early_stop",
+                "sample_every",
+                "keep_every",
+                "steps_per_dispatch",
+            ),
             seeds=("seed", "seeds"),
         )
         for name, unit in (("keep_every", "checkpoint_every"), ("validate_every", "report_every")):
@@ -84,6 +96,7 @@ class Experiment:
             )
         if self.validate_every:
             train.check_validated(self.model)
+        checks.check_early_stop(self.model, self.early_stop, self.validate_every)
         if self.restarts:
             require(
                 train.has_objective(self.model),
@@ -177,9 +190,17 @@ class Experiment:
             return 0
         return int(np.argmin(carry.best.validation))
 
+    def stalled(self, step: int, carry: train.Carry) -> bool:
+        """Return whether validation ends the training at a step, see `gen.train.stalled`."""
+        return train.stalled(step, carry, self.validate_every, self.early_stop)
+
     def of_seed(self, tree: Any, index: int) -> Any:
         """Return the part of one seed, by its index, of a tree that `fit` made."""
         return jax.tree.map(lambda array: array[index], tree) if self.seeds else tree
+
+
+Logger = Literal["none", "tensorboard", "wandb"]
+"""A service that shows the metrics of a run, beside metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +219,10 @@ class Options:
     """number of processes"""
     process: int = 0
     """number of this process"""
-    tensorboard: bool = False
-    """write TensorBoard events too (extra: tensorboard)"""
+    logger: Logger = "none"
+    """send the metrics to TensorBoard or Weights & Biases, too (extras tensorboard and wandb)"""
+    config: Path | None = None
+    """config.json of any run, whose values are the defaults of the other flags"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 

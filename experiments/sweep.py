@@ -30,7 +30,9 @@ import jax
 import numpy as np
 
 from experiments import folder as files
+from experiments import interruption
 from experiments import run as running
+from experiments.compare import estimate_unit
 from experiments.evaluation import evaluate_run
 from experiments.experiment import (
     Experiment,
@@ -40,10 +42,11 @@ from experiments.experiment import (
     read_value,
     to_config,
 )
+from experiments.interruption import Interruption
 from experiments.table import number
 from gen import data, estimate, optimize, plots, train
 from gen.checkpoint import open_checkpoints
-from gen.core import UserError, require, unit
+from gen.core import UserError, require
 from gen.data import Dataset
 
 CRITERIA = ("nll", "bce_bound", "bce_elbo", "mse")
@@ -244,7 +247,7 @@ def run_sweep(
       over: fields with their values, as text.
 
     Returns:
-      0, or INTERRUPTED; and the combinations.
+      0, or `INTERRUPTED` of `experiments.interruption`; and the combinations.
 
     Raises:
       UserError: flags, data and folders do not fit together. Nothing has been trained then.
@@ -323,10 +326,21 @@ def group_folder(out: Path, group: Sequence[Combination]) -> Path:
 
 
 def is_done(combination: Combination) -> bool:
-    """Return whether a combination has a checkpoint of its last step, or has diverged."""
-    steps = [path.name for path in (combination.folder / "checkpoints").glob("*")]
-    last = max((int(step) for step in steps if step.isdigit()), default=0)
-    return last >= combination.experiment.steps or diverged_at(combination) is not None
+    """Return whether training has reached its last step, has stopped early or has diverged."""
+    ended = diverged_at(combination), stopped_early_at(combination)
+    return last_step(combination) >= combination.experiment.steps or ended != (None, None)
+
+
+def last_step(combination: Combination) -> int:
+    """Return the step of the last checkpoint in the folder of a combination, or 0."""
+    names = [path.name for path in (combination.folder / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def stopped_early_at(combination: Combination) -> int | None:
+    """Return the step at which early stopping ended the training, or None."""
+    manifest = files.read_manifest(combination.folder)
+    return manifest.get("stopped_early") if manifest else None
 
 
 def diverged_at(combination: Combination) -> int | None:
@@ -349,10 +363,10 @@ def train_group(
       group: the combinations. A single one is trained as `train` trains it.
       folder: the folder of the checkpoints.
       dataset: their data.
-      options: whether TensorBoard events are written.
+      options: the service that receives the metrics, too.
 
     Returns:
-      0 or INTERRUPTED.
+      0, or `INTERRUPTED` of `experiments.interruption`.
     """
     experiment = group[0].experiment.for_run()
     seed = flat_seeds(group)
@@ -370,7 +384,8 @@ def train_group(
             stack.enter_context(files.hold(each.folder))
             files.check(each.folder, name, each.experiment, dataset)
         files.write_json(folder / "members.json", {"members": [each.folder.name for each in group]})
-        interrupted = stack.enter_context(running._signals())
+        signals = Interruption()
+        stack.callback(interruption.watch(signals.act))
         checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints"))
         restored = checkpoints.restore(running.carry_shapes(experiment, dataset, None, seed))
         start, done, seconds = None, 0, 0.0
@@ -380,33 +395,42 @@ def train_group(
             if old and old.experiment.report_every != experiment.report_every:
                 carry = train.without_sums(carry)
             start = done, carry
+            signals.saved = f"step {done} is saved"
 
-        logs = {}  # of the combinations that have not diverged
+        logs = {}  # of the combinations that still train
         for index, each in enumerate(group):
-            if (step := diverged_at(each)) is not None and step <= done:
+            ended = [diverged_at(each), stopped_early_at(each)]
+            if any(step is not None and step <= done for step in ended):
                 continue
             (each.folder / DIVERGED).unlink(missing_ok=True)
             old = files.read_config(each.folder)
-            every = experiment.report_every
-            lines = running.lines_until(
-                done, each.folder, every, old and old.experiment.report_every
-            )
+            old_interval = old and old.experiment.report_every
+            lines = running.lines_until(done, each.folder, experiment.report_every, old_interval)
             files.note_session(each.folder, name, each.experiment.for_run(), dataset)
-            logs[index] = stack.enter_context(
-                files.open_log(each.folder, lines, options.tensorboard)
-            )
+            logs[index] = stack.enter_context(files.open_log(each.folder, lines, options.logger))
 
         def drop(index: int, step: int) -> None:
             del logs[index]
             files.write_json(group[index].folder / DIVERGED, {"step": step})
             print(f"{group[index].folder.name}: diverged, seen at step {step}", file=sys.stderr)
 
+        def finish(index: int, step: int, carry: train.Carry) -> None:
+            own_carry, own_folder = part(carry, index), group[index].folder
+            with open_checkpoints(own_folder / "checkpoints") as own:
+                own.save(step, own_carry, {"seconds": seconds / len(group)})
+            if experiment.stalled(step, own_carry):
+                files.note_early_stop(own_folder, step)
+            del logs[index]
+
         what = f"{len(group)} combinations as one program" if len(group) > 1 else "1 combination"
         print(f"training {what}, from step {done}:", flush=True)
         for each in group:
             print(f"  {each.folder}", flush=True)
-        show = stack.enter_context(running._bar(name, done, experiment.steps))
+        display = stack.enter_context(running.show_progress(name, done, experiment.steps))
+        display.say("compiling")
+        signals.begin("compiling")
         began = time.perf_counter() - seconds
+        every = experiment.report_every
         try:
             for step, carry, metrics in train.fit(
                 experiment.model,
@@ -416,47 +440,50 @@ def train_group(
                 seed=seed,
                 levels=experiment.levels(dataset),
                 decode=experiment.decode(dataset),
-                report_every=experiment.report_every,
+                report_every=every,
                 pause_every=[experiment.checkpoint_every],
                 steps_per_dispatch=experiment.steps_per_dispatch,
                 start=start,
                 validation=dataset.validation,
                 validate_every=experiment.validate_every,
+                precision=experiment.precision,
                 rates=swept_rates(group),
                 keep_going=True,
             ):
+                signals.end()
                 done, seconds, start = step, time.perf_counter() - began, (step, carry)
+                display.show(step, metrics)
                 for index in list(logs):
                     report = {key: part(values, index) for key, values in (metrics or {}).items()}
+                    if not report:
+                        continue
                     if np.any(train.has_diverged(report)):
                         drop(index, step)
-                    elif report:
-                        logs[index](step, report)
+                        continue
+                    logs[index](step, report)
+                    if experiment.early_stop and experiment.stalled(step, part(carry, index)):
+                        finish(index, step, carry)
                 if not logs:
                     return 0
-                show(step, metrics)
                 finished = step == experiment.steps
-                if finished or interrupted or step % experiment.checkpoint_every == 0:
+                if finished or signals.received or step % experiment.checkpoint_every == 0:
                     for index in list(logs):
                         try:
                             train.check_finite(step, part(carry, index))
                         except train.NonFiniteError:
                             drop(index, step)
                     checkpoints.save(step, carry, {"seconds": seconds})
-                if interrupted and not finished:
-                    print(
-                        f"{interrupted[0]}: saved step {done}; the same command goes on from there"
-                    )
-                    return running.INTERRUPTED
+                    signals.saved = f"step {step} is saved"
+                if signals.received and not finished:
+                    print(f"{signals.received}: saved step {done}; the same command goes on")
+                    return interruption.INTERRUPTED
         except train.NonFiniteError:  # in every combination
-            every = experiment.report_every
             for index in list(logs):
                 drop(index, min((done // every + 1) * every, experiment.steps))
             return 0
         assert start is not None
-        for index in logs:
-            with open_checkpoints(group[index].folder / "checkpoints") as own:
-                own.save(done, part(start[1], index), {"seconds": seconds / len(group)})
+        for index in list(logs):
+            finish(index, *start)
     print(f"{experiment.steps} steps in {seconds:.1f} s", flush=True)
     return 0
 
@@ -494,7 +521,7 @@ def outcomes(combinations: Sequence[Combination], data_dir: Path | None) -> list
             results.append(Outcome(each, {}, None, step))
             continue
         record = files.read_json(each.folder / "evaluation-validation.json", "step", "estimates")
-        if record is None or record["step"] < each.experiment.steps:
+        if record is None or record["step"] != last_step(each):
             record = evaluate_run(running.load_run(each.folder, data_dir), "validation")
         estimates = {key: estimate.from_json(value) for key, value in record["estimates"].items()}
         results.append(Outcome(each, estimates, record["chosen_step"], None))
@@ -536,7 +563,7 @@ def terminal(results: Sequence[Outcome]) -> Any:
     for field in fields.values():
         out.add_column(field, overflow="fold")
     for name in measures:
-        out.add_column(f"{name}, {unit(model, name)}", overflow="fold")
+        out.add_column(f"{name}, {estimate_unit(model, name)}", overflow="fold")
     out.add_column("step of the state", overflow="fold")
     for each in ranked(results):
         values = [_text(value) for value in each.combination.values.values()]
@@ -588,7 +615,7 @@ def picture(results: Sequence[Outcome]) -> Any:
             point = each.combination.values[axis], value.value, value.stderr
             lines.setdefault(", ".join(others), []).append(point)
     model = results[0].combination.experiment.model
-    return plots.against(lines, fields[axis], f"validation {name} / {unit(model, name)}")
+    return plots.against(lines, fields[axis], f"validation {name} / {estimate_unit(model, name)}")
 
 
 def to_json(results: Sequence[Outcome]) -> dict[str, Any]:

@@ -146,23 +146,25 @@ CAPABILITIES = {
 """The optional methods of a model, with their signatures and results."""
 
 
-UNITS: Mapping[str, str] = {
-    "autocorrelation": "correlation",
-    "bits": "bits",
-    "bits_per_dim": "bits per variable",
-    "bits_per_dim_ode": "bits per variable",
-    "d_accuracy": "share",
-    "d_fake": "probability",
+METRIC_UNITS = {
+    "loss": "nats",
+    "validation": "nats",
+    "score_gap": "nats",
+    "reconstruction": "nats",
+    "kl": "nats",
+    "ess": "effective draws",
+    "d_loss": "nats",
+    "g_loss": "nats",
     "d_real": "probability",
+    "d_fake": "probability",
+    "free_energy_gap": "nats",
+    "energy_gap": "nats",
+    "autocorrelation": "correlation",
     "dead": "share of units",
-    "ess": "draws",
-    "mse": "squared error per variable",
-    "probe_error": "share",
-    "probe_error_raw": "share",
     "saturated": "share of units",
-    "swaps": "share",
+    "swaps": "share accepted",
 }
-"""Units of metrics and estimates by name. All others are in nats, unless a model says otherwise."""
+"""Units of metrics, by name, in models that do not state another unit."""
 
 
 class Facts(NamedTuple):
@@ -184,8 +186,8 @@ class Facts(NamedTuple):
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order
     sample_steps: int = 0  # steps that `sample` takes from noise to data; 0: it takes no such steps
-    units: Mapping[str, str] = MappingProxyType({})  # of metrics and estimates, where they are
-    # neither nats nor the units that UNITS has for every model
+    metric_units: Mapping[str, str] = MappingProxyType({})  # units of the metrics that are not in
+    # `METRIC_UNITS`, or that have another unit there; `validation` is the mean objective
     lacks: tuple[str, ...] = ()  # optional methods that this configuration does not support
 
 
@@ -201,17 +203,6 @@ def capabilities(model: Any) -> tuple[str, ...]:
     return tuple(
         name for name in CAPABILITIES if name not in lacks and callable(getattr(model, name, None))
     )
-
-
-def unit(model: Any, name: str) -> str:
-    """Return the unit of a metric or an estimate.
-
-    `validation` is the mean objective, and has the unit of `loss` unless the model names its own.
-    """
-    units = {**UNITS, **facts(model).units}
-    if name == "validation":
-        name = name if name in units else "loss"
-    return units.get(name, "nats")
 
 
 def negative_log_prob(model: Any, state: Any, batch: Batch, key: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -42,7 +43,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     canvas = tile(images, columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
-    margin = 110 if labels else 0
+    margin = max(110, 8 * max(map(len, labels))) if labels else 0
     size = (width * scale + margin, height * scale)
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))
@@ -65,19 +66,36 @@ def signed(weights: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * weights / np.where(largest == 0, 1, largest)
 
 
-def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
+def curves(
+    metrics: Mapping[str, tuple[Sequence[int], np.ndarray]],
+    units: Mapping[str, str] | None = None,
+    chosen: Sequence[int] = (),
+) -> Figure:
     """Draw one panel for each metric, with one line for each seed.
+
+    Validation is drawn with dashes, in the panel of the loss if both have one unit.
 
     Args:
       metrics: steps, and values [reports] or [reports, seeds], by the name of the metric.
+      units: the unit of each metric, by its name.
+      chosen: the step of the state that validation chose, one or one for each seed, which a dot
+        marks on the line.
     """
-    columns = min(3, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.6 * rows), dpi=100, layout="constrained")
-    for i, (name, (steps, values)) in enumerate(metrics.items()):
+    units = units or {}
+    shared = {"loss", "validation"} <= {*metrics} and units.get("loss") == units.get("validation")
+    panels = [name for name in metrics if not (shared and name == "validation")]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.8 * columns, 2.8 * rows), dpi=100, layout="constrained")
+    for i, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(steps, values, linewidth=1)
-        axes.set(title=name, xlabel="step")
+        if name != "validation":
+            axes.plot(*metrics[name], linewidth=1)
+        if name == "validation" or (shared and name == "loss"):
+            _validation(axes, *metrics["validation"], chosen)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(title=name, xlabel="training steps", ylabel=units.get(name, ""))
         axes.locator_params(axis="x", nbins=5)
         # Lines that have converged stay flat: the axis does not zoom into their rounding.
         low, high = axes.get_ylim()
@@ -86,6 +104,25 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
             axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
         axes.ticklabel_format(axis="y", useOffset=False)
     return figure
+
+
+def _validation(
+    axes: Axes, steps: Sequence[int], values: np.ndarray, chosen: Sequence[int]
+) -> None:
+    """Draw the validation line of each seed, and a dot at the step that it chose."""
+    by_seed = values.reshape(len(steps), -1)
+    several = by_seed.shape[1] > 1
+    if several:  # a seed has the colour of its training line
+        axes.set_prop_cycle(None)
+    lines = axes.plot(steps, by_seed, linestyle="--", linewidth=1.5)
+    lines[0].set_label("validation")
+    if axes.lines[0] is not lines[0]:
+        axes.lines[0].set_label("training")
+    places = {step: row for row, step in enumerate(steps)}
+    dots = [(step, by_seed[places[step], s]) for s, step in enumerate(chosen) if step in places]
+    if dots:
+        label = "chosen steps" if several else f"chosen step {dots[0][0]:,}"
+        axes.plot(*zip(*dots, strict=True), "o", color="black", markersize=5, label=label)
 
 
 def heatmaps(

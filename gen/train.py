@@ -13,8 +13,9 @@ using several devices and training several seeds at once change results by round
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from gen import optimize, parallel
 from gen.checks import (
     check_batch_size,
     check_data,
+    check_early_stop,
     check_seeds,
     check_settings,
     check_validated,
@@ -78,6 +80,10 @@ class Carry(NamedTuple):
             )
 
         return jax.tree.map(choose, self.best.state, self.state)
+
+
+Precision = Literal["float32", "bfloat16"]
+"""The precision of the inputs of matrix products in a training step."""
 
 
 class Progress(NamedTuple):
@@ -329,10 +335,14 @@ def fit(
     start: tuple[int, Carry] | None = None,
     validation: Mapping[str, Any] | None = None,
     validate_every: int = 0,
+    early_stop: int = 0,
+    precision: Precision = "float32",
     rates: Mapping[str, Sequence[float]] | None = None,
     keep_going: bool = False,
 ) -> Iterator[Progress]:
     """Train a model, yielding after every dispatch; the last one is at step `steps`.
+
+    With `early_stop` the last one can come before: when `stalled` holds.
 
     >>> import numpy as np
     >>> from gen.models.mixture import Mixture
@@ -362,6 +372,11 @@ def fit(
       validate_every: steps between two validations (0: none). The state with the lowest mean
         `objective` is kept as `carry.best`. A model without an objective logs its `score_gap`, and
         no best state is kept.
+      early_stop: validations without a better state after which training ends (0: never).
+      precision: `bfloat16` rounds the inputs of matrix products in training steps to bfloat16 and
+        sums in float32, on GPUs and TPUs. Parameters, convolutions, validation and everything on a
+        CPU keep their precision. `float32` leaves the products as the device has them: a GPU may
+        round their inputs to TF32.
       rates: rates of optimisers by path (`optimize.rates`), one value for each of several seeds,
         which may then repeat. They are arguments of the compiled step, mapped like the seeds, so
         that runs with different rates are one program, and the carry has the same arrays.
@@ -382,6 +397,7 @@ def fit(
         if validation is None:
             raise UserError(f"validate_every is {validate_every}, and there is no validation data")
         check_validation(model, data, validation, levels, decode=checked_decode)
+    check_early_stop(model, early_stop, validate_every)
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
     model = optimize.for_run(model, steps)
@@ -415,11 +431,12 @@ def fit(
             decode=decode,
             mesh=mesh,
         )
-        if group == 1:
-            return step_once(carry, data, order, seed, step)
-        return jax.lax.fori_loop(
-            step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
-        )
+        with products_in(precision):
+            if group == 1:
+                return step_once(carry, data, order, seed, step)
+            return jax.lax.fori_loop(
+                step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
+            )
 
     def order_rows(seed, epoch):
         return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
@@ -450,7 +467,7 @@ def fit(
         ),
     )
     epoch, order = -1, None
-    while step < steps:
+    while step < steps and not stalled(step, carry, validate_every, early_stop):
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
             order = order_rows(seeds, np.uint32(epoch))
@@ -472,6 +489,34 @@ def fit(
                 metrics["score_gap"] = np.asarray(gap(carry, data, validation, seeds))
         _check_metrics(metrics, step, seeds, keep_going)
         yield Progress(step, carry, metrics or None)
+
+
+def stalled(step: int, carry: Carry, validate_every: int, early_stop: int) -> bool:
+    """Return whether the last `early_stop` validations brought no better state.
+
+    With several seeds, this must hold for all of them at once. The carry determines the answer, so
+    that a resumed run ends at the same step.
+
+    Args:
+      step: steps done. A step without a validation does not end a run.
+      carry: the carry after that step.
+      validate_every: steps between two validations.
+      early_stop: a number of validations; 0 never ends a run.
+    """
+    if not early_stop or step == 0 or step % validate_every or not isinstance(carry.best, Best):
+        return False
+    since = step - np.asarray(carry.best.step)  # [] or [S]
+    return bool(np.all(since >= early_stop * validate_every))
+
+
+def products_in(precision: Precision) -> Any:
+    """Return a context in which JAX traces matrix products of this precision.
+
+    JAX's own name "bfloat16" stands for the default of the device, which is TF32 on a GPU.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return jax.default_matmul_precision("BF16_BF16_F32")
 
 
 def without_sums(carry: Carry) -> Carry:

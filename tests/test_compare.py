@@ -14,9 +14,10 @@ from experiments.__main__ import main
 from experiments.experiment import Experiment
 from experiments.run import Run
 from gen import estimate
-from gen.core import UserError, unit
+from gen.core import UserError
 from gen.estimate import Estimate
 from gen.models.autoencoder import Autoencoder
+from gen.models.boltzmann import DBM, RBM
 from gen.models.hmm import HMM
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -120,9 +121,13 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 
 
 def test_units_are_the_models():
-    assert [unit(VAE(), name) for name in ("loss", "validation", "ess")] == ["nats"] * 2 + ["draws"]
-    assert unit(Autoencoder(), "validation") == "squared error per variable"
-    assert unit(HMM(), "validation") != unit(HMM(), "loss")
+    assert [compare.metric_unit(VAE(), name) for name in ("loss", "validation")] == ["nats"] * 2
+    assert compare.metric_unit(HMM(), "loss") == "nats/step"
+    assert compare.estimate_unit(VAE(), "reconstruction") == "nats"
+    assert {compare.estimate_unit(each, "reconstruction") for each in (RBM(), DBM())} == {
+        "squared error"
+    }
+    assert compare.estimate_unit(Autoencoder(), "mse") == "squared error"
 
 
 @pytest.fixture(scope="module")

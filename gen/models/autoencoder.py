@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -56,7 +57,9 @@ class Autoencoder:
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
-    units: ClassVar[Mapping[str, str]] = {"loss": "squared error per variable"}
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"loss": "squared error", "score_gap": "squared error"}
+    )
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -89,9 +89,9 @@ class Dequantized:
         return facts(self.base).sample_steps
 
     @property
-    def units(self) -> Mapping[str, str]:
+    def metric_units(self) -> Mapping[str, str]:
         """The units of the density model's metrics."""
-        return facts(self.base).units
+        return facts(self.base).metric_units
 
     @property
     def lacks(self) -> tuple[str, ...]:

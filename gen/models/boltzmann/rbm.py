@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -119,7 +120,9 @@ class RBM:
 
     family: ClassVar[str] = "Boltzmann machine"
     density: ClassVar[Density] = "approximate"
-    units: ClassVar[Mapping[str, str]] = {"reconstruction": "squared error per variable"}
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"reconstruction": "squared error"}
+    )
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

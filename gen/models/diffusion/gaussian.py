@@ -202,10 +202,10 @@ class GaussianDiffusion:
         )
 
     @property
-    def units(self) -> Mapping[str, str]:
-        """The loss is a bound in nats under the weighting `likelihood`, else a squared error."""
-        likelihood = self.weighting == "likelihood"
-        return {} if likelihood else {"loss": "weighted squared error per variable"}
+    def metric_units(self) -> Mapping[str, str]:
+        """The unit of the loss, which depends on the weighting."""
+        unit = "nats" if self.weighting == "likelihood" else "squared error"
+        return {"loss": unit, "validation": unit}
 
     def init(self, key: jax.Array) -> State:
         x, t = self._features(jnp.zeros((1, *self.shape))), jnp.zeros(1)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -131,10 +132,7 @@ class HMM:
     density: ClassVar[Density] = "tractable"
     sequences: ClassVar[bool] = True
     missing: ClassVar[bool] = True
-    units: ClassVar[Mapping[str, str]] = {
-        "loss": "nats per step",
-        "validation": "nats per sequence",
-    }
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType({"loss": "nats/step"})
 
     score = objective = negative_log_prob
 
