@@ -453,10 +453,9 @@ def train_group(
                 signals.end()
                 done, seconds, start = step, time.perf_counter() - began, (step, carry)
                 display.show(step, metrics)
-                for index in list(logs):
-                    report = {key: part(values, index) for key, values in (metrics or {}).items()}
-                    if not report:
-                        continue
+                metrics = metrics or {}
+                for index in list(logs) if metrics else ():
+                    report = {key: part(values, index) for key, values in metrics.items()}
                     if np.any(train.has_diverged(report)):
                         drop(index, step)
                         continue
