@@ -400,7 +400,13 @@ def _no_log(step: int, metrics: Any) -> None:
 
 @contextmanager
 def show_progress(name: str, done: int, steps: int) -> Iterator[Display]:
-    """Show a progress bar above the last report on a terminal, and lines of text elsewhere."""
+    """Show a progress bar above the last report on a terminal, and lines of text elsewhere.
+
+    Args:
+      name: the name of the experiment.
+      done: steps done before.
+      steps: the number of the last step.
+    """
     if not sys.stdout.isatty():
         yield Display(_line_writer(done, steps), _say)
         return

@@ -272,7 +272,7 @@ def overlaid(panels: Mapping[tuple[str, str], Sequence[Curve]], runs: Sequence[s
             if values.shape[1] > 1:
                 axes.plot(curve.steps, values, linewidth=0.5, alpha=0.4, color=style["color"])
             axes.plot(curve.steps, values.mean(axis=1), linewidth=1.2, **style)
-        axes.set(title=name, xlabel="step", ylabel=unit)
+        axes.set(title=name, xlabel="training steps", ylabel=unit)
         axes.locator_params(axis="x", nbins=5)
         axes.ticklabel_format(axis="y", useOffset=False)
     handles = [Line2D([], [], color=colours[run], label=run) for run in runs]

@@ -264,6 +264,37 @@ def test_a_combination_of_several_seeds_is_a_run_of_several_seeds(tmp_path, digi
 
 
 @pytest.mark.slow
+def test_early_stopping_ends_each_combination_where_it_ends_the_run_alone(tmp_path, digits):
+    out = tmp_path / "s"
+    over = ["--over", "model.optimizer.learning-rate", "1e-3", "0.1", "--early-stop", "1"]
+    arguments = ["sweep", "vae_digits", *command(out, *over, steps=40)[2:]]
+    assert main(arguments) == 0
+    steps = []
+    for folder in run_folders(out):
+        found = load_run(folder)
+        experiment = found.experiment
+        *_, alone = train.fit(
+            experiment.model,
+            digits.train,
+            steps=40,
+            batch_size=100,
+            levels=experiment.levels(digits),
+            decode=experiment.decode(digits),
+            validation=digits.validation,
+            validate_every=2,
+            early_stop=1,
+        )
+        chex.assert_trees_all_close(found.state, alone.carry.chosen, rtol=1e-4, atol=1e-6)
+        assert found.step == alone.step
+        steps.append(found.step)
+    assert steps[1] < 40
+    assert len(set(steps)) == 2
+    before = (out / "sweep.json").read_bytes()
+    assert main(arguments) == 0
+    assert (out / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_by_the_system_goes_on_bit_for_bit(tmp_path):
     arguments = [sys.executable, "-m", "experiments"]
     environment = {**os.environ, "XLA_FLAGS": QUICK}
