@@ -558,7 +558,8 @@ def terminal(results: Sequence[Outcome]) -> Any:
     fields = short_fields(list(results[0].combination.values))
     measures = shown_measures(results)
     model = results[0].combination.experiment.model
-    out = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="validation split, best first")
+    title = f"validation split{', best first' if criterion(results) else ''}"
+    out = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
     for field in fields.values():
         out.add_column(field, overflow="fold")
     for name in measures:
@@ -651,8 +652,8 @@ def conclusion(name: str, flags: Sequence[str], results: Sequence[Outcome]) -> s
         return "every combination has diverged: try lower learning rates"
     if criterion(results) is None:
         return (
-            "no best combination: the models have no likelihood and no error in common that could "
-            "rank them"
+            "no best combination: the models have no likelihood and no error in common\n"
+            "that could rank them"
         )
     best, *others_ranked = [each.combination for each in ranked(results) if each.estimates]
     lines = [f"best: {best.folder}", f"alone: {command_alone(name, flags, best.values)}"]
