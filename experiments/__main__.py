@@ -179,7 +179,9 @@ def main(arguments: list[str]) -> int:
             near = difflib.get_close_matches(command, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
             raise UserError(f"unknown command {command!r}: {hint}")
-        return COMMANDS[command](rest)
+        code = COMMANDS[command](rest)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -251,6 +253,8 @@ def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
                 f"{given} is of {template.name}, not of {name}: leave the name out, or the file"
             )
         name, default = template.name, template.experiment
+    elif not name:
+        raise UserError("no experiment given: train NAME, or train --config FILE")
     else:
         check_name(name)
         default = EXPERIMENTS[name]

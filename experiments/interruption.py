@@ -32,7 +32,7 @@ def write_line(text: str) -> None:
 
 @dataclass
 class Interruption:
-    """What a training run does, and the signal that it has received.
+    """A record of what a training run does and of the signal that it has received.
 
     The first signal stops the run after the current step, and a second one ends the process. During
     an `activity` the first signal ends the process: an activity can take long, and a run has saved
@@ -42,11 +42,11 @@ class Interruption:
     received: str = ""
     """name of the first signal, empty before it"""
     activity: str = ""
-    """what the run does while there is nothing to save, such as compiling; else empty"""
+    """name of the activity, such as compiling, during which there is nothing to save; else empty"""
     saved: str = "nothing is saved yet"
-    """what has been saved"""
+    """sentence about the last checkpoint"""
     say: Callable[[str], None] = write_line
-    """tells that the signal has come; it must wait for no lock"""
+    """function that tells the user that the signal has come; it must wait for no lock"""
 
     def act(self, name: str) -> None:
         """Act on a signal, in a thread of its own.

@@ -30,7 +30,7 @@ DENSITIES = {
 FOOTNOTE = """\
 Results: test estimate ± standard error; ≤ upper bound, ≈ estimate by AIS or by
 draws, ≲ upper bound with AIS, ≠ no likelihood. min: minutes of training of the
-published run, all its seeds together, on two CPU cores; * on a GPU.
+published run, all its seeds together, mostly on two CPU cores; * on a GPU.
 python -m experiments list NAME shows the details of an experiment.
 """
 

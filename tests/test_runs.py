@@ -851,6 +851,14 @@ def test_only_the_test_split_of_a_finished_run_is_published(copy, results, capsy
     assert f"stands at step {STEPS} of {STEPS + 1}" in capsys.readouterr().err
 
 
+def test_a_run_that_stopped_early_is_finished(copy):
+    trained_at(copy, CLEAN)
+    unfinished = load_run(copy)._replace(step=20)
+    with pytest.raises(UserError, match="finish it first"):
+        evaluation.check_publishable(unfinished, "test", CLEAN)
+    evaluation.check_publishable(unfinished._replace(stopped_early=True), "test", CLEAN)
+
+
 def test_results_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
     def git(*arguments):
         user = ["-c", "user.name=a", "-c", "user.email=b"]
@@ -1168,6 +1176,7 @@ def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(
     assert "validate_every: 20 -> 10" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_final_pictures")
 def test_a_run_that_stops_early_stops_at_the_same_step_when_resumed(tmp_path, capsys, monkeypatch):
     """Validation prefers unlikely data here, so that the first state that it sees is the best."""
@@ -1191,8 +1200,6 @@ def test_a_run_that_stops_early_stops_at_the_same_step_when_resumed(tmp_path, ca
     assert "is finished: the run stopped early after 30 steps" in capsys.readouterr().out
     stopped = load_run(halved)
     assert (stopped.step, stopped.stopped_early) == (30, True)
-    trained_at(halved, CLEAN)
-    evaluation.check_publishable(load_run(halved), "test", CLEAN)
     assert main([*flags, "--early-stop", "3", "--steps", "90", "--out", str(halved)]) == 0
     assert lines(halved) == 4  # one more validation
     manifest = files.read_json(halved / "manifest.json")
