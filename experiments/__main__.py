@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
+"""The command line: python -m experiments {list,train,sweep,evaluate,compare,sample,table,bench}.
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -21,7 +21,7 @@ import io
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -32,12 +32,27 @@ usage: python -m experiments COMMAND ...
 
   list [NAME]      every experiment with its result, or the details of one
   train NAME       train an experiment; the same command again resumes it
+  sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
+  compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   table            write all published results to experiments/results/RESULTS.md
   bench [NAME...]  measure the speed of training and sampling
 
 python -m experiments COMMAND --help lists the flags of a command.
+"""
+SWEEP_USAGE = """\
+usage: python -m experiments sweep NAME --over FIELD VALUE VALUE ... [--over ...] [FLAGS]
+
+Train an experiment at every combination of the values, and rank the combinations on
+the validation split. The same command again resumes the sweep.
+
+  --over FIELD VALUE VALUE ...  a field of the experiment and its values, such as
+                                --over model.latent 2 5 10; a tuple has commas,
+                                --over model.encoder.hidden 256,128 64
+  --out DIR                     folder of the sweep (default: runs/NAME-sweep)
+
+python -m experiments train NAME --help lists the other flags.
 """
 
 
@@ -67,6 +82,28 @@ class Evaluate:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
     """also write experiments/results/NAME.json, the pictures and the weights"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Draw the curves of several runs on one figure, and print their estimates side by side.
+
+    Differences are to the first run. Their errors are paired: all runs are evaluated on the same
+    examples at the same draws.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, two or more"""
+    split: Literal["test", "validation", "train"] = "test"
+    """split of the data to evaluate on"""
+    out: Path | None = None
+    """PNG file of the curves (default: compare-....png beside the first run)"""
+    json: Path | None = None
+    """also write the numbers here"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -178,9 +215,7 @@ def list_command(arguments: list[str]) -> int:
 
 
 def train_command(arguments: list[str]) -> int:
-    from experiments.experiment import Options, Training
     from experiments.registry import EXPERIMENTS
-    from gen.core import UserError
 
     if not arguments or arguments[0] in ("-h", "--help"):
         names = textwrap.fill(", ".join(EXPERIMENTS), 80, initial_indent="NAME: ")
@@ -188,6 +223,25 @@ def train_command(arguments: list[str]) -> int:
         print("\npython -m experiments train NAME --help lists the flags of an experiment,")
         print("and train --config FILE [FLAGS] starts from the config.json of any run.")
         return 0 if arguments else 2
+    name, chosen = parse_training("train", arguments)
+    from experiments.compilation import keep_programs
+    from experiments.run import train_run
+
+    keep_programs(chosen.options.keep_programs)
+    return train_run(name, chosen.experiment, chosen.options)
+
+
+def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
+    """Return the name of an experiment, and the `Training` that the flags make of it.
+
+    Args:
+      command: the command, for the help.
+      arguments: the command line after it: a name, or --config in its place, and flags.
+    """
+    from experiments.experiment import Options, Training
+    from experiments.registry import EXPERIMENTS
+    from gen.core import UserError
+
     name, *flags = ["", *arguments] if arguments[0].startswith("-") else arguments
     given = parse_config(flags)
     if given:
@@ -205,12 +259,38 @@ def train_command(arguments: list[str]) -> int:
         check_name(name)
         default = EXPERIMENTS[name]
 
-    chosen = parse(Training, flags, f"train {name}", Training(default, Options()))
-    from experiments.compilation import keep_programs
-    from experiments.run import train_run
+    return name, parse(Training, flags, f"{command} {name}", Training(default, Options()))
 
+
+def sweep_command(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(SWEEP_USAGE, end="")
+        return 0 if arguments else 2
+    from rich.console import Console
+
+    from experiments import pictures, sweep
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    others, over = sweep.split_arguments(arguments)
+    name, chosen = parse_training("sweep", others)
+    flags = others if others[0].startswith("-") else others[1:]
     keep_programs(chosen.options.keep_programs)
-    return train_run(name, chosen.experiment, chosen.options)
+    code, combinations = sweep.run_sweep(name, chosen.experiment, chosen.options, over)
+    if code:
+        return code
+    print("evaluating on the validation split", flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        outcomes = sweep.outcomes(combinations, chosen.options.data_dir)
+    out = combinations[0].folder.parent
+    write_json(out / "sweep.json", sweep.to_json(outcomes))
+    Console().print(sweep.terminal(outcomes))
+    if figure := sweep.picture(outcomes):
+        pictures.save(figure, out / "sweep.png")
+        print(out / "sweep.png")
+    print(sweep.conclusion(name, flags, outcomes))
+    return 0
 
 
 def parse_config(arguments: list[str]) -> Path | None:
@@ -239,6 +319,27 @@ def evaluate_command(arguments: list[str]) -> int:
     Console().print(summary(record))
     if chosen.publish:
         print(f"published as {publish(run, record)}")
+    return 0
+
+
+def compare_command(arguments: list[str]) -> int:
+    chosen = parse(Compare, arguments, "compare")
+    from rich.console import Console
+
+    from experiments import compare
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    keep_programs(chosen.keep_programs)
+    runs = compare.load_runs(chosen.runs, chosen.data_dir)
+    print(compare.save_curves(runs, chosen.out), flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        rows = compare.rows(runs, chosen.split)
+    Console().print(compare.terminal(rows, chosen.split))
+    print(compare.explanation(rows))
+    if chosen.json:
+        write_json(chosen.json, compare.to_json(rows, runs, chosen.split))
     return 0
 
 
@@ -307,7 +408,9 @@ def check_name(name: str) -> None:
 COMMANDS = {
     "list": list_command,
     "train": train_command,
+    "sweep": sweep_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
     "sample": sample_command,
     "table": table_command,
     "bench": bench_command,

@@ -38,19 +38,8 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
       The record: the estimates, their values for each seed, and the cost and origin of the run.
     """
     experiment, model = run.experiment, run.experiment.model
-    by_seed = []
-    seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
-    for seed in seeds:
-        state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
-        rows, key = experiment.decoded(run.dataset, split, seed)
-        levels = experiment.levels(run.dataset)
-        results = estimate.evaluate(model, state, rows, key, levels=levels)
-        if experiment.probe:
-            splits = {
-                name: experiment.decoded(run.dataset, name, seed)[0] for name in run.dataset.splits
-            }
-            results |= probe(model, state, splits, split, seed)
-        by_seed.append(results)
+    results_by_seed = evaluate_seeds(run, split)
+    seeds, by_seed = list(results_by_seed), list(results_by_seed.values())
     estimates = {
         name: estimate.over_seeds([results[name] for results in by_seed]) for name in by_seed[0]
     }
@@ -64,7 +53,7 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         **({"stopped_early": True} if run.stopped_early else {}),
         "chosen_step": np.asarray(run.chosen_step).tolist(),
         "estimates": {name: estimate.to_json(value) for name, value in estimates.items()},
-        "seeds": list(seeds),
+        "seeds": seeds,
         **({"restarts": list(experiment.all_seeds)} if experiment.restarts else {}),
         "per_seed": [
             {"seed": seed, **{name: _value(each) for name, each in results.items()}}
@@ -80,6 +69,35 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
     write_json(run.folder / name, record)
     return record
+
+
+def evaluate_seeds(
+    run: Run, split: str, draws: int | None = None
+) -> dict[int, dict[str, estimate.Estimate]]:
+    """Return the estimates of each seed of a run, or of the best restart, by seed.
+
+    Args:
+      run: the run.
+      split: train, validation or test.
+      draws: the seed of the binarisation and of all draws; None for the seed of each model, so that
+        one seed of a run is evaluated as a run of that seed alone.
+    """
+    experiment, model = run.experiment, run.experiment.model
+    by_seed = {}
+    seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
+    for seed in seeds:
+        drawn = seed if draws is None else draws
+        state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
+        rows, key = experiment.decoded(run.dataset, split, drawn)
+        levels = experiment.levels(run.dataset)
+        results = estimate.evaluate(model, state, rows, key, levels=levels)
+        if experiment.probe:
+            splits = {
+                name: experiment.decoded(run.dataset, name, drawn)[0] for name in run.dataset.splits
+            }
+            results |= probe(model, state, splits, split, drawn)
+        by_seed[seed] = results
+    return by_seed
 
 
 def _value(each: estimate.Estimate) -> dict[str, Any]:

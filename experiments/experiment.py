@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -299,6 +300,44 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after and prefix + field not in MAY_CHANGE:
             changed.append(f"{prefix}{field}: {before} -> {after}")
     return changed
+
+
+def field_types(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every field that a flag sets, by its path, such as `model.latent`.
+
+    Args:
+      part: an experiment or a part of one.
+      prefix: the path of the part, with a dot.
+    """
+    hints, types = get_type_hints(type(part)), {}
+    for name in _stored(part):
+        value = getattr(part, name)
+        if is_dataclass(value):
+            types |= field_types(value, f"{prefix}{name}.")
+        elif name != "shape":  # which the data determine
+            types[f"{prefix}{name}"] = hints[name]
+    return types
+
+
+def read_value(text: str, hint: Any) -> Any:
+    """Return the JSON value of a field's type that a text stands for, or the text if none does.
+
+    Args:
+      text: a number, a word, or the items of a tuple with commas between them.
+      hint: the type of the field.
+    """
+    words = {"True": True, "False": False, "None": None}
+
+    def read(word):
+        try:
+            return words[word] if word in words else json.loads(word)
+        except ValueError:
+            return word
+
+    items = [read(word) for word in text.split(",")]
+    candidates = (items[0] if len(items) == 1 else text, text, items)
+    value = next((value for value in candidates if _has_type(value, hint)), candidates[0])
+    return float(value) if hint is float and type(value) is int else value
 
 
 def _to_json(value: Any) -> Any:

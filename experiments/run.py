@@ -88,7 +88,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         _same_everywhere([str(folder.absolute()), to_config(name, experiment)])
         # The shapes are computed before anything is written, so that a model that needs too much
         # memory leaves no folder.
-        target = _target(experiment.for_run(), dataset, mesh)
+        target = carry_shapes(experiment.for_run(), dataset, mesh)
 
         def open_folder():
             stack.enter_context(files.hold(folder))
@@ -134,13 +134,13 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         _meet("configuration read")
         log, display = _no_log, Display(_no_log, _say)
         if _lead():
-            lines = _lines_until(done, folder, experiment.report_every, old_interval)
+            lines = lines_until(done, folder, experiment.report_every, old_interval)
             files.note_session(folder, name, experiment, dataset)
             log = stack.enter_context(files.open_log(folder, lines, options.logger))
             (folder / "samples" / LAST_PICTURE).unlink(missing_ok=True)
         _say(f"resuming {folder} at step {done}" if done else f"training {name} into {folder}")
         if _lead():
-            display = stack.enter_context(_progress(name, done, experiment.steps))
+            display = stack.enter_context(show_progress(name, done, experiment.steps))
             if sys.stdout.isatty():
                 signals.say = display.say
         display.say("compiling")
@@ -231,7 +231,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
     dataset = data.load(experiment.data, data_dir)
     files.check_data(folder, manifest, dataset)
     with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(_target(experiment, dataset, None))
+        restored = checkpoints.restore(carry_shapes(experiment, dataset, None))
     if restored is None:
         raise UserError(f"{folder} has no checkpoint yet: train it for longer")
     _name_damaged(restored.damaged)
@@ -256,7 +256,7 @@ def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
     return np.where(best == 0, step, best)
 
 
-def _lines_until(
+def lines_until(
     done: int, folder: Path, every: int, old_interval: int | None
 ) -> list[dict[str, Any]]:
     """Return the reports up to step `done`, from which a run is resumed.
@@ -278,14 +278,21 @@ def _lines_until(
     ]
 
 
-def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
-    """Return the shapes of the carry, placed on the mesh, for a restore."""
+def carry_shapes(experiment: Experiment, dataset: Dataset, mesh: Any, seed: Any = None) -> Any:
+    """Return the shapes of the carry, placed on the mesh, for a restore.
+
+    Args:
+      experiment: the experiment.
+      dataset: its data.
+      mesh: devices that hold the carry, or None.
+      seed: the seeds, where they are not the experiment's.
+    """
     shapes = jax.eval_shape(
         lambda: train.begin(
             experiment.model,
             dataset.train,
             experiment.batch_size,
-            experiment.fit_seed,
+            experiment.fit_seed if seed is None else seed,
             decode=experiment.decode(dataset),
             validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
         )
@@ -396,8 +403,14 @@ def _no_log(step: int, metrics: Any) -> None:
 
 
 @contextmanager
-def _progress(name: str, done: int, steps: int) -> Iterator[Display]:
-    """Show a progress bar above the last report on a terminal, and lines of text elsewhere."""
+def show_progress(name: str, done: int, steps: int) -> Iterator[Display]:
+    """Show a progress bar above the last report on a terminal, and lines of text elsewhere.
+
+    Args:
+      name: the name of the experiment.
+      done: steps done before.
+      steps: the number of the last step.
+    """
     if not sys.stdout.isatty():
         yield Display(_line_writer(done, steps), _say)
         return

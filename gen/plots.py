@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -238,4 +240,83 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     axes.set(title=title, xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+class Curve(NamedTuple):
+    """A metric of one run."""
+
+    run: str
+    steps: Sequence[int]
+    values: Any  # [reports] or [reports, seeds]
+    validation: bool  # whether it is taken on the validation split
+
+
+def overlaid(panels: Mapping[tuple[str, str], Sequence[Curve]], runs: Sequence[str]) -> Figure:
+    """Draw the curves of several runs, one panel for each metric and one colour for each run.
+
+    Validation is dashed. A run of several seeds has a thin line for each and their mean.
+
+    Args:
+      panels: curves by (name, unit) of the metric.
+      runs: names of the runs, for the legend.
+    """
+    colours = {run: f"C{i % 10}" for i, run in enumerate(runs)}
+    columns = max(1, min(3, len(panels)))
+    height = -(-len(panels) // columns)
+    size = (3.6 * columns + 0.4, 2.8 * height + 0.3 * len(runs))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    for i, ((name, unit), curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(height, columns, i + 1)
+        for curve in curves:
+            values = np.array(curve.values, np.float64).reshape(len(curve.steps), -1)
+            style: dict[str, Any] = {"color": colours[curve.run]}
+            style |= {"linestyle": "--", "marker": "."} if curve.validation else {}
+            if values.shape[1] > 1:
+                axes.plot(curve.steps, values, linewidth=0.5, alpha=0.4, color=style["color"])
+            axes.plot(curve.steps, values.mean(axis=1), linewidth=1.2, **style)
+        axes.set(title=name, xlabel="training steps", ylabel=unit)
+        axes.locator_params(axis="x", nbins=5)
+        axes.ticklabel_format(axis="y", useOffset=False)
+    handles = [Line2D([], [], color=colours[run], label=run) for run in runs]
+    if any(curve.validation for curves in panels.values() for curve in curves):
+        handles += [
+            Line2D([], [], color="black", label="training"),
+            Line2D([], [], color="black", linestyle="--", marker=".", label="validation"),
+        ]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
+    return figure
+
+
+def against(
+    lines: Mapping[str, Sequence[tuple[Any, float, float]]], field: str, measure: str
+) -> Figure:
+    """Draw values with their standard errors against a field, one line for each name.
+
+    Numbers are placed by value, on a logarithmic axis if the largest is 20 times the smallest.
+    Other values are placed side by side in their order.
+
+    Args:
+      lines: (field, value, standard error) of each point, by the name of the line.
+      field: the label of the horizontal axis.
+      measure: the label of the vertical axis, with its unit.
+    """
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    values = list(dict.fromkeys(str(x) for points in lines.values() for x, *_ in points))
+    numbers = [x for points in lines.values() for x, *_ in points]
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    for name, points in lines.items():
+        if numeric:
+            points = sorted(points)
+        places = [x if numeric else values.index(str(x)) for x, *_ in points]
+        _, heights, errors = zip(*points, strict=True)
+        axes.errorbar(places, heights, errors, marker="o", markersize=4, capsize=2, label=name)
+    if not numeric:
+        axes.set_xticks(range(len(values)), values)
+    elif min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+        axes.set_xscale("log")
+    axes.set(xlabel=field, ylabel=measure)
+    if any(lines):
+        axes.legend(frameon=False, fontsize=9)
     return figure

@@ -328,7 +328,7 @@ class Programs(NamedTuple):
     """The compiled functions of a run, for one seed or for several."""
 
     begin: Callable[..., Carry]  # (data, seeds) -> the first carry
-    advance: Callable[..., Carry]  # (carry, data, order, seeds, step, end) -> the next carry
+    advance: Callable[..., Carry]  # (carry, data, order, seeds, rates, step, end) -> the next carry
     order_rows: Callable[..., jax.Array]  # (seeds, epoch) -> the epoch's row order
     assess: Callable[..., tuple[Carry, jax.Array]]  # (carry, validation, seeds, step) -> `validate`
     gap: Callable[..., jax.Array]  # (carry, data, validation, seeds) -> `score_gap`
@@ -385,17 +385,17 @@ def _programs(
     )
     decode = values_after(decode, model)
     placement = None if mesh is None else parallel.replicated(mesh)
-    step_once = partial(
-        train_step,
-        model,
-        batch_size=batch_size,
-        report_every=report_every,
-        decode=decode,
-        mesh=mesh,
-    )
 
-    def advance(carry, data, order, seed, step, end):
+    def advance(carry, data, order, seed, rates, step, end):
         """Take the steps from `step` up to `end`, the last not included."""
+        step_once = partial(
+            train_step,
+            optimize.with_rates(model, rates) if rates else model,
+            batch_size=batch_size,
+            report_every=report_every,
+            decode=decode,
+            mesh=mesh,
+        )
         with products_in(precision):
             if group == 1:
                 return step_once(carry, data, order, seed, step)
@@ -412,7 +412,7 @@ def _programs(
     if several:
         assess = jax.vmap(assess, in_axes=(0, None, 0, None))
         gap = jax.vmap(gap, in_axes=(0, None, None, 0))
-        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
+        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, 0, None, None))
         order_rows = jax.vmap(order_rows, in_axes=(0, None))
     return Programs(
         begin=jax.jit(lambda data, seeds: first(data, seed=seeds), out_shardings=placement),
@@ -441,6 +441,8 @@ def fit(
     validate_every: int = 0,
     early_stop: int = 0,
     precision: Precision = "float32",
+    rates: Mapping[str, Sequence[float]] | None = None,
+    keep_going: bool = False,
 ) -> Iterator[Progress]:
     """Train a model, yielding after every dispatch; the last one is at step `steps`.
 
@@ -479,6 +481,10 @@ def fit(
         sums in float32, on GPUs and TPUs. Parameters, convolutions, validation and everything on a
         CPU keep their precision. `float32` leaves the products as the device has them: a GPU may
         round their inputs to TF32.
+      rates: rates of optimisers by path (`optimize.rates`), one value for each of several seeds,
+        which may then repeat. They are arguments of the compiled step, mapped like the seeds, so
+        that runs with different rates are one program, and the carry has the same arrays.
+      keep_going: go on while the metrics of any seed are finite.
 
     Raises:
       UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
@@ -487,7 +493,7 @@ def fit(
       NonFiniteError: a metric was NaN, or beyond LARGEST_METRIC, at a report.
     """
     check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
-    check_seeds(seed)
+    check_seeds(list(np.unique(seed)) if rates else seed)
     checked_decode = None if decode is no_decode else decode
     check_data(model, data, levels, decode=checked_decode)
     if validate_every:
@@ -508,6 +514,10 @@ def fit(
     epoch_steps = rows // batch_size
     several = np.ndim(seed) > 0
     seeds = np.asarray(seed, np.uint32)
+    rate_arrays = {path: np.asarray(values, np.float32) for path, values in (rates or {}).items()}
+    for path, values in rate_arrays.items():
+        if values.shape != seeds.shape or not several:
+            raise UserError(f"{path} has {values.size} values: give one for each of several seeds")
     programs = _programs(
         model,
         batch_size,
@@ -535,7 +545,9 @@ def fit(
         intervals = (report_every, validate_every or steps, *pause_every, epoch_steps)
         pauses = [(step // every + 1) * every for every in intervals]
         end = min(steps, step + group, *pauses)
-        carry = programs.advance(carry, data, order, seeds, np.int32(step), np.int32(end))
+        carry = programs.advance(
+            carry, data, order, seeds, rate_arrays, np.int32(step), np.int32(end)
+        )
         step = end
         if wait:
             jax.block_until_ready(carry)
@@ -548,7 +560,7 @@ def fit(
                 metrics["validation"] = np.asarray(value)
             else:
                 metrics["score_gap"] = np.asarray(programs.gap(carry, data, validation, seeds))
-        _check_metrics(metrics, step, seeds)
+        _check_metrics(metrics, step, seeds, keep_going)
         yield Progress(step, carry, metrics or None)
 
 
@@ -604,11 +616,21 @@ def _means(carry: Carry) -> dict[str, np.ndarray]:
     return {name: np.asarray(total / count) for name, total in sums.items()}
 
 
-def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
+def has_diverged(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return whether any metric is NaN or exceeds LARGEST_METRIC, for each seed: [] or [S]."""
+    return np.any([~(np.abs(value) <= LARGEST_METRIC) for value in metrics.values()], axis=0)
+
+
+def _check_metrics(
+    metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray, keep_going: bool
+) -> None:
     """Raise `NonFiniteError` if a metric is NaN or exceeds LARGEST_METRIC.
 
-    The message names the metric and the seeds.
+    The message names the metric and the seeds. With `keep_going`, it is raised if every seed has
+    such a metric.
     """
+    if keep_going and not np.all(has_diverged(metrics)):
+        return
     for name, value in metrics.items():
         if not np.all(good := np.abs(value) <= LARGEST_METRIC):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))

@@ -77,6 +77,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
     shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
+    shorter["sweep"] = shorter["train"]
     ran = set()
     for arguments in commands(README):
         command, *rest = arguments
@@ -85,7 +86,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
-    assert ran == {"list", "train", "evaluate", "sample", "bench", "table"}
+    assert ran == {"list", "train", "sweep", "compare", "evaluate", "sample", "bench", "table"}
 
 
 def check_training_parses(arguments):
