@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gen.core import UserError
+from gen.data.arrays import from_arrays
 from gen.data.cache import expand_user, read_cache, write_cache
 from gen.data.dataset import Arrays, Dataset, Format
 from gen.data.download import first_line
@@ -67,7 +68,13 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     else:
         validation = {array: values[-5000:] for array, values in train.items()}
         train = {array: values[:-5000] for array, values in train.items()}
-    return Dataset(name, train, validation, test, Format(IMAGES[name].peak))
+    parts = {"train": train, "validation": validation, "test": test}
+    return from_arrays(
+        {split: part["x"] for split, part in parts.items()},
+        {split: part["label"] for split, part in parts.items()} if "label" in train else None,
+        name=name,
+        format=Format(IMAGES[name].peak),
+    )
 
 
 def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
