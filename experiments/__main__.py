@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
+"""The command line: python -m experiments {list,data,train,evaluate,sample,table,bench}.
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -26,14 +26,16 @@ import difflib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from tyro import MISSING
 
 USAGE = """\
 usage: python -m experiments COMMAND ...
 
   list             every experiment: its family, kind of density, data and capabilities
+  data PATH        what your own data hold, and which experiments fit them
   train NAME       train an experiment; the same command again resumes it
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
   sample RUN       draw samples: a PNG grid and an .npy
@@ -77,6 +79,18 @@ class Sample:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Say what a data set holds, and which experiments fit it, with the command for each."""
+
+    data: tyro.conf.Positional[str]
+    """folder of images, file (.npz, .npy, .csv, .tsv, .txt, .mat) or name of a data set"""
+    reading: Annotated[Any, tyro.conf.arg(name="")]
+    """how your own data are read"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,18 @@ def list_command(arguments: list[str]) -> int:
 @dataclass(frozen=True)
 class List:
     """List every experiment: its family, kind of density, data and capabilities."""
+
+
+def data_command(arguments: list[str]) -> int:
+    from gen import data
+
+    chosen = parse(Describe, arguments, "data", Describe(MISSING, data.Reading()))
+    from experiments.fitting import describe
+
+    dataset = data.load(chosen.data, chosen.data_dir, chosen.reading)
+    for line in describe(dataset, chosen.data, chosen.reading):
+        print(line)
+    return 0
 
 
 def train_command(arguments: list[str]) -> int:
@@ -299,6 +325,7 @@ def parse(
 
 COMMANDS = {
     "list": list_command,
+    "data": data_command,
     "train": train_command,
     "evaluate": evaluate_command,
     "sample": sample_command,

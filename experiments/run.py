@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import fitting
 from experiments import folder as files
 from experiments.experiment import Experiment, Options, to_config
 from gen import data, parallel, train
@@ -69,11 +70,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     if devices > 1 or options.coordinator:
         mesh = parallel.make_mesh(devices)
         parallel.check_batch(experiment.batch_size, devices)
-    dataset = data.load(experiment.data, options.data_dir)
-    experiment = experiment.on(dataset)
-    train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
-    seeds = "-".join(map(str, experiment.all_seeds))
-    folder = options.out or Path("runs") / f"{name}-seed{seeds}"
+    experiment = fitting.with_absolute_path(experiment)
+    dataset = data.load(experiment.data, options.data_dir, experiment.reading)
+    experiment = fitting.fit(name, experiment, dataset)
+    folder = options.out or files.default_folder(name, experiment)
 
     with ExitStack() as stack:
         stack.enter_context(_other_processes())
@@ -195,7 +195,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         )
     _name_missing(folder, config)
     experiment = config.experiment
-    dataset = data.load(experiment.data, data_dir)
+    dataset = data.load(experiment.data, data_dir, experiment.reading)
     files.check_data(folder, manifest, dataset)
     with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(_target(experiment, dataset, None))
@@ -451,7 +451,8 @@ def _final_pictures(
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])
-    test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
+    rows = np.resize(np.arange(len(test["x"])), max(30, len(test["x"])))[:2000]  # repeat few rows
+    test = {name: jnp.asarray(values[rows]) for name, values in test.items()}
     state = experiment.of_seed(carry.chosen, shown)
     pictures.final_pictures(
         folder / "samples",
@@ -462,5 +463,6 @@ def _final_pictures(
         dataset.format.symbols,
         dataset.format.words,
         dataset.log_prob,
+        dataset.format.restore if dataset.format.scale else np.asarray,
     )
     pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))

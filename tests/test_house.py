@@ -18,6 +18,8 @@ SOURCES = sorted([*ROOT.glob("gen/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 NOT_MODELS = {
     "gen/nets.py": "fields of a network that its model sets, and nonlinearities of flax by name",
     "gen/optimize.py": "fields of an optimiser, and the parts of a path in a tree",
+    "gen/data/tables.py": "the columns of a data frame",
+    "gen/data/prepared.py": "the names of a feature's classes",
     "experiments/experiment.py": "fields of an experiment and of its parts, to and from JSON",
     "experiments/folder.py": "functions of the operating system",
 }

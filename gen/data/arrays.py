@@ -150,8 +150,7 @@ def row_sums(x: np.ndarray, length: np.ndarray | None = None) -> list[str]:
         x = x + 0.0  # −0 equals 0
     steps = [None] * len(x) if length is None else length
     return [
-        hashlib.sha256(row[:step].tobytes()).hexdigest()
-        for row, step in zip(x, steps, strict=True)
+        hashlib.sha256(row[:step].tobytes()).hexdigest() for row, step in zip(x, steps, strict=True)
     ]
 
 
@@ -269,8 +268,8 @@ def _rows_of(
     fits = length.shape == (len(x),) and length.dtype.kind in "iuf"
     if not fits or not ((length >= 1) & (length <= x.shape[1])).all():
         raise UserError(
-            f"{name} has lengths that do not fit: needed is an integer 1 … {x.shape[1]} for each of "
-            f"the {len(x)} sequences"
+            f"{name} has lengths that do not fit: needed is an integer 1 … {x.shape[1]} for each "
+            f"of the {len(x)} sequences"
         )
     length = length.astype(np.int32)
     within = np.arange(x.shape[1])[None] < length[:, None]
@@ -545,8 +544,8 @@ def _standardised(
         column = int(np.flatnonzero(fine)[0])
         title = format.words[column] if format.words else str(column + 1)
         raise UserError(
-            f"{name}: column {title} varies by {scale[column]:.2g} around {center[column]:g}, which "
-            "32 bits do not resolve: subtract a constant first"
+            f"{name}: column {title} varies by {scale[column]:.2g} around {center[column]:g}, "
+            "which 32 bits do not resolve: subtract a constant first"
         )
     indicator = (np.isnan(columns) | (columns == 0) | (columns == 1)).all(axis=0)
     center = np.where(indicator, 0.0, center)

@@ -34,9 +34,7 @@ def is_frame(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "to_numpy")
 
 
-def of_frame(
-    frame: Any, name: str, label_column: str = "", chosen: Sequence[str] = ()
-) -> Table:
+def of_frame(frame: Any, name: str, label_column: str = "", chosen: Sequence[str] = ()) -> Table:
     """Return the table of a data frame.
 
     Args:
