@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 """flags with which an experiment is tried on a data set, the first that fits is taken"""
 
 RESULTS = Path(__file__).parent / "results"
+LARGEST_STATE = 100_000_000
+"""numbers in the state of the largest model that `candidates` names"""
 WIDTH = 80
 """characters in a line of a description"""
 
@@ -41,6 +44,7 @@ class Candidate(NamedTuple):
     name: str
     flags: dict[str, Any]  # the flags that it needs
     experiment: Experiment  # on the data set
+    size: int  # numbers in its state, the optimiser's too
 
 
 def fit(name: str, experiment: Experiment, dataset: Dataset) -> Experiment:
@@ -55,7 +59,10 @@ def fit(name: str, experiment: Experiment, dataset: Dataset) -> Experiment:
       UserError: it does not fit. On data of the user's own the message says what would.
     """
     try:
-        return _fitted(experiment, dataset)
+        fitted = _fitted(experiment, dataset)
+        if experiment.data not in DATASETS:
+            _size(fitted, dataset)
+        return fitted
     except UserError as error:
         if experiment.data in DATASETS:
             raise
@@ -95,7 +102,8 @@ def candidates(dataset: Dataset, source: str, reading: Reading) -> list[Candidat
     for names in kinds.values():
         for name in sorted(names, key=_cost):
             own = replace(EXPERIMENTS[name], data=source, reading=reading)
-            if candidate := next(_variants(name, own, dataset), None):
+            candidate = next(_variants(name, own, dataset), None)
+            if candidate and candidate.size <= LARGEST_STATE:
                 found.append(candidate)
                 break
     return sorted(found, key=lambda candidate: _cost(candidate.name))
@@ -127,12 +135,12 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     sums = {name: row_sums(split["x"], lengths[name]) for name, split in splits.items()}
     distinct = set().union(*sums.values())
     repeated = len(x) - len(distinct)
-    yield _entry("repeated", f"{repeated:,} rows equal an earlier one" if repeated else "none")
+    yield _entry("repeated", f"{repeated:,} of the rows, of an earlier one" if repeated else "none")
     if dataset.classes:
         label = np.concatenate([split["label"] for split in splits.values()])
         names = format.labels or tuple(map(str, range(dataset.classes)))
         sizes = np.bincount(label, minlength=dataset.classes)
-        text = ", ".join(f"{names[k]} {sizes[k]:,}" for k in range(min(dataset.classes, 20)))
+        text = ", ".join(f"{names[k]} ({sizes[k]:,})" for k in range(min(dataset.classes, 20)))
         yield from _wrapped("classes", f"{dataset.classes}: {text}")
     sizes = ", ".join(f"{name} {len(split['x']):,}" for name, split in splits.items())
     shared = sum(each in set(sums["train"]) for each in (*sums["validation"], *sums["test"]))
@@ -143,7 +151,10 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     yield ""
     fitting = candidates(dataset, source, reading)
     if not fitting:
-        yield "No experiment fits: give another --kind, or other --columns."
+        other = (
+            "--missing mean or --missing drop" if missing else "another --kind, or other --columns"
+        )
+        yield f"No experiment fits: give {other}."
         return
     yield "Experiments that fit, the cheapest of each family first:"
     families: dict[str, list[Candidate]] = {}
@@ -153,34 +164,37 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     for family, members in families.items():
         yield ""
         yield family
-        for name, flags, _ in members:
-            command = ["python", "-m", "experiments", "train", name, *data, *_words(flags)]
-            yield from _command(command)
+        for name, flags, *_ in members:
+            words = ["python", "-m", "experiments", "train", name, *data, *_words(flags)]
+            yield from _command(words)
 
 
 def _fitted(experiment: Experiment, dataset: Dataset) -> Experiment:
-    """Return the experiment on a data set. Raise `UserError` unless values, batch and shape fit."""
+    """Return the experiment on a data set. Raise `UserError` unless values and batch fit."""
     fitted = experiment.on(dataset)
     train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
-    if experiment.data in DATASETS:
-        return fitted
-    timed = fitted.for_run()
+    return fitted
+
+
+def _size(experiment: Experiment, dataset: Dataset) -> int:
+    """Return the number of numbers in the state of a fitted experiment.
+
+    Raises:
+      UserError: the networks do not take examples of that shape, or take too much memory.
+    """
+    timed = experiment.for_run()
+
+    def begin():
+        decode, seed = timed.decode(dataset), timed.all_seeds[0]
+        return train.begin(timed.model, dataset.train, timed.batch_size, seed, decode=decode)
+
     try:
-        jax.eval_shape(
-            lambda: train.begin(
-                timed.model,
-                dataset.train,
-                timed.batch_size,
-                timed.all_seeds[0],
-                decode=timed.decode(dataset),
-            )
-        )
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(begin)))
     except UserError:
         raise
     except Exception as error:  # of many kinds, from the layers of the networks
-        name = type(fitted.model).__name__
+        name = type(experiment.model).__name__
         raise UserError(f"{name} takes no examples of the shape {dataset.shape}") from error
-    return fitted
 
 
 def _variants(name: str, experiment: Experiment, dataset: Dataset) -> Iterator[Candidate]:
@@ -198,16 +212,26 @@ def _variants(name: str, experiment: Experiment, dataset: Dataset) -> Iterator[C
         other = {flag: value for flag, value in flags.items() if not flag.startswith("model.")}
         if colour and other.get("binarize", experiment.binarize) != "none":
             continue  # a binarised channel says little of its colour
+        if other.get("binarize") == "threshold" and len(dataset.shape) != 3:
+            continue  # the middle has a meaning for grey levels alone
         try:
             changed = replace(experiment, model=replace(experiment.model, **model), **other)
-            yield Candidate(name, flags, _fitted(changed, dataset))
+            fitted = _fitted(changed, dataset)
+            yield Candidate(name, flags, fitted, _size(fitted, dataset))
         except UserError:
             continue
 
 
 def _sensible(experiment: Experiment, dataset: Dataset) -> bool:
-    """Return whether the kind of model suits the form of the data, whatever fits."""
-    return facts(experiment.model).sequences == ("length" in dataset.train)
+    """Return whether the kind of model suits the form of the data.
+
+    Sequences are for models of sequences alone. Networks for points of the plane could take images.
+    """
+    points = experiment.data == "eight_gaussians"
+    sequences = "length" in dataset.train
+    return facts(experiment.model).sequences == sequences and not (
+        points and len(dataset.shape) > 1
+    )
 
 
 def _cost(name: str) -> float:
@@ -250,7 +274,8 @@ def _kind(dataset: Dataset) -> str:
 def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:
     """Yield a line for each of the first columns: range, mean, different and missing values."""
     yield ""
-    yield f"{'column':<26}{'smallest':>11}{'largest':>11}{'mean':>11}{'different':>11}{'missing':>9}"
+    heads = ("smallest", "largest", "mean", "different")
+    yield f"{'column':<26}" + "".join(f"{head:>11}" for head in heads) + f"{'missing':>9}"
     for title, column in zip(dataset.format.words[:20], x.T, strict=False):
         values = column[~np.isnan(column)] if column.dtype.kind == "f" else column
         numbers = (float(values.min()), float(values.max()), float(values.mean()))
@@ -306,11 +331,17 @@ def _wrapped(name: str, text: str) -> Iterator[str]:
 
 
 def _command(words: list[str]) -> Iterator[str]:
-    """Yield a command, with a backslash before each new line."""
-    line = "  " + shlex.join(words[:5])
+    """Yield a command, with a backslash before each new line; a flag stands beside its value."""
+    parts: list[str] = []
     for word in map(shlex.quote, words[5:]):
-        if len(line) + len(word) + 3 > WIDTH:
-            yield line + " \\"
+        if word.startswith("--") or not parts:
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    line = f"  {shlex.join(words[:5])}"
+    for part in parts:
+        if len(line) + len(part) + 3 > WIDTH:
+            yield f"{line} \\"
             line = "     "
-        line += " " + word
+        line += f" {part}"
     yield line

@@ -116,10 +116,12 @@ def in_own_units(estimates: Mapping[str, Estimate], dataset: Dataset) -> dict[st
     if not scale:
         return dict(estimates)
     moved = log_scale(dataset)
+    # Of a bound on a density, the term −E log p(x | z) contains the density's unit.
+    density = any(value.settings.get("density") for value in estimates.values())
     converted = {}
     for name, value in estimates.items():
         settings = dict(value.settings)
-        if settings.get("density"):
+        if settings.get("density") or (density and name == "reconstruction"):
             settings["log_scale"] = moved
             value = replace(value, value=value.value + moved, settings=settings)
         elif name == "mse" and len(scale) == 1:

@@ -38,7 +38,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
       columns: images in a row.
       labels: texts to the left of the rows, at most one for each row.
     """
-    canvas = np.clip(tile(images, columns), 0, 1)
+    canvas = tile(images, columns)
     if canvas.shape[2] not in (1, 3):
         canvas = canvas.mean(axis=2, keepdims=True)
     height, width = canvas.shape[:2]

@@ -49,7 +49,7 @@ class Format:
     counts: bool = False
     """x are counts"""
     symbols: str | tuple[str, ...] = ""
-    """symbols that the values 0 … levels − 1 stand for: letters in one string, or a tuple of words"""
+    """symbols that the values 0 … levels − 1 stand for: letters in one text, or a tuple of words"""
     words: tuple[str, ...] = ()
     """names of the variables of x, such as words or the columns of a table, if they have names"""
     labels: tuple[str, ...] = ()
