@@ -206,6 +206,8 @@ def _variants(name: str, experiment: Experiment, dataset: Dataset) -> Iterator[C
             flags = {flag: value for flag, value in flags.items() if flag != "binarize"}
         if experiment.batch_size > rows:
             flags = {**flags, "batch_size": rows}
+        if experiment.probe and not dataset.classes:
+            flags = {**flags, "probe": False}
         model = {flag[6:]: value for flag, value in flags.items() if flag.startswith("model.")}
         if not model.keys() <= {field.name for field in fields(experiment.model)}:
             continue
@@ -294,8 +296,8 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
     words = []
     for flag, value in flags.items():
         option = "--" + flag.replace("_", "-")
-        if value is True:
-            words.append(option)
+        if value is True or value is False:
+            words.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, tuple):
             words += [option, *map(str, value)]
         else:

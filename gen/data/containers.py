@@ -52,8 +52,10 @@ def assign(arrays: Mapping[str, Any], source: str) -> tuple[Any, Any, Any]:
     whole: dict[str, Any] = {}
     for name, array in arrays.items():
         for role, titles in NAMES.items():
-            if role == "length" and np.ndim(array) != 1:
-                continue
+            if role == "length":
+                if not isinstance(array, np.ndarray) or array.ndim == 0:
+                    continue  # a number is no length of each row
+                array = array.reshape(-1)
             if name in titles:
                 whole.setdefault(role, array)
             for part, parts in SPLITS.items():

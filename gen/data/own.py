@@ -228,7 +228,7 @@ def _from_cache(entry: str, key: str, name: str) -> Dataset | None:
         return None
     try:
         meta = json.loads(splits["meta"]["json"].tobytes())
-        fields = {
+        fields: Any = {
             field: tuple(value) if isinstance(value, list) else value
             for field, value in meta["format"].items()
         }

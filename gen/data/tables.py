@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def is_frame(x: Any) -> bool:
-    """Return whether x is a data frame, as those of pandas are: named columns, and `to_numpy`."""
+    """Return whether x is a data frame, as pandas has them: named columns, and `to_numpy`."""
     return hasattr(x, "columns") and hasattr(x, "to_numpy")
 
 
