@@ -99,6 +99,11 @@ class Experiment:
                 f"the {self.steps} steps",
             )
         train.check_seeds(self.all_seeds)
+        if self.data in DATASETS and self.reading != Reading():
+            raise UserError(
+                f"{self.data} is built in, and the options of reading are for your own data: leave "
+                f"{', '.join(own.reading_flags(self.reading))} out"
+            )
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ import json
 import math
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments.experiment import Experiment
-from experiments.own import columns_of_few_values
+from experiments.own import columns_of_few_values, flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from gen import train
 from gen.core import UserError, facts
@@ -68,9 +68,9 @@ def fit(name: str, experiment: Experiment, dataset: Dataset) -> Experiment:
             raise
         candidate = next(_variants(name, experiment, dataset), None)
         if candidate and candidate.flags:
-            advice = f"{name} fits with {' '.join(_words(candidate.flags))}"
+            advice = f"{name} fits with {' '.join(flag_words(candidate.flags))}"
         else:
-            data = shlex.join([_shown(experiment.data), *_reading_flags(experiment.reading)])
+            data = shlex.join([_shown(experiment.data), *reading_flags(experiment.reading)])
             advice = f"see what fits: python -m experiments data {data}"
         raise UserError(f"{error}; {advice}") from error
 
@@ -160,12 +160,12 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     families: dict[str, list[Candidate]] = {}
     for candidate in fitting:
         families.setdefault(candidate.experiment.model.family, []).append(candidate)
-    data = ["--data", source, *_reading_flags(reading)]
+    data = ["--data", source, *reading_flags(reading)]
     for family, members in families.items():
         yield ""
         yield family
         for name, flags, *_ in members:
-            words = ["python", "-m", "experiments", "train", name, *data, *_words(flags)]
+            words = ["python", "-m", "experiments", "train", name, *data, *flag_words(flags)]
             yield from _command(words)
 
 
@@ -289,28 +289,6 @@ def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:
         )
     if len(dataset.format.words) > 20:
         yield f"… and {len(dataset.format.words) - 20} more"
-
-
-def _words(flags: Mapping[str, Any]) -> list[str]:
-    """Return flags as words of a command line."""
-    words = []
-    for flag, value in flags.items():
-        option = "--" + flag.replace("_", "-")
-        if value is True or value is False:
-            words.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, tuple):
-            words += [option, *map(str, value)]
-        else:
-            words += [option, str(value)]
-    return words
-
-
-def _reading_flags(reading: Reading) -> list[str]:
-    """Return the options of reading that differ from their defaults, as words of a command line."""
-    default = asdict(Reading())
-    return _words(
-        {name: value for name, value in asdict(reading).items() if value != default[name]}
-    )
 
 
 def _shown(source: str) -> str:

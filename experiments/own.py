@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gen.core import UserError, facts
-from gen.data import Dataset, Format, log_scale
+from gen.data import Dataset, Format, Reading, log_scale
 from gen.estimate import Estimate
 from gen.files import replacing
 from gen.levels import span
@@ -63,13 +63,14 @@ def columns_of_few_values(dataset: Dataset) -> list[int]:
 
     A density of such a column has no largest value: it grows without bound at these values.
     """
-    if dataset.format.levels or dataset.format.counts or len(dataset.shape) > 2:
+    shape = dataset.shape
+    if dataset.format.levels or dataset.format.counts or len(shape) not in (1, 2):
         return []
-    if len(dataset.shape) == 2 and "length" not in dataset.train:
+    if len(shape) == 2 and "length" not in dataset.train:
         return []
-    x = dataset.train["x"].reshape(-1, dataset.shape[-1])
+    x = dataset.train["x"].reshape(-1, shape[len(shape) - 1])
     if "length" in dataset.train:
-        steps = np.arange(dataset.shape[0])[None] < dataset.train["length"][:, None]
+        steps = np.arange(dataset.train["x"].shape[1])[None] < dataset.train["length"][:, None]
         x = x[steps.reshape(-1)]
     found = []
     for column, values in enumerate(x.T):
@@ -169,3 +170,25 @@ def _write(path: Path, text: str) -> Path:
 def _floats(dataset: Dataset) -> list[Any]:
     """Return the splits whose x are floats, among which values can be missing."""
     return [split for split in dataset.splits.values() if split["x"].dtype.kind == "f"]
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags as words of a command line."""
+    words = []
+    for flag, value in flags.items():
+        option = "--" + flag.replace("_", "-")
+        if value is True or value is False:
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [option, *map(str, value)]
+        else:
+            words += [option, str(value)]
+    return words
+
+
+def reading_flags(reading: Reading) -> list[str]:
+    """Return the options of reading that differ from their defaults, as words of a command line."""
+    default = asdict(Reading())
+    return flag_words(
+        {name: value for name, value in asdict(reading).items() if value != default[name]}
+    )

@@ -163,7 +163,7 @@ def clouds(
             ratio, levels = np.exp(log_density - log_density.max()), np.exp([-4.5, -0.5])
             axes.contour(middles, middles, ratio, levels, colors="black", linewidths=0.5)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-        axes.set_box_aspect(1)
+        axes.set_aspect((high[0] - low[0]) / (high[1] - low[1]))
         axes.set_title(name, fontsize=9)
     return figure
 

@@ -223,7 +223,7 @@ def test_a_density_in_own_units_equals_a_direct_computation():
 def test_squared_errors_say_their_units():
     rows = from_arrays(RNG.normal(size=(50, 2)) * [3, 9])
     images = from_arrays(RNG.uniform(-4, 4, (50, 2, 2)).astype(np.float32)[..., None])
-    mse = {"mse": estimate.mean([1.0, 1.0, 4.0], "exact")}
+    mse = {"mse": estimate.mean(np.array([1.0, 1.0, 4.0]), "exact")}
     assert own.in_own_units(mse, rows)["mse"].settings == {"units": "standardised"}
     scaled = own.in_own_units(mse, images)["mse"]
     np.testing.assert_allclose(scaled.value, 2 * images.format.scale[0] ** 2)
@@ -665,3 +665,15 @@ def test_built_in_names_win_over_files(tmp_path, monkeypatch):
     save_images(tmp_path / "digits", {"x": 12}, colours)
     assert data.load("digits").shape == (8, 8, 1)
     assert data.load("./digits").shape == (6, 5, 3)
+
+
+def test_options_of_reading_are_for_own_data():
+    with pytest.raises(UserError, match="digits is built in.*leave --levels 4 out"):
+        replace(EXPERIMENTS["ae_digits"], reading=Reading(levels=4))
+
+
+def test_sequences_of_one_length_in_each_split_are_sequences():
+    x = {split: [np.ones((n, 2))] * 3 for split, n in (("train", 3), ("validation", 5))}
+    dataset = from_arrays({**x, "test": [np.zeros((2, 2))]})
+    assert dataset.shape == (5, 2)
+    assert dataset.test["length"].tolist() == [2]

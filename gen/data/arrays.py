@@ -118,7 +118,10 @@ def from_arrays(
     classes = _gather_label(label, rows, name)
     if missing == "drop" and rows.x.dtype.kind == "f":
         whole = ~np.isnan(rows.x).reshape(len(rows.x), -1).any(axis=1)
-        rows = Rows(*(part[whole] if part is not None and len(part) else part for part in rows))
+        length = None if rows.length is None else rows.length[whole]
+        rows = Rows(rows.x[whole], length, rows.split[whole] if len(rows.split) else rows.split)
+        if not len(rows.x):
+            raise UserError(f"{name} has missing values in every row: fill them, or drop columns")
         classes = classes[whole] if classes is not None else None
     if format is None:
         rows, coded = _code(rows, kind, levels, name, tuple(words), symbols)
@@ -140,7 +143,8 @@ def from_arrays(
             arrays["label"] = classes[order[split]]
         splits.append(arrays)
     coded = replace(coded, labels=class_names or coded.labels)
-    return Dataset(name, *splits, coded, log_prob=log_prob)
+    train, validation, test = splits
+    return Dataset(name, train, validation, test, coded, log_prob=log_prob)
 
 
 def row_sums(x: np.ndarray, length: np.ndarray | None = None) -> list[str]:
@@ -226,6 +230,8 @@ def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) 
         return _rows_of(x, length, name, series, sequence_length)
     x = {split: part for split, part in x.items() if part is not None}
     lengths = length if isinstance(length, Mapping) else {}
+    lists = [each for part in x.values() if isinstance(part, Sequence) for each in part]
+    ragged = len({np.shape(each) for each in lists}) > 1
     if "train" not in x or not set(x) <= set(SPLITS):
         raise UserError(
             f"{name} has the splits {', '.join(map(str, x))}: name them train, validation and "
@@ -233,7 +239,11 @@ def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) 
         )
     parts = []
     for split, part in x.items():
-        rows = _rows_of(part, lengths.get(split), f"{name}, {split}", series, sequence_length, 1)
+        if ragged:
+            rows = _padded([_numbers(each, name) for each in part], name)
+        else:
+            title = f"{name}, {split}"
+            rows = _rows_of(part, lengths.get(split), title, series, sequence_length, 1)
         parts.append(rows._replace(split=np.full(len(rows.x), split)))
     return _joined(parts, name)
 

@@ -232,7 +232,9 @@ def _from_cache(entry: str, key: str, name: str) -> Dataset | None:
             field: tuple(value) if isinstance(value, list) else value
             for field, value in meta["format"].items()
         }
-        parts = (splits[split] for split in ("train", "validation", "test"))
-        return Dataset(name, *parts, Format(**fields)) if meta["key"] == key else None
+        if meta["key"] != key:
+            return None
+        train, validation, test = (splits[split] for split in ("train", "validation", "test"))
+        return Dataset(name, train, validation, test, Format(**fields))
     except (ValueError, KeyError, TypeError):
         return None
