@@ -668,7 +668,7 @@ def test_built_in_names_win_over_files(tmp_path, monkeypatch):
 
 
 def test_options_of_reading_are_for_own_data():
-    with pytest.raises(UserError, match="digits is built in.*leave --levels 4 out"):
+    with pytest.raises(UserError, match=r"digits is built in.*leave --levels 4 out"):
         replace(EXPERIMENTS["ae_digits"], reading=Reading(levels=4))
 
 

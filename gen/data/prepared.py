@@ -105,7 +105,7 @@ def read_any(name: str, folder: Path, reading: Reading) -> Dataset:
 def _columns(features: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Return the columns of plain features: one for each number of a vector."""
     columns: dict[str, np.ndarray] = {}
-    for name in features:
+    for name in sorted(features):  # their own order differs from process to process
         if name == "label":
             continue
         values = np.array([row[name] for row in rows])
