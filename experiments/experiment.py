@@ -102,7 +102,7 @@ class Experiment:
         if self.data in DATASETS and self.reading != Reading():
             raise UserError(
                 f"{self.data} is built in, and the options of reading are for your own data: leave "
-                f"{X} out"
+                f"{' '.join(own.reading_flags(self.reading))} out"
             )
 
     @property
