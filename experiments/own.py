@@ -122,13 +122,16 @@ def in_own_units(estimates: Mapping[str, Estimate], dataset: Dataset) -> dict[st
     converted = {}
     for name, value in estimates.items():
         settings = dict(value.settings)
-        if settings.get("density") or (density and name == "reconstruction"):
+        # An RBM calls the squared error of its reconstructions so, and no term of a bound.
+        no_term = name == "reconstruction" and value.kind == "no likelihood"
+        squared = name == "mse" or no_term
+        if settings.get("density") or (density and name == "reconstruction" and not squared):
             settings["log_scale"] = moved
             value = replace(value, value=value.value + moved, settings=settings)
-        elif name == "mse" and len(scale) == 1:
+        elif squared and len(scale) == 1:
             square = scale[0] ** 2
             value = replace(value, value=value.value * square, stderr=value.stderr * square)
-        elif name == "mse":
+        elif squared:
             value = replace(value, settings={**settings, "units": "standardised"})
         converted[name] = value
     return converted

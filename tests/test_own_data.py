@@ -225,6 +225,14 @@ def test_squared_errors_say_their_units():
     images = from_arrays(RNG.uniform(-4, 4, (50, 2, 2)).astype(np.float32)[..., None])
     mse = {"mse": estimate.mean(np.array([1.0, 1.0, 4.0]), "exact")}
     assert own.in_own_units(mse, rows)["mse"].settings == {"units": "standardised"}
+    rbm = {
+        "nll": estimate.mean(np.ones(3), "exact", density=True),
+        "reconstruction": estimate.mean(np.ones(3), "no likelihood"),
+    }
+    assert own.in_own_units(rbm, rows)["reconstruction"].settings == {"units": "standardised"}
+    vae = {**rbm, "reconstruction": estimate.mean(np.ones(3), "Monte Carlo")}
+    moved = own.in_own_units(vae, rows)
+    assert moved["reconstruction"].value == moved["nll"].value == 1 + data.log_scale(rows)
     scaled = own.in_own_units(mse, images)["mse"]
     np.testing.assert_allclose(scaled.value, 2 * images.format.scale[0] ** 2)
 
