@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,sweep,evaluate,compare,sample,table,bench}.
+"""The command line: python -m experiments COMMAND ... (`USAGE` lists the commands).
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -21,9 +21,10 @@ import io
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro import MISSING
 
 from experiments.flags import parse
 
@@ -31,6 +32,7 @@ USAGE = """\
 usage: python -m experiments COMMAND ...
 
   list [NAME]      every experiment with its result, or the details of one
+  data PATH        what your own data hold, and which experiments fit them
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
@@ -127,6 +129,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Describe:
+    """Say what a data set holds, and which experiments fit it, with the command for each."""
+
+    data: tyro.conf.Positional[str]
+    """folder of images, file (.npz, .npy, .csv, .tsv, .txt, .mat) or name of a data set"""
+    reading: Annotated[Any, tyro.conf.arg(name="")]
+    """how your own data are read"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+
+
+@dataclass(frozen=True)
 class Table:
     """Write all published results to experiments/results/RESULTS.md, and print likelihoods."""
 
@@ -211,6 +225,18 @@ def list_command(arguments: list[str]) -> int:
         return 0
     selected = listing.select(EXPERIMENTS, chosen.family, chosen.data, chosen.can)
     print(listing.overview(selected, RESULTS), end="")
+    return 0
+
+
+def data_command(arguments: list[str]) -> int:
+    from gen import data
+
+    chosen = parse(Describe, arguments, "data", Describe(MISSING, data.Reading()))
+    from experiments.fitting import describe
+
+    dataset = data.load(chosen.data, chosen.data_dir, chosen.reading)
+    for line in describe(dataset, chosen.data, chosen.reading):
+        print(line)
     return 0
 
 
@@ -407,6 +433,7 @@ def check_name(name: str) -> None:
 
 COMMANDS = {
     "list": list_command,
+    "data": data_command,
     "train": train_command,
     "sweep": sweep_command,
     "evaluate": evaluate_command,

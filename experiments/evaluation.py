@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import pictures
+from experiments import own, pictures
 from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
 from experiments.run import Run
 from gen import estimate, plots, train, weights
@@ -76,6 +76,8 @@ def evaluate_seeds(
 ) -> dict[int, dict[str, estimate.Estimate]]:
     """Return the estimates of each seed of a run, or of the best restart, by seed.
 
+    They are in the units of the data, as `own.in_own_units` says.
+
     Args:
       run: the run.
       split: train, validation or test.
@@ -96,7 +98,7 @@ def evaluate_seeds(
                 name: experiment.decoded(run.dataset, name, drawn)[0] for name in run.dataset.splits
             }
             results |= probe(model, state, splits, split, drawn)
-        by_seed[seed] = results
+        by_seed[seed] = own.in_own_units(results, run.dataset)
     return by_seed
 
 
@@ -189,8 +191,9 @@ def sample_run(run: Run, n: int, seed: int, labels: Sequence[int] = ()) -> list[
       labels: classes to draw from, cycled over the samples; empty for the model's own choice.
 
     Returns:
-      The paths of an .npy file with the floats [n, *shape], and before it, if these are images, of
-      a PNG grid.
+      The paths of an .npy file with the floats [n, *shape], in the units of the data where these
+      were standardised, and before it of a PNG grid of images, a text of symbols, or a table of
+      named columns.
 
     Raises:
       UserError: the model has no sampler, or does not have the labels; n is out of range.
@@ -216,9 +219,10 @@ def sample_run(run: Run, n: int, seed: int, labels: Sequence[int] = ()) -> list[
     suffix = f"_label{'-'.join(map(str, labels))}" if labels else ""
     stem = run.folder / "samples" / f"seed{seed}_n{n}{suffix}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
-    pictures.save_array(x, array)
+    format = run.dataset.format
+    pictures.save_array(format.restore(x) if format.scale else x, array)
     if len(model.shape) != 3:
-        return [array]
+        return [*own.write_samples(stem, x, format), array]
     pictures.save(plots.grid(x, math.ceil(math.sqrt(n))), picture)
     return [picture, array]
 

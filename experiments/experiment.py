@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ import numpy as np
 import tyro
 from flax import linen as nn
 
+from experiments import own
 from gen import checks, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
-from gen.data import Binarize, Dataset
+from gen.data import DATASETS, Binarize, Dataset, Reading
 from gen.train import Decode, Precision
 
 MAY_CHANGE = {
@@ -41,7 +43,10 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_]mnist, digits[_nudged], uci_{dna, mushrooms, nips}, news,
-    jsb, nottingham, letters, earthquakes, regimes or eight_gaussians"""
+    jsb, nottingham, letters, earthquakes, regimes or eight_gaussians; or your own: a folder of
+    images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()
+    """how your own data are read"""
     binarize: Binarize = "none"
     """pixels: grey, thresholded at ½, or drawn afresh at each step"""
     batch_size: int = 100
@@ -108,6 +113,11 @@ class Experiment:
                 f"the {self.steps} steps",
             )
         train.check_seeds(self.all_seeds)
+        if self.data in DATASETS and self.reading != Reading():
+            raise UserError(
+                f"{self.data} is built in, and the options of reading are for your own data: leave "
+                f"{' '.join(own.reading_flags(self.reading))} out"
+            )
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -122,11 +132,21 @@ class Experiment:
     def on(self, dataset: Dataset) -> Experiment:
         """Return the experiment with the model's shape set to the shape of the data.
 
+        On data of one's own the numbers of levels and of classes are set, too, where the model has
+        them as fields.
+
         Raises:
           UserError: the model does not fit the data's values (levels, counts or continuous), takes
             no sequences, or needs labels that the data lack; the data cannot be binarised; or
             there are no labels or no codes to probe.
         """
+        if self.data not in DATASETS:
+            levels = self.levels(dataset)
+            return replace(self, model=_sized(self.model, levels, dataset.classes))._on(dataset)
+        return self._on(dataset)
+
+    def _on(self, dataset: Dataset) -> Experiment:
+        """Check that the model fits the data, and set its shape."""
         self._check_values(dataset)
         self._check_labels(dataset)
         return replace(self, model=replace(self.model, shape=dataset.shape))
@@ -141,6 +161,8 @@ class Experiment:
         binarized = "" if self.binarize == "none" else f" with --binarize {self.binarize}"
         source, levels = f"{dataset.name}{binarized}", self.levels(dataset)
         checks.check_kind(self.model, source, levels, counts=dataset.format.counts)
+        if self.data not in DATASETS:
+            own.check(self.model, dataset)
 
     def _check_labels(self, dataset: Dataset) -> None:
         """Raise `UserError` unless the data have the labels that the model and the probe need."""
@@ -240,6 +262,27 @@ class Training:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     options: Annotated[Options, tyro.conf.arg(name="")]
+
+
+def _sized(model: Any, levels: int, classes: int) -> Any:
+    """Return a model with the numbers of levels and classes of the data.
+
+    Args:
+      model: a model, or a part of one such as the emission of an HMM.
+      levels: the number of levels, 0 for counts and continuous data. A model of levels alone keeps
+        its own number then.
+      classes: the number of classes, 0 without labels. A model that takes no labels takes none.
+    """
+    for field in fields(model):
+        value = getattr(model, field.name)
+        if field.name == "levels" or (field.name == "classes" and value):
+            with suppress(UserError):
+                model = replace(
+                    model, **{field.name: levels if field.name == "levels" else classes}
+                )
+        elif is_dataclass(value) and not isinstance(value, nn.Module | type):
+            model = replace(model, **{field.name: _sized(value, levels, 0)})
+    return model
 
 
 def to_config(name: str, experiment: Experiment) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class Config(NamedTuple):
     missing: list[str]  # `field = default` for each field that the file lacks
 
 
+def default_folder(name: str, experiment: Experiment) -> Path:
+    """Return runs/NAME-seedN, or runs/NAME-DATA-seedN for other data than the registered set."""
+    seeds = "-".join(map(str, experiment.all_seeds))
+    registered = name in EXPERIMENTS and experiment.data == EXPERIMENTS[name].data
+    data = "" if registered else f"-{Path(experiment.data).stem}"
+    return Path("runs") / f"{name}{data}-seed{seeds}"
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Lock `folder` for this process. The system releases the lock when the process ends.

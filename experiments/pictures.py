@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,11 @@ def final_pictures(
     state: Any,
     test: Batch,
     key: jax.Array,
-    symbols: str = "",
+    symbols: str | tuple[str, ...] = "",
     words: Sequence[str] = (),
     log_prob: LogProb | None = None,
     originals: jax.Array | None = None,
+    restore: Callable[[Any], Any] = np.asarray,
 ) -> None:
     """Draw every picture that the model's capabilities allow, under the names in `FINAL`.
 
@@ -141,11 +142,12 @@ def final_pictures(
       words: the word of each variable, if examples are documents.
       log_prob: the log-density of the distribution that the data were drawn from, if it is known.
       originals: x of the test examples before binarisation; None where it is `test["x"]`.
+      restore: maps decoded values to the units of the data, in which points are drawn.
     """
     able = capabilities(model)
     if "tables" in able:
         tables = jax.device_get(jax.jit(model.tables)(state))
-        labels = {"emission": list(symbols.replace(" ", "␣"))} if symbols else None
+        labels = {"emission": list(map(visible, symbols))} if symbols else None
         rows = "state" if facts(model).sequences else "unit"
         save(plots.heatmaps(tables, labels, rows), folder / "tables.png")
     if "bracket" in able:
@@ -157,11 +159,16 @@ def final_pictures(
     if len(model.shape) == 3:
         image_pictures(folder, model, state, test, key, originals)
     if model.shape == (2,):
-        point_pictures(folder, model, state, test, key, log_prob)
+        point_pictures(folder, model, state, test, key, log_prob, restore)
 
 
 def sequence_pictures(
-    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, symbols: str
+    folder: Path,
+    model: Any,
+    state: Any,
+    test: Batch,
+    key: jax.Array,
+    symbols: str | tuple[str, ...],
 ) -> None:
     """Draw test sequences beside samples, and the codes of one test sequence below it.
 
@@ -171,7 +178,7 @@ def sequence_pictures(
       state: a state of it.
       test: sequences [N, T, ...] with their lengths.
       key: the source of the draws.
-      symbols: the letter of each level; with it, sequences are written as text.
+      symbols: the letter or word of each level; with it, sequences are written as text.
     """
     able = capabilities(model)
     rows = range(min(3, len(test["x"])))
@@ -188,7 +195,9 @@ def sequence_pictures(
         if symbols:
             lines = [("test   ", real), ("sampled", samples)]
             text = "".join(
-                f"{name}  {spell(sequence, symbols)}\n" for name, part in lines for sequence in part
+                f"{name}  {spell(sequence, symbols)}".replace("\n", "⏎") + "\n"
+                for name, part in lines
+                for sequence in part
             )
             write_text(folder / "sequences.txt", text)
         else:
@@ -203,9 +212,15 @@ def panel(x: Any, length: int) -> np.ndarray:
     return x[:, 0] if x.shape[1] == 1 else x
 
 
-def spell(x: np.ndarray, symbols: str) -> str:
-    """Return levels [T] in [0, 1] as the letters that they stand for."""
-    return "".join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
+def visible(symbol: str) -> str:
+    """Return a letter or a word, with signs in place of a space and the end of a line."""
+    return symbol.replace(" ", "␣").replace("\n", "⏎")
+
+
+def spell(x: np.ndarray, symbols: str | tuple[str, ...]) -> str:
+    """Return levels [T] in [0, 1] as the letters, or the words, that they stand for."""
+    join = "" if isinstance(symbols, str) else " "
+    return join.join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
 
 
 def document_texts(
@@ -382,7 +397,13 @@ def interpolation_picture(folder: Path, model: Any, state: Any, test: Batch) -> 
 
 
 def point_pictures(
-    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, log_prob: LogProb | None
+    folder: Path,
+    model: Any,
+    state: Any,
+    test: Batch,
+    key: jax.Array,
+    log_prob: LogProb | None,
+    restore: Callable[[Any], Any],
 ) -> None:
     """Draw the pictures of a model of points in the plane: test examples, samples and codes.
 
@@ -393,7 +414,12 @@ def point_pictures(
       test: test examples.
       key: the source of the draws.
       log_prob: the log-density that the test examples were drawn from, drawn as contour lines.
+      restore: maps decoded values to the units of the data.
     """
+
+    def clouds(panels):
+        return plots.clouds({name: restore(x) for name, x in panels.items()}, 4, log_density)
+
     able = capabilities(model)
     log_density = None
     if log_prob:
@@ -404,11 +430,12 @@ def point_pictures(
         panels |= denoising_frames(model, state, key, POINTS, 6)
     elif "sample" in able:
         panels["samples"] = draw_samples(model, state, key, POINTS)
-    save(plots.clouds(panels, 4, log_density), folder / "points.png")
+    save(clouds(panels), folder / "points.png")
+    log_density = None
     if "sample_in" in able:
-        save(plots.clouds(samples_by_steps(model, state, key, POINTS), 4), folder / "steps.png")
+        save(clouds(samples_by_steps(model, state, key, POINTS)), folder / "steps.png")
     if len(stored := snapshots(folder, (POINTS, *model.shape))) > 1:
-        save(plots.clouds(doubling(stored), 4), folder / "strip.png")
+        save(clouds(doubling(stored)), folder / "strip.png")
     if "encode" in able and "label" in test:
         latent_picture(folder, model, state, test)
 
@@ -582,7 +609,8 @@ def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:
         return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "not projected"
     from sklearn.manifold import TSNE
 
-    return TSNE(init="pca", random_state=0).fit_transform(codes), "t-SNE"
+    perplexity = min(30.0, (len(codes) - 1) / 3)  # of few examples
+    return TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(codes), "t-SNE"
 
 
 def save(figure: Any, path: Path) -> None:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import fitting, interruption
 from experiments import folder as files
-from experiments import interruption
 from experiments.experiment import Experiment, Options, to_config
 from experiments.interruption import INTERRUPTED, Interruption
 from gen import data, parallel, train
@@ -77,11 +77,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     if devices > 1 or options.coordinator:
         mesh = parallel.make_mesh(devices)
         parallel.check_batch(experiment.batch_size, devices)
-    dataset = data.load(experiment.data, options.data_dir)
-    experiment = experiment.on(dataset)
-    train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
-    seeds = "-".join(map(str, experiment.all_seeds))
-    folder = options.out or Path("runs") / f"{name}-seed{seeds}"
+    experiment = fitting.with_absolute_path(experiment)
+    dataset = data.load(experiment.data, options.data_dir, experiment.reading)
+    experiment = fitting.fit(name, experiment, dataset)
+    folder = options.out or files.default_folder(name, experiment)
 
     with ExitStack() as stack:
         stack.enter_context(_other_processes())
@@ -228,7 +227,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         )
     _name_missing(folder, config)
     experiment = config.experiment
-    dataset = data.load(experiment.data, data_dir)
+    dataset = data.load(experiment.data, data_dir, experiment.reading)
     files.check_data(folder, manifest, dataset)
     with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore(carry_shapes(experiment, dataset, None))
@@ -545,9 +544,10 @@ def _final_pictures(
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])
-    test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
-    rows = {"x": jnp.asarray(dataset.test["x"][:2000])}
-    originals = dataset.format.decode(rows, keys.evaluate)
+    shown_rows = np.resize(np.arange(len(test["x"])), max(30, len(test["x"])))[:2000]  # few repeat
+    test = {name: jnp.asarray(values[shown_rows]) for name, values in test.items()}
+    stored = {"x": jnp.asarray(dataset.test["x"][shown_rows])}
+    originals = dataset.format.decode(stored, keys.evaluate)
     state = experiment.of_seed(carry.chosen, shown)
     pictures.final_pictures(
         folder / "samples",
@@ -559,6 +559,7 @@ def _final_pictures(
         dataset.format.words,
         dataset.log_prob,
         originals["x"],
+        dataset.format.restore if dataset.format.scale else np.asarray,
     )
     pictures.metric_curves(
         folder / "samples" / LAST_PICTURE,

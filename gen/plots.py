@@ -180,13 +180,19 @@ def clouds(
     """Draw one panel for each set of points, row by row.
 
     Args:
-      panels: points [N, 2] in the unit square, by name.
+      panels: points [N, 2], by name. All panels show the unit square, or where the points of the
+        first panel leave it, the rectangle around the middle 98 % of them.
       columns: panels in a row.
       log_density: [M, M], at the middles of M × M cells, the first variable along the second axis.
         It is drawn as contour lines at ½ and 4½ below its largest value, which lie 1 and 3 standard
         deviations from the mean of a normal density.
     """
     rows = -(-len(panels) // columns)
+    low, high = np.zeros(2), np.ones(2)
+    first = np.asarray(next(iter(panels.values())))
+    if first.min() < 0 or first.max() > 1:
+        low, high = np.percentile(first, (1, 99), axis=0)
+        low, high = low - 0.2 * (high - low), high + 0.2 * (high - low)
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows), dpi=100, layout="constrained")
     for i, (name, points) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -195,7 +201,8 @@ def clouds(
             middles = (np.arange(len(log_density)) + 0.5) / len(log_density)
             ratio, levels = np.exp(log_density - log_density.max()), np.exp([-4.5, -0.5])
             axes.contour(middles, middles, ratio, levels, colors="black", linewidths=0.5)
-        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+        axes.set_aspect((high[0] - low[0]) / (high[1] - low[1]))
         axes.set_title(name, fontsize=9)
     return figure
 

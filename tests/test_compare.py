@@ -137,7 +137,7 @@ def runs(digits, tmp_path_factory):
     for latent in (2, 3):
         for seeds in ((4,), (1, 2)):
             model = VAE(latent=latent, encoder=MLP((8,)), decoder=MLP((8,)))
-            experiment = Experiment(model, "digits", "dynamic", seeds=seeds).on(digits)
+            experiment = Experiment(model, "digits", binarize="dynamic", seeds=seeds).on(digits)
             keys = jax.vmap(jax.random.key)(np.array(seeds))
             state = jax.jit(jax.vmap(experiment.model.init))(keys)
             folder = tmp_path_factory.mktemp(f"latent{latent}-{len(seeds)}", numbered=False)

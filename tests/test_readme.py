@@ -12,7 +12,9 @@ import jax
 import pytest
 import test_contract
 from conftest import batch_of, entry_of
+from PIL import Image
 
+from experiments import fitting
 from experiments.__main__ import main, parse
 from experiments.bench import training
 from experiments.evaluation import RESULTS
@@ -75,6 +77,10 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     """They run in their order, shortened, in one folder. The flags of trainings on MNIST, and of
     those that name their folder, are parsed only."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / "photos" / f"{i}.png")
+    monkeypatch.setattr(fitting, "candidates", lambda *_: [])  # which compiles every model
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
     shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
     shorter["sweep"] = shorter["train"]
@@ -86,7 +92,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
-    assert ran == {"list", "train", "sweep", "compare", "evaluate", "sample", "bench", "table"}
+    commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "bench"}
+    assert ran == commands_run | {"table"}
 
 
 def check_training_parses(arguments):

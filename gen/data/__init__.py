@@ -1,7 +1,9 @@
 """Load data sets as arrays in memory, in three splits, as they are stored.
 
 `load(name)` returns a `Dataset`. Its `Format` scales and binarises the values inside the compiled
-training step. The data sets come from four places, one module for each:
+training step. `from_arrays` makes a data set of arrays, and `load(path)` reads one from a file or
+a folder (`own`, with `containers`, `tables` and `folders`). Other sets that tensorflow-datasets has
+prepared are read by `prepared`. The built-in sets come from four places, one module for each:
 
 - `images`: image sets of tensorflow-datasets, prepared and read without TensorFlow;
 - `files`: single files, downloaded and checked by SHA-256, and one short series in the code;
@@ -14,8 +16,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from gen.core import UserError
+from gen.data.arrays import from_arrays, log_scale
 from gen.data.dataset import Arrays, Binarize, Dataset, Format, LogProb
 from gen.data.digits import read_digits, read_nudged_digits
 from gen.data.download import File, fetch
@@ -35,7 +39,9 @@ from gen.data.generated import (
     eight_gaussians_log_prob,
     regimes_log_prob,
 )
-from gen.data.images import IMAGES, read_images
+from gen.data.images import IMAGES, prepared_in, read_images
+from gen.data.own import Reading, read_path
+from gen.data.prepared import prepared_folder, prepared_names, read_any
 
 __all__ = [
     "CENTRES",
@@ -48,9 +54,12 @@ __all__ = [
     "File",
     "Format",
     "LogProb",
+    "Reading",
     "eight_gaussians_log_prob",
     "fetch",
+    "from_arrays",
     "load",
+    "log_scale",
     "regimes_log_prob",
 ]
 
@@ -71,23 +80,43 @@ READERS: dict[str, Callable[[], Dataset]] = {
 """functions that make the data sets outside of tensorflow-datasets, by name"""
 
 DATASETS = (*IMAGES, *READERS)
-"""names that `load` takes"""
+"""names of the built-in data sets"""
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Return the data set `name`, downloaded and prepared first where it is absent.
+def load(
+    source: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    reading: Reading | None = None,
+) -> Dataset:
+    """Return a built-in data set, one in a file or a folder, or a prepared one.
+
+    A built-in set is downloaded and prepared first where it is absent. The data in a file of the
+    name of a built-in set are read by `./NAME`.
 
     Args:
-      name: one of `DATASETS`.
+      source: one of `DATASETS`; a folder of images or a file .npz, .npy, .csv, .tsv, .txt or .mat;
+        or the name of a set that tensorflow-datasets has prepared.
       data_dir: folder with the prepared sets of tensorflow-datasets. The default is the environment
         variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Other sets ignore it.
+      reading: how own data are read. Built-in sets ignore it.
 
     Raises:
       UserError: the name is unknown, the set is absent and cannot be downloaded, or its files are
         damaged.
     """
+    name = os.fspath(source)
     if name in IMAGES:
         return read_images(name, data_dir)
     if name in READERS:
         return READERS[name]()
-    raise UserError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    path = Path(name)
+    if path.exists() or path.suffix or path.is_absolute() or name.startswith((".", "~")):
+        return read_path(path, reading or Reading())
+    folder = prepared_in(data_dir)
+    if found := prepared_folder(name, folder):
+        return read_any(name, found, reading or Reading())
+    others = [each for each in prepared_names(folder) if each not in DATASETS]
+    raise UserError(
+        f"unknown data set {name!r}: choose one of {', '.join((*DATASETS, *others))}, or give a "
+        "file or a folder of images"
+    )

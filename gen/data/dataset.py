@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,16 +48,18 @@ class Format:
     grey bytes, or 0 for counts and continuous data (default: 0 for counts, else `peak` + 1)"""
     counts: bool = False
     """x are counts"""
-    symbols: str = ""
-    """letters that the values 0 … levels − 1 stand for, if they are letters"""
+    symbols: str | tuple[str, ...] = ""
+    """symbols that the values 0 … levels − 1 stand for: letters in one text, or a tuple of words"""
     words: tuple[str, ...] = ()
     """names of the variables of x, such as words or the columns of a table, if they have names"""
     labels: tuple[str, ...] = ()
     """names of the classes 0, 1, …, if they have names"""
     center: tuple[float, ...] = ()
-    """number that is subtracted from each column of x; empty where x is not standardised"""
+    """number that is subtracted from each column of x, or one for all of x; empty where x is not
+    standardised"""
     scale: tuple[float, ...] = ()
-    """number that each column of x is then divided by; empty where x is not standardised"""
+    """number that each column of x, or all of x, is then divided by; empty where x is not
+    standardised"""
 
     def __post_init__(self):
         if self.levels < 0:
@@ -79,7 +81,9 @@ class Format:
         """
         x = batch["x"].astype(jnp.float32)
         if self.scale:
-            x = (x - jnp.asarray(self.center)) / jnp.asarray(self.scale)
+            columns = (1,) * (x.ndim - 1) + (-1,)
+            center, scale = jnp.asarray(self.center), jnp.asarray(self.scale)
+            x = (x - center.reshape(columns)) / scale.reshape(columns)
         else:
             x /= self.peak
         if binarize == "threshold":
@@ -145,39 +149,6 @@ class Dataset:
     def sha256(self) -> str:
         """Return the SHA-256 of the arrays of all splits, with their names, types and shapes."""
         return arrays_sha256(self.splits)
-
-
-def split_rows(
-    x: np.ndarray, label: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]
-) -> tuple[Arrays, Arrays, Arrays]:
-    """Return the training, validation and test split of labelled examples.
-
-    Args:
-      x: stored values, [N, *shape].
-      label: classes, [N].
-      rows: row numbers of the training, validation and test split.
-    """
-    train, validation, test = ({"x": x[chosen], "label": label[chosen]} for chosen in rows)
-    return train, validation, test
-
-
-def pad_sequences(
-    splits: Sequence[Sequence[np.ndarray]],
-) -> tuple[Arrays, Arrays, Arrays]:
-    """Return splits of sequences [T_n, ...] as uint8 arrays, padded with zeros to the longest one.
-
-    `splits` holds the sequences of the training, validation and test split.
-    """
-    longest = max(len(sequence) for sequences in splits for sequence in sequences)
-
-    def pad(sequences: Sequence[np.ndarray]) -> Arrays:
-        x = np.zeros((len(sequences), longest, *sequences[0].shape[1:]), np.uint8)
-        for row, sequence in zip(x, sequences, strict=True):
-            row[: len(sequence)] = sequence
-        return {"x": x, "length": np.array([len(sequence) for sequence in sequences], np.int32)}
-
-    train, validation, test = map(pad, splits)
-    return train, validation, test
 
 
 def arrays_sha256(splits: Mapping[str, Arrays]) -> str:

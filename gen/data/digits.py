@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gen.data.dataset import Dataset, Format, split_rows
+from gen.data.arrays import SPLITS, from_arrays
+from gen.data.dataset import Dataset, Format
 
 
 def read_digits() -> Dataset:
@@ -21,7 +22,7 @@ def read_digits() -> Dataset:
     x, label = digits.images[..., None].astype(np.uint8), digits.target.astype(np.int32)
     rows, test = train_test_split(range(len(x)), test_size=250, random_state=0, stratify=label)
     train, validation = train_test_split(rows, test_size=250, random_state=0, stratify=label[rows])
-    return Dataset("digits", *split_rows(x, label, (train, validation, test)), Format(16))
+    return _split("digits", x, label, (train, validation, test))
 
 
 def read_nudged_digits() -> Dataset:
@@ -49,4 +50,15 @@ def read_nudged_digits() -> Dataset:
     label = np.tile(digits.target.astype(np.int32), len(corners))
     rows, test = train_test_split(range(len(x)), test_size=0.2, random_state=0)
     train, validation = train_test_split(rows, test_size=0.1, random_state=0)
-    return Dataset("digits_nudged", *split_rows(x, label, (train, validation, test)), Format(16))
+    return _split("digits_nudged", x, label, (train, validation, test))
+
+
+def _split(name: str, x: np.ndarray, label: np.ndarray, rows: Any) -> Dataset:
+    """Return the data set of 17 grey levels with the given rows in its three splits."""
+    parts = dict(zip(SPLITS, rows, strict=True))
+    return from_arrays(
+        {split: x[chosen] for split, chosen in parts.items()},
+        {split: label[chosen] for split, chosen in parts.items()},
+        name=name,
+        format=Format(16),
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 
 import numpy as np
 
-from gen.data.dataset import Dataset, Format, pad_sequences, split_rows
+from gen.data.arrays import SPLITS, from_arrays
+from gen.data.dataset import Dataset, Format
 from gen.data.download import File, fetch
 
 MADE_URL = "https://raw.githubusercontent.com/mgermain/MADE/514849eb9451/datasets"
@@ -76,11 +76,9 @@ def read_uci(name: str) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 2 wrote the files, which NumPy warns about
         with np.load(path) as arrays:
-            train, validation, test = (
-                {"x": arrays[f"{split}_data"].astype(np.uint8)}
-                for split in ("train", "valid", "test")
-            )
-    return Dataset(name, train, validation, test, Format())
+            parts = (arrays[f"{split}_data"] for split in ("train", "valid", "test"))
+            x = {split: part.astype(np.uint8) for split, part in zip(SPLITS, parts, strict=True)}
+    return from_arrays(x, name=name, format=Format())
 
 
 def read_music(name: str) -> Dataset:
@@ -93,8 +91,12 @@ def read_music(name: str) -> Dataset:
     import scipy.io
 
     pieces = scipy.io.loadmat(fetch(*FILES[name]))
-    splits = [pieces[f"{split}data"][0] for split in ("train", "valid", "test")]
-    return Dataset(name, *pad_sequences(splits), Format())
+    parts = [pieces[f"{split}data"][0] for split in ("train", "valid", "test")]
+    rolls = {
+        split: [roll.astype(np.uint8) for roll in part]
+        for split, part in zip(SPLITS, parts, strict=True)
+    }
+    return from_arrays(rolls, name=name, format=Format())
 
 
 def read_letters() -> Dataset:
@@ -109,9 +111,11 @@ def read_letters() -> Dataset:
     code = np.frombuffer(text, np.uint8)
     symbols = np.where(code == ord(" "), 0, code - ord("a") + 1).astype(np.uint8)
     parts = np.split(symbols, [len(symbols) * 90 // 100, len(symbols) * 95 // 100])
-    splits = [[part[i : i + 1000] for i in range(0, len(part), 1000)] for part in parts]
-    return Dataset(
-        "letters", *pad_sequences(splits), Format(26, symbols=" abcdefghijklmnopqrstuvwxyz")
+    return from_arrays(
+        dict(zip(SPLITS, parts, strict=True)),
+        name="letters",
+        sequence_length=1000,
+        format=Format(26, symbols=" abcdefghijklmnopqrstuvwxyz"),
     )
 
 
@@ -124,8 +128,7 @@ def read_news() -> Dataset:
 
     5,975 postings contain the same words as an earlier one. The split is therefore over the 10,267
     distinct rows, 8,213/1,027/1,027, and each row comes with all of its repeats: no row is in two
-    splits. The rows are split in the order of their SHA-256 sums, which looks random and depends
-    on nothing but the rows.
+    splits. `from_arrays` splits the rows, in the order of their SHA-256 sums.
     """
     import scipy.io
 
@@ -133,18 +136,7 @@ def read_news() -> Dataset:
     x = np.ascontiguousarray(content["documents"].toarray().T.astype(np.uint8))
     label = content["newsgroups"].ravel().astype(np.int32) - 1
     words = tuple(str(word.item()) for word in content["wordlist"].ravel())
-
-    # 1. Rank the distinct rows by their SHA-256 sums; equal rows have equal ranks.
-    sums = [hashlib.sha256(row.tobytes()).hexdigest() for row in x]
-    ordered = sorted(set(sums))
-    rank = np.searchsorted(ordered, sums)
-    # 2. The last tenth of the ranks is the test split, the tenth before it the validation split.
-    held_out = round(len(ordered) / 10)
-    tenth_from_end = (len(ordered) - 1 - rank) // held_out
-    train = np.flatnonzero(tenth_from_end > 1)
-    validation = np.flatnonzero(tenth_from_end == 1)
-    test = np.flatnonzero(tenth_from_end == 0)
-    return Dataset("news", *split_rows(x, label, (train, validation, test)), Format(words=words))
+    return from_arrays(x, label, name="news", format=Format(words=words))
 
 
 def read_earthquakes() -> Dataset:
@@ -154,5 +146,10 @@ def read_earthquakes() -> Dataset:
     (Zucchini & MacDonald 2009, table 1.1, https://doi.org/10.1201/9781420010893). All three splits
     are this series, because the published figures are the likelihoods that fits to it reach.
     """
-    series = [np.array(EARTHQUAKES.split(), np.uint8)[:, None]]
-    return Dataset("earthquakes", *pad_sequences([series] * 3), Format(counts=True))
+    series = np.array(EARTHQUAKES.split(), np.uint8)[:, None]
+    return from_arrays(
+        dict.fromkeys(SPLITS, series),
+        name="earthquakes",
+        series=True,
+        format=Format(counts=True),
+    )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.data.dataset import Dataset, Format, split_rows
+from gen.data.arrays import SPLITS, from_arrays
+from gen.data.dataset import Dataset, Format
 
 ANGLES = np.arange(8) * math.pi / 4
 CENTRES = 0.5 + 0.35 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
@@ -41,11 +42,12 @@ def draw_eight_gaussians() -> Dataset:
     label = rng.integers(len(CENTRES), size=27_000, dtype=np.int32)
     points = CENTRES[label] + DEVIATION * rng.standard_normal((len(label), 2))
     x = np.round(points * 65_535).astype(np.uint16)
-    rows = np.split(np.arange(len(x)), [20_000, 22_000])
-    return Dataset(
-        "eight_gaussians",
-        *split_rows(x, label, rows),
-        Format(65_535, levels=0),
+    x_splits, label_splits = np.split(x, [20_000, 22_000]), np.split(label, [20_000, 22_000])
+    return from_arrays(
+        dict(zip(SPLITS, x_splits, strict=True)),
+        dict(zip(SPLITS, label_splits, strict=True)),
+        name="eight_gaussians",
+        format=Format(65_535, levels=0),
         log_prob=eight_gaussians_log_prob,
     )
 
@@ -88,12 +90,14 @@ def draw_regimes() -> Dataset:
     factors = np.linalg.cholesky(REGIME_COVARIANCES)
     noise = rng.standard_normal((n, steps, 2))
     x = REGIME_MEANS[z] + np.einsum("ntij,ntj->nti", factors[z], noise)
-    length = np.full(n, steps, np.int32)
-    train, validation, test = (
-        {"x": x[rows].astype(np.float32), "length": length[rows]}
-        for rows in np.split(np.arange(n), [200, 250])
+    parts = dict(zip(SPLITS, np.split(x.astype(np.float32), [200, 250]), strict=True))
+    return from_arrays(
+        parts,
+        length={split: np.full(len(part), steps) for split, part in parts.items()},
+        name="regimes",
+        format=Format(levels=0),
+        log_prob=regimes_log_prob,
     )
-    return Dataset("regimes", train, validation, test, Format(levels=0), log_prob=regimes_log_prob)
 
 
 def regimes_log_prob(x: ArrayLike) -> np.ndarray:

@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gen.core import UserError
+from gen.data.arrays import from_arrays
 from gen.data.cache import expand_user, read_cache, write_cache
 from gen.data.dataset import Arrays, Dataset, Format
 from gen.data.download import first_line
@@ -44,8 +45,7 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     Raises:
       UserError: the set is absent and cannot be prepared, or its files are damaged.
     """
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    folder = expand_user(data_dir or default)
+    folder = prepared_in(data_dir)
     version = IMAGES[name].version
     info = folder / name / version / "dataset_info.json"
     if not info.exists():
@@ -67,7 +67,18 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     else:
         validation = {array: values[-5000:] for array, values in train.items()}
         train = {array: values[:-5000] for array, values in train.items()}
-    return Dataset(name, train, validation, test, Format(IMAGES[name].peak))
+    parts = {"train": train, "validation": validation, "test": test}
+    return from_arrays(
+        {split: part["x"] for split, part in parts.items()},
+        {split: part["label"] for split, part in parts.items()} if "label" in train else None,
+        name=name,
+        format=Format(IMAGES[name].peak),
+    )
+
+
+def prepared_in(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of the prepared sets: the given one, or the default of `read_images`."""
+    return expand_user(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
@@ -79,7 +90,7 @@ def read_prepared(name: str, data_dir: Path) -> dict[str, Arrays]:
     tfds = import_tfds()
     folder = data_dir / name / IMAGES[name].version
     try:
-        check_features(folder)
+        check_features(folder, FEATURES)
         builder = tfds.builder_from_directory(folder)
         splits: dict[str, Arrays] = {}
         for split, info in builder.info.splits.items():
@@ -107,18 +118,22 @@ def damaged(name: str, folder: Path, error: Exception) -> UserError:
     )
 
 
-def check_features(folder: Path) -> None:
+def check_features(folder: Path, expected: Sequence[str]) -> None:
     """Raise `ValueError` if the description of a prepared set names a class that is not expected.
 
     tensorflow-datasets imports the module of every feature class that the two JSON files name, so a
     folder from an untrusted source could run any module that Python finds.
+
+    Args:
+      folder: the folder of the prepared set.
+      expected: the classes that it may name.
     """
 
     def check(part: dict[str, Any]) -> dict[str, Any]:
         for key in ("pythonClassName", "python_class_name", "type"):
-            feature = part.get(key, FEATURES[0])
-            if "." in feature and feature not in FEATURES:
-                raise ValueError(f"it names the class {feature}, which no image set has")
+            feature = part.get(key, expected[0])
+            if "." in feature and feature not in expected:
+                raise ValueError(f"it names the class {feature}, which no such set has")
         return part
 
     for file in ("features.json", "dataset_info.json"):

@@ -1,0 +1,327 @@
+"""Fit an experiment to a data set, or say what would fit; describe a data set of one's own."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.experiment import Experiment
+from experiments.own import columns_of_few_values, flag_words, reading_flags
+from experiments.registry import EXPERIMENTS
+from gen import train
+from gen.core import UserError, facts
+from gen.data import DATASETS, Dataset, Reading
+from gen.data.arrays import row_sums
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"binarize": "none"},
+    {"binarize": "none", "model.likelihood": "gaussian"},
+    {"binarize": "none", "model.units": "gaussian"},
+    {"binarize": "threshold"},
+)
+"""flags with which an experiment is tried on a data set, the first that fits is taken"""
+
+RESULTS = Path(__file__).parent / "results"
+LARGEST_STATE = 100_000_000
+"""numbers in the state of the largest model that `candidates` names"""
+WIDTH = 80
+"""characters in a line of a description"""
+
+
+class Candidate(NamedTuple):
+    """An experiment that fits a data set."""
+
+    name: str
+    flags: dict[str, Any]  # the flags that it needs
+    experiment: Experiment  # on the data set
+    size: int  # numbers in its state, the optimiser's too
+
+
+def fit(name: str, experiment: Experiment, dataset: Dataset) -> Experiment:
+    """Return the experiment on a data set, after checking that all of it fits.
+
+    Args:
+      name: its name in the registry.
+      experiment: the experiment as the flags have changed it.
+      dataset: its data.
+
+    Raises:
+      UserError: it does not fit. On data of the user's own the message says what would.
+    """
+    try:
+        fitted = _fitted(experiment, dataset)
+        if experiment.data not in DATASETS:
+            _size(fitted, dataset)
+        return fitted
+    except UserError as error:
+        if experiment.data in DATASETS:
+            raise
+        candidate = next(_variants(name, experiment, dataset), None)
+        if candidate and candidate.flags:
+            advice = f"{name} fits with {' '.join(flag_words(candidate.flags))}"
+        else:
+            data = shlex.join([_shown(experiment.data), *reading_flags(experiment.reading)])
+            advice = f"see what fits: python -m experiments data {data}"
+        raise UserError(f"{error}; {advice}") from error
+
+
+def with_absolute_path(experiment: Experiment) -> Experiment:
+    """Return the experiment with the path of its own data as an absolute one."""
+    path = Path(experiment.data).expanduser()
+    if experiment.data in DATASETS or not path.exists():
+        return experiment
+    return replace(experiment, data=str(path.absolute()))
+
+
+def candidates(dataset: Dataset, source: str, reading: Reading) -> list[Candidate]:
+    """Return one experiment for each sensible kind of model that fits, cheapest first.
+
+    Experiments that differ in their data alone count as one, the cheapest of them. The cost is the
+    time that the published run took.
+
+    Args:
+      dataset: data of the user's own.
+      source: their path or name.
+      reading: how they are read.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        if _sensible(experiment, dataset):
+            kinds.setdefault(name.replace(f"_{experiment.data}", ""), []).append(name)
+    found = []
+    for names in kinds.values():
+        for name in sorted(names, key=_cost):
+            own = replace(EXPERIMENTS[name], data=source, reading=reading)
+            candidate = next(_variants(name, own, dataset), None)
+            if candidate and candidate.size <= LARGEST_STATE:
+                found.append(candidate)
+                break
+    return sorted(found, key=lambda candidate: _cost(candidate.name))
+
+
+def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
+    """Yield the lines that say what a data set holds and which experiments fit.
+
+    Args:
+      dataset: the data set.
+      source: its path or name.
+      reading: how it was read.
+    """
+    splits, format = dataset.splits, dataset.format
+    x = np.concatenate([split["x"] for split in splits.values()])
+    shape = " × ".join(map(str, dataset.shape))
+    yield f"{dataset.name}: {len(x):,} rows of {shape} ({_form(dataset)})"
+    seen = x
+    if "length" in dataset.train:
+        length = np.concatenate([split["length"] for split in splits.values()])
+        yield _entry("length", f"{length.min()} … {length.max()} steps, {length.sum():,} in all")
+        seen = x[np.arange(x.shape[1])[None] < length[:, None]]
+    yield _entry("kind", _kind(dataset))
+    finite = seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen
+    yield _entry("range", f"{finite.min():g} … {finite.max():g}")
+    missing = seen.size - finite.size
+    yield _entry("missing", f"{missing:,} values" if missing else "none")
+    lengths = {name: split.get("length") for name, split in splits.items()}
+    sums = {name: row_sums(split["x"], lengths[name]) for name, split in splits.items()}
+    distinct = set().union(*sums.values())
+    repeated = len(x) - len(distinct)
+    yield _entry("repeated", f"{repeated:,} of the rows, of an earlier one" if repeated else "none")
+    if dataset.classes:
+        label = np.concatenate([split["label"] for split in splits.values()])
+        names = format.labels or tuple(map(str, range(dataset.classes)))
+        sizes = np.bincount(label, minlength=dataset.classes)
+        text = ", ".join(f"{names[k]} ({sizes[k]:,})" for k in range(min(dataset.classes, 20)))
+        yield from _wrapped("classes", f"{dataset.classes}: {text}")
+    sizes = ", ".join(f"{name} {len(split['x']):,}" for name, split in splits.items())
+    shared = sum(each in set(sums["train"]) for each in (*sums["validation"], *sums["test"]))
+    warning = f"; {shared:,} rows of the others also stand in train" if shared else ""
+    yield from _wrapped("splits", f"{sizes}{warning}")
+    if format.words and len(dataset.shape) == 1:
+        yield from _columns(dataset, x)
+    yield ""
+    fitting = candidates(dataset, source, reading)
+    if not fitting:
+        other = (
+            "--missing mean or --missing drop" if missing else "another --kind, or other --columns"
+        )
+        yield f"No experiment fits: give {other}."
+        return
+    yield "Experiments that fit, the cheapest of each family first:"
+    families: dict[str, list[Candidate]] = {}
+    for candidate in fitting:
+        families.setdefault(candidate.experiment.model.family, []).append(candidate)
+    data = ["--data", source, *reading_flags(reading)]
+    for family, members in families.items():
+        yield ""
+        yield family
+        for name, flags, *_ in members:
+            words = ["python", "-m", "experiments", "train", name, *data, *flag_words(flags)]
+            yield from _command(words)
+
+
+def _fitted(experiment: Experiment, dataset: Dataset) -> Experiment:
+    """Return the experiment on a data set. Raise `UserError` unless values and batch fit."""
+    fitted = experiment.on(dataset)
+    train.check_batch_size(experiment.batch_size, len(dataset.train["x"]))
+    return fitted
+
+
+def _size(experiment: Experiment, dataset: Dataset) -> int:
+    """Return the number of numbers in the state of a fitted experiment.
+
+    Raises:
+      UserError: the networks do not take examples of that shape, or take too much memory.
+    """
+    timed = experiment.for_run()
+
+    def begin():
+        decode, seed = timed.decode(dataset), timed.all_seeds[0]
+        return train.begin(timed.model, dataset.train, timed.batch_size, seed, decode=decode)
+
+    try:
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(begin)))
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, from the layers of the networks
+        name = type(experiment.model).__name__
+        raise UserError(f"{name} takes no examples of the shape {dataset.shape}") from error
+
+
+def _variants(name: str, experiment: Experiment, dataset: Dataset) -> Iterator[Candidate]:
+    """Yield the variants of an experiment that fit a data set."""
+    rows = len(dataset.train["x"])
+    colour = len(dataset.shape) == 3 and dataset.shape[2] > 1 and dataset.format.levels > 2
+    for flags in VARIANTS:
+        if flags.get("binarize", "none") == experiment.binarize and flags:
+            flags = {flag: value for flag, value in flags.items() if flag != "binarize"}
+        if experiment.batch_size > rows:
+            flags = {**flags, "batch_size": rows}
+        if experiment.probe and not dataset.classes:
+            flags = {**flags, "probe": False}
+        model = {flag[6:]: value for flag, value in flags.items() if flag.startswith("model.")}
+        if not model.keys() <= {field.name for field in fields(experiment.model)}:
+            continue
+        other = {flag: value for flag, value in flags.items() if not flag.startswith("model.")}
+        if colour and other.get("binarize", experiment.binarize) != "none":
+            continue  # a binarised channel says little of its colour
+        if other.get("binarize") == "threshold" and len(dataset.shape) != 3:
+            continue  # the middle has a meaning for grey levels alone
+        try:
+            changed = replace(experiment, model=replace(experiment.model, **model), **other)
+            fitted = _fitted(changed, dataset)
+            yield Candidate(name, flags, fitted, _size(fitted, dataset))
+        except UserError:
+            continue
+
+
+def _sensible(experiment: Experiment, dataset: Dataset) -> bool:
+    """Return whether the kind of model suits the form of the data.
+
+    Sequences are for models of sequences alone. Networks for points of the plane could take images.
+    """
+    points = experiment.data == "eight_gaussians"
+    sequences = "length" in dataset.train
+    return facts(experiment.model).sequences == sequences and not (
+        points and len(dataset.shape) > 1
+    )
+
+
+def _cost(name: str) -> float:
+    """Return the seconds that the published run of an experiment took, or its steps if unknown."""
+    try:
+        return float(json.loads((RESULTS / f"{name}.json").read_text())["train_seconds"])
+    except (OSError, ValueError, KeyError):
+        return 1e6 + EXPERIMENTS[name].steps
+
+
+def _form(dataset: Dataset) -> str:
+    """Return what an example is."""
+    if "length" in dataset.train:
+        return "sequences"
+    if len(dataset.shape) == 3:
+        kinds = {1: "grey images", 3: "images in colour"}
+        return kinds.get(dataset.shape[2], f"images of {dataset.shape[2]} channels")
+    return "columns" if len(dataset.shape) == 1 else "arrays"
+
+
+def _kind(dataset: Dataset) -> str:
+    """Return the kind of the values of a data set, and how they are decoded."""
+    format = dataset.format
+    if format.counts:
+        return "counts"
+    if format.symbols:
+        words = not isinstance(format.symbols, str)
+        return f"{format.levels} symbols ({'words' if words else 'letters'})"
+    if format.levels == 2:
+        return "binary"
+    if format.levels:
+        return f"{format.levels} levels"
+    if len(format.scale) > 1 or (format.scale and len(dataset.shape) == 1):
+        few = len(columns_of_few_values(dataset))
+        mixed = f"; {few} columns have few values, and no density there" if few else ""
+        return f"continuous, standardised by the training split{mixed}"
+    return "continuous, scaled to [0, 1]" if format.scale else "continuous"
+
+
+def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:
+    """Yield a line for each of the first columns: range, mean, different and missing values."""
+    yield ""
+    heads = ("smallest", "largest", "mean", "different")
+    yield f"{'column':<26}" + "".join(f"{head:>11}" for head in heads) + f"{'missing':>9}"
+    for title, column in zip(dataset.format.words[:20], x.T, strict=False):
+        values = column[~np.isnan(column)] if column.dtype.kind == "f" else column
+        numbers = (float(values.min()), float(values.max()), float(values.mean()))
+        short = title if len(title) < 26 else title[:24] + "…"
+        yield (
+            f"{short:<26}"
+            + "".join(f"{number:>11.4g}" for number in numbers)
+            + f"{len(np.unique(values)):>11}{len(column) - len(values):>9}"
+        )
+    if len(dataset.format.words) > 20:
+        yield f"… and {len(dataset.format.words) - 20} more"
+
+
+def _shown(source: str) -> str:
+    """Return a path relative to the working folder where that is shorter."""
+    path = Path(source)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return source
+
+
+def _entry(name: str, text: str) -> str:
+    """Return a line of the description."""
+    return f"{name:<10}{text}"
+
+
+def _wrapped(name: str, text: str) -> Iterator[str]:
+    """Yield an entry, in several lines where it is longer than one."""
+    for i, line in enumerate(textwrap.wrap(text, WIDTH - 10)):
+        yield _entry("" if i else name, line)
+
+
+def _command(words: list[str]) -> Iterator[str]:
+    """Yield a command, with a backslash before each new line; a flag stands beside its value."""
+    parts: list[str] = []
+    for word in map(shlex.quote, words[5:]):
+        if word.startswith("--") or not parts:
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    line = f"  {shlex.join(words[:5])}"
+    for part in parts:
+        if len(line) + len(part) + 3 > WIDTH:
+            yield f"{line} \\"
+            line = "     "
+        line += f" {part}"
+    yield line

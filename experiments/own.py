@@ -1,0 +1,208 @@
+"""Check models on the user's own data, and report results in the units of these data."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen.core import UserError, facts
+from gen.data import Dataset, Format, Reading, log_scale
+from gen.estimate import Estimate
+from gen.files import replacing
+from gen.levels import span
+
+FEW = 10
+"""largest number of different integers in a column that is not continuous"""
+SHOWN = 8
+"""columns, at most, that a message names"""
+
+
+def check(model: Any, dataset: Dataset) -> None:
+    """Check that a model takes the missing values, the columns and the range of own data.
+
+    Args:
+      model: any model.
+      dataset: data of the user's own.
+
+    Raises:
+      UserError: it does not.
+    """
+    name, known, format = type(model).__name__, facts(model), dataset.format
+    missing = sum(int(np.isnan(split["x"]).sum()) for split in _floats(dataset))
+    rows_of_columns = bool(format.scale) and len(dataset.shape) == 1
+    if known.sequences and rows_of_columns:
+        raise UserError(
+            f"{dataset.name} has rows of columns and {name} takes sequences: give --series if the "
+            "rows are steps of one series"
+        )
+    if missing and not known.missing:
+        fill = " or --missing mean" if rows_of_columns else ""
+        raise UserError(
+            f"{dataset.name} has {missing} missing values, which {name} does not take: give "
+            f"--missing drop{fill}"
+        )
+    if known.unit_interval and not format.levels:
+        x = dataset.train["x"]
+        if format.scale and not rows_of_columns:
+            x = (x - format.center[0]) / format.scale[0]
+        if rows_of_columns or x.min() < 0 or x.max() > 1:
+            values = "standardised columns" if rows_of_columns else f"values {span(x)}"
+            raise UserError(f"{name} takes values in [0, 1] and {dataset.name} has {values}")
+    if known.levels == 0:
+        _check_continuous(name, dataset)
+
+
+def columns_of_few_values(dataset: Dataset) -> list[int]:
+    """Return the columns that have two values, or at most `FEW` different integers.
+
+    A density of such a column has no largest value: it grows without bound at these values.
+    """
+    shape = dataset.shape
+    if dataset.format.levels or dataset.format.counts or len(shape) not in (1, 2):
+        return []
+    if len(shape) == 2 and "length" not in dataset.train:
+        return []
+    x = dataset.train["x"].reshape(-1, shape[len(shape) - 1])
+    if "length" in dataset.train:
+        steps = np.arange(dataset.train["x"].shape[1])[None] < dataset.train["length"][:, None]
+        x = x[steps.reshape(-1)]
+    found = []
+    for column, values in enumerate(x.T):
+        values = values[~np.isnan(values)]
+        different = np.unique(values)
+        whole = bool((different == np.round(different)).all())
+        if len(values) > 2 * FEW and len(different) <= (FEW if whole else 2):
+            found.append(column)
+    return found
+
+
+def _check_continuous(name: str, dataset: Dataset) -> None:
+    """Raise `UserError` if a model of a density is given columns of few values."""
+    few = columns_of_few_values(dataset)
+    if not few:
+        return
+    columns = dataset.shape[-1]
+    words = dataset.format.words or tuple(str(column + 1) for column in range(columns))
+    others = [word for column, word in enumerate(words) if column not in few and "=" not in word]
+    shown = ", ".join(words[column] for column in few[:SHOWN]) + (", …" if len(few) > SHOWN else "")
+    if others:
+        listed = " ".join(repr(word) for word in others[:SHOWN])
+        remedy = f"leave them out, --columns {listed}{' …' if len(others) > SHOWN else ''}"
+    else:
+        remedy = "take a model of levels or counts, with --kind levels or --kind counts"
+    raise UserError(
+        f"{name} models a density and {dataset.name} has columns of few values ({shown}), where a "
+        f"density has no bound: {remedy}"
+    )
+
+
+def in_own_units(estimates: Mapping[str, Estimate], dataset: Dataset) -> dict[str, Estimate]:
+    """Return estimates on standardised data in the units of the data.
+
+    For y = (x − c) / s, −log p(x) = −log p(y) + Σ log s: estimates of densities are moved by the
+    last term, which stands in their settings as `log_scale`. A squared error is multiplied by s² if
+    one s scales all of x; else its settings say that its units are standardised.
+
+    Args:
+      estimates: estimates by name, on decoded data.
+      dataset: the data.
+    """
+    scale = dataset.format.scale
+    if not scale:
+        return dict(estimates)
+    moved = log_scale(dataset)
+    # Of a bound on a density, the term −E log p(x | z) contains the density's unit.
+    density = any(value.settings.get("density") for value in estimates.values())
+    converted = {}
+    for name, value in estimates.items():
+        settings = dict(value.settings)
+        # An RBM calls the squared error of its reconstructions so, and no term of a bound.
+        no_term = name == "reconstruction" and value.kind == "no likelihood"
+        squared = name == "mse" or no_term
+        if settings.get("density") or (density and name == "reconstruction" and not squared):
+            settings["log_scale"] = moved
+            value = _map(value, lambda nats: nats + moved)
+            value = replace(value, settings=settings)
+        elif squared and len(scale) == 1:
+            value = _map(value, lambda error: error * scale[0] ** 2)
+            value = replace(value, stderr=value.stderr * scale[0] ** 2)
+        elif squared:
+            value = replace(value, settings={**settings, "units": "standardised"})
+        converted[name] = value
+    return converted
+
+
+def _map(estimate: Estimate, convert: Callable[[Any], Any]) -> Estimate:
+    """Return an estimate with its value, and its values per example, converted."""
+    each = estimate.per_example
+    return replace(
+        estimate,
+        value=convert(estimate.value),
+        per_example=None if each is None else convert(each),
+    )
+
+
+def write_samples(stem: Path, x: np.ndarray, format: Format) -> list[Path]:
+    """Write samples of symbols as a text, or of named columns as a table.
+
+    Args:
+      stem: the path without its suffix.
+      x: decoded samples, [n, *shape].
+      format: the format of the data.
+
+    Returns:
+      The path of the file, or nothing if the samples are neither.
+    """
+    if format.symbols and x.ndim == 2:
+        index = np.round(x * (len(format.symbols) - 1)).astype(int)
+        join = "" if isinstance(format.symbols, str) else " "
+        lines = [join.join(format.symbols[i] for i in row) for row in index]
+        return [_write(stem.with_suffix(".txt"), "\n\n".join(lines) + "\n")]
+    if format.words and x.ndim == 2:
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(format.words)
+        rows = format.restore(x) if format.scale else x
+        writer.writerows([[f"{value:.6g}" for value in row] for row in np.asarray(rows)])
+        return [_write(stem.with_suffix(".csv"), file.getvalue())]
+    return []
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a text file, and return its path."""
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def _floats(dataset: Dataset) -> list[Any]:
+    """Return the splits whose x are floats, among which values can be missing."""
+    return [split for split in dataset.splits.values() if split["x"].dtype.kind == "f"]
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags as words of a command line."""
+    words = []
+    for flag, value in flags.items():
+        option = "--" + flag.replace("_", "-")
+        if value is True or value is False:
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [option, *map(str, value)]
+        else:
+            words += [option, str(value)]
+    return words
+
+
+def reading_flags(reading: Reading) -> list[str]:
+    """Return the options of reading that differ from their defaults, as words of a command line."""
+    default = asdict(Reading())
+    return flag_words(
+        {name: value for name, value in asdict(reading).items() if value != default[name]}
+    )
