@@ -200,6 +200,7 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
         if Suppress in marks or internal:
             continue
         value = field.default if default is None else getattr(default, field.name)
+        value = MISSING if value is tyro.MISSING else value
         renamed = [mark.name for mark in marks if hasattr(mark, "name") and mark.name is not None]
         name = prefix + (renamed[0] if renamed else field.name.replace("_", "-"))
         text = " ".join(texts.get(field.name, "").split())

@@ -57,6 +57,14 @@ def test_the_help_of_a_command_has_every_flag_with_its_text(kind, monkeypatch):
     assert all(flag.text for group in groups(kind) for flag in group.flags)
 
 
+def test_an_argument_without_a_default_is_no_option(capsys):
+    assert commands.main(["data"]) == 2
+    assert "DATA" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        commands.main(["data", "--help"])
+    assert "usage: python -m experiments data DATA [FLAGS]\n" in capsys.readouterr().out
+
+
 def test_the_help_states_kinds_texts_and_defaults(capsys):
     with pytest.raises(SystemExit) as caught:
         parse(Training, ["--steps", "3", "--help"], "train vae_digits", training("vae_digits"))
