@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,table,bench}.
+"""The command line: python -m experiments {list,train,evaluate,sample,export,table,bench}.
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -37,6 +37,7 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
   sample RUN       draw samples: a PNG grid and an .npy
+  export RUN FILE  write the weights of a run to a .safetensors or an .npz file
   table            write all published results to experiments/results/RESULTS.md
   bench [NAME...]  measure the speed of training and sampling
 
@@ -63,20 +64,34 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples from the trained model, as RUN/samples/seedS_nN.png and .npy."""
+    """Draw samples from a trained model, as RUN/samples/seedS_nN.png and .npy."""
 
     run: tyro.conf.Positional[Path]
-    """run folder"""
+    """run folder, or the name of an experiment with published weights"""
     n: int = 100
     """number of samples"""
     seed: int = 0
     """seed of the draws"""
     label: tuple[int, ...] = ()
     """classes to draw from, one or several in turn (default: the model's choice)"""
+    out: Path | None = None
+    """folder of the files (default: RUN/samples; for published weights samples/NAME)"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the weights of a trained model, with their names, shapes and model in the header."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder, or the name of an experiment with published weights"""
+    file: tyro.conf.Positional[Path]
+    """file that ends in .safetensors or .npz"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
 
 
 @dataclass(frozen=True)
@@ -217,12 +232,22 @@ def sample_command(arguments: list[str]) -> int:
     chosen = parse(Sample, arguments, "sample")
     from experiments.compilation import keep_programs
     from experiments.evaluation import sample_run
-    from experiments.run import load_run
+    from experiments.run import load_trained
 
     keep_programs(chosen.keep_programs)
-    run = load_run(chosen.run, chosen.data_dir)
-    for path in sample_run(run, chosen.n, chosen.seed, chosen.label):
+    run = load_trained(chosen.run, chosen.data_dir)
+    own = chosen.run / "samples" if chosen.run.is_dir() else Path("samples") / run.name
+    for path in sample_run(run, chosen.n, chosen.seed, chosen.label, chosen.out or own):
         print(path)
+    return 0
+
+
+def export_command(arguments: list[str]) -> int:
+    chosen = parse(Export, arguments, "export")
+    from experiments.evaluation import export
+    from experiments.run import load_trained
+
+    print(export(load_trained(chosen.run, chosen.data_dir), chosen.file))
     return 0
 
 
@@ -302,6 +327,7 @@ COMMANDS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "sample": sample_command,
+    "export": export_command,
     "table": table_command,
     "bench": bench_command,
 }

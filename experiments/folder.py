@@ -1,7 +1,8 @@
 """The files of a run folder.
 
 config.json      the experiment with every field, and a SHA-256 of them
-manifest.json    the data's SHA-256; the command, versions, commit, device and flags of each session
+manifest.json    the data's SHA-256, their format, and the types and shapes of the training arrays;
+                 the command, versions, commit, device and flags of each session
 metrics.jsonl    a line for each report; deterministic, so it holds no times
 checkpoints/     see `gen.checkpoint`; damaged checkpoints are moved to damaged/
 samples/         pictures
@@ -11,7 +12,6 @@ evaluation.json  estimates, from `evaluate`
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -33,9 +33,11 @@ import numpy as np
 
 from experiments.experiment import Experiment, differences, from_config, missing, to_config
 from experiments.registry import EXPERIMENTS
+from gen import config as parts
+from gen import trained
 from gen.core import UserError
 from gen.data import Dataset
-from gen.files import replacing, writing
+from gen.files import damaged, json_sum, read_json, replacing, writing
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
 """A log is a function of (step, metrics) that appends a report to metrics.jsonl."""
@@ -84,28 +86,6 @@ def hold(folder: Path) -> Iterator[None]:
             yield
 
 
-def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is no such file.
-
-    Args:
-      path: the file.
-      *needed: keys that the object must have.
-
-    Raises:
-      UserError: the file is damaged or lacks a key.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    absent = needed if not isinstance(value, dict) else [key for key in needed if key not in value]
-    if absent or not isinstance(value, dict):
-        raise _damaged(path, f"it lacks {', '.join(absent)}")
-    return value
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with replacing(path) as file:
@@ -123,17 +103,13 @@ def read_config(folder: Path) -> Config | None:
     Raises:
       UserError: the file is damaged or was edited, or this version has no such experiment.
     """
-    path = folder / "config.json"
-    config = read_json(path, "experiment", "model", "steps")
+    config = trained.read_config(folder)
     if config is None:
         return None
-    # An older version wrote no sum.
-    if config.pop("sha256", None) not in (None, _sum(config)):
-        raise _damaged(path, "it was changed, its SHA-256 differs")
     try:
         experiment = from_config(config, EXPERIMENTS)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
     name = config["experiment"]
     return Config(name, experiment, missing(config, to_config(name, experiment)))
 
@@ -147,7 +123,7 @@ def write_config(folder: Path, name: str, experiment: Experiment) -> None:
       experiment: the experiment.
     """
     config = to_config(name, experiment)
-    write_json(folder / "config.json", {**config, "sha256": _sum(config)})
+    write_json(folder / "config.json", {**config, "sha256": json_sum(config)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -162,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     sessions = manifest["sessions"]
     if not (isinstance(sessions, list) and sessions and all(map(_is_session, sessions))):
-        raise _damaged(path, "a session lacks its command, device or commit")
+        raise damaged(path, "a session lacks its command, device or commit")
     return manifest
 
 
@@ -234,8 +210,16 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
       dataset: its data.
     """
     sessions = (read_manifest(folder) or {"sessions": []})["sessions"]
-    record = {"name": dataset.name, "sha256": dataset.sha256}
-    write_json(folder / "manifest.json", {"data": record, "sessions": [*sessions, _session()]})
+    manifest = {
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+        "format": parts.to_json(dataset.format),
+        "arrays": {
+            name: {"dtype": str(values.dtype), "shape": values.shape}
+            for name, values in dataset.train.items()
+        },
+        "sessions": [*sessions, _session()],
+    }
+    write_json(folder / "manifest.json", manifest)
     write_config(folder, name, experiment)
     (folder / "samples").mkdir(exist_ok=True)
 
@@ -253,7 +237,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     lines: list[dict[str, Any]] = []
     before, shape = 0, None
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
@@ -377,16 +361,6 @@ def _session() -> dict[str, Any]:
         "processes": jax.process_count(),
         "flags": flags,
     }
-
-
-def _sum(config: dict[str, Any]) -> str:
-    """Return the SHA-256 of a configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: object) -> UserError:
-    """Return the error that a file of the run folder is damaged."""
-    return UserError(f"{path} is damaged ({reason}): restore it or use another run")
 
 
 def _is_session(session: Any) -> bool:

@@ -21,11 +21,12 @@ from jax.experimental import multihost_utils
 
 from experiments import folder as files
 from experiments.experiment import Experiment, Options, to_config
-from gen import data, parallel, train
+from gen import data, parallel, train, trained
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities
 from gen.data import Dataset
 from gen.files import delete_leftovers
+from gen.trained import Trained
 
 INTERRUPTED = 75
 """Exit code of an interrupted run, EX_TEMPFAIL of sysexits.h: the same command resumes it."""
@@ -197,10 +198,9 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
     experiment = config.experiment
     dataset = data.load(experiment.data, data_dir)
     files.check_data(folder, manifest, dataset)
-    with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(_target(experiment, dataset, None))
-    if restored is None:
-        raise UserError(f"{folder} has no checkpoint yet: train it for longer")
+    restored = trained.restore(
+        folder, to_config(config.name, experiment), experiment.model, dataset.train, dataset.format
+    )
     _name_damaged(restored.damaged)
     return Run(
         folder,
@@ -208,18 +208,38 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         experiment,
         dataset,
         restored.step,
-        _chosen_step(restored.step, restored.tree),
-        restored.tree.chosen,
-        experiment.shown(restored.tree),
-        restored.info["seconds"],
+        restored.chosen_step,
+        restored.state,
+        restored.shown,
+        restored.seconds,
         manifest["sessions"],
     )
 
 
-def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
-    """Return the step of `carry.chosen`, [] or [S]."""
-    best = np.asarray(carry.best.step) if isinstance(carry.best, train.Best) else np.zeros((), int)
-    return np.where(best == 0, step, best)
+def load_trained(path: Path, data_dir: Path | None = None) -> Trained:
+    """Return the model of a run folder or a published model, for which no data are needed.
+
+    The model of a run is the registry's with the values of config.json, so that it can have
+    networks which config.json cannot hold. A run of an older version did not store the format of
+    its data, so they are loaded.
+
+    Args:
+      path: a run folder, or the name of an experiment whose weights are published.
+      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+    """
+    config = files.read_config(path)
+    if config is None:
+        return trained.load(path)
+    if "format" in (files.read_manifest(path) or {}):
+        _name_missing(path, config)
+        return trained.load(path, model=config.experiment.model)
+    run = load_run(path, data_dir)
+    experiment = run.experiment
+    state, step = experiment.of_seed((run.state, run.chosen_step), run.shown)
+    stored, format = to_config(run.name, experiment), run.dataset.format
+    return Trained(
+        run.name, experiment.model, state, int(step), stored, format, experiment.binarize
+    )
 
 
 def _lines_until(
@@ -246,23 +266,16 @@ def _lines_until(
 
 def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
     """Return the shapes of the carry, placed on the mesh, for a restore."""
-    shapes = jax.eval_shape(
-        lambda: train.begin(
-            experiment.model,
-            dataset.train,
-            experiment.batch_size,
-            experiment.fit_seed,
-            decode=experiment.decode(dataset),
-            validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
-        )
-    )
-    placement = (
-        jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return trained.carry_shapes(
+        experiment.model,
+        dataset.train,
+        experiment.batch_size,
+        experiment.fit_seed,
+        decode=experiment.decode(dataset),
+        validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
+        placement=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if mesh is None
-        else parallel.replicated(mesh)
-    )
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
+        else parallel.replicated(mesh),
     )
 
 

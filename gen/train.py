@@ -465,6 +465,19 @@ def fit(
         yield Progress(step, carry, metrics or None)
 
 
+def chosen_step(step: int, carry: Carry) -> np.ndarray:
+    """Return the step of `carry.chosen`, [] or [S], after `step` steps."""
+    best = np.asarray(carry.best.step) if isinstance(carry.best, Best) else np.zeros((), int)
+    return np.where(best == 0, step, best)
+
+
+def shown_seed(carry: Carry, restarts: bool) -> int:
+    """Return the index of the seed whose model is shown: the first, or the best of restarts."""
+    if not (restarts and isinstance(carry.best, Best)):
+        return 0
+    return int(np.argmin(carry.best.validation))
+
+
 def without_sums(carry: Carry) -> Carry:
     """Return the carry with empty sums, as it is after a report."""
     sums, count = jax.tree.map(jnp.zeros_like, (carry.sums, carry.count))
