@@ -187,21 +187,21 @@ def publish_weights(
     record = read_json(RESULTS / f"{name}.json", "per_seed") or {"per_seed": []}
     published = next(each for each in record["per_seed"] if each["seed"] == seed)
     halved = evaluate_state(experiment, dataset, weights.halved(state), "test", seed)
-    half = all(
-        abs(value.value - published[of]["value"]) < HALF_SHIFT * value.stderr
+    shifts = [
+        abs(value.value - published[of]["value"]) / value.stderr
         for of, value in halved.items()
-        if not math.isnan(value.stderr)
-    )
+        if value.stderr > 0  # not of quantities that are no means over examples, such as log Z
+    ]
     path = RESULTS / name / WEIGHTS
     weights.save(
         path,
         state,
         name,
         step,
-        model=experiment.model,
+        model=experiment.for_run().model,
         format=dataset.format,
         binarize=experiment.binarize,
-        half=half,
+        half=bool(shifts) and max(shifts) < HALF_SHIFT,
     )
     _list_if_large(path)
     return path

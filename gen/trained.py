@@ -260,7 +260,7 @@ class Trained:
         """Raise `UserError`, which names the methods that there are, if the model lacks one."""
         if method not in self.abilities:
             raise UserError(
-                f"{type(self.model).__name__} of {self.name} has no {method}; "
+                f"{type(self.model).__name__} of {self.name} has no method {method}; "
                 f"what it can do: {', '.join(self.abilities)}"
             )
 
@@ -308,6 +308,7 @@ class Trained:
             batch["label"] = self._classes(label)
         if length is not None:
             batch["length"] = np.atleast_1d(np.asarray(length))
+        self._check_shape(x)
         self._check_scale(x)
         # Floats of data with levels are values already.
         scaled = np.issubdtype(x.dtype, np.floating) and not self.format.scale
@@ -319,6 +320,16 @@ class Trained:
         levels = 2 if self.binarize != "none" else self.format.levels
         check_data(self.model, decoded, levels, any_length=True)
         return decoded, single
+
+    def _check_shape(self, x: np.ndarray) -> None:
+        """Raise `UserError` unless x are examples of the model's shape."""
+        needed = tuple(self.model.shape)
+        skip = 1 if facts(self.model).sequences else 0  # steps of a sequence
+        if x.ndim != 1 + len(needed) or x.shape[1 + skip :] != needed[skip:]:
+            raise UserError(
+                f"x has the shape {x.shape}: {self.name} takes examples {('N', *needed)}, "
+                f"N of them, or one, {needed}"
+            )
 
     def _check_scale(self, x: np.ndarray) -> None:
         """Raise `UserError` unless x are stored integers or floats in [0, 1], if x has levels."""
@@ -480,10 +491,11 @@ def _published(path: Path) -> Path:
     names = published()
     if str(path) in names:
         return PUBLISHED / path / WEIGHTS
-    near = difflib.get_close_matches(str(path), names) or names
+    near = difflib.get_close_matches(str(path), names)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"published are {', '.join(names)}"
     raise UserError(
-        f"{path} is no run folder and no published model: train one, python -m experiments train "
-        f"NAME --out {path}, or take {' or '.join(near)}"
+        f"{path} holds no run and is no published model: python -m experiments train NAME --out "
+        f"{path} makes a run; {hint}"
     )
 
 

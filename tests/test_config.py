@@ -51,7 +51,7 @@ def test_the_table_has_every_model_network_and_part():
                 classes[name] = module
     for name in (*BUILT_BY_OTHERS, "Dataset"):
         del classes[name]
-    assert config.PARTS == classes
+    assert classes == config.PARTS
 
 
 def test_values_of_the_users_own_come_back_from_the_model_alone():

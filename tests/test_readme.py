@@ -66,7 +66,7 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    assert len(blocks(README, "python")) == 5
+    assert len(blocks(README, "python")) == 6
     for code in blocks(README, "python"):
         exec(compile(code, "README.md", "exec"), namespace)
 
@@ -85,7 +85,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
-    assert ran == {"list", "train", "evaluate", "sample", "bench", "table"}
+    assert ran == {"list", "train", "evaluate", "sample", "export", "bench", "table"}
 
 
 def check_training_parses(arguments):

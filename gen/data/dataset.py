@@ -79,7 +79,9 @@ class Format:
         """
         x = batch["x"].astype(jnp.float32)
         if self.scale:
-            x = (x - jnp.asarray(self.center)) / jnp.asarray(self.scale)
+            columns = (1,) * (x.ndim - 1) + (-1,)
+            center, scale = jnp.asarray(self.center), jnp.asarray(self.scale)
+            x = (x - center.reshape(columns)) / scale.reshape(columns)
         else:
             x /= self.peak
         if binarize == "threshold":
