@@ -99,9 +99,14 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Any:
     """
     arrays, about = _read(path)
     model = model_of(path, about) if model is None else model
-    # Only the optimiser's arrays stay of this state, and the key does not determine them.
-    state = jax.jit(optimize.for_run(model, ANY_STEPS).init)(jax.random.key(0))
-    first = _named(state)
+    init = optimize.for_run(model, ANY_STEPS).init
+
+    def optimizer_arrays(key: jax.Array) -> dict[str, Any]:
+        return {name: leaf for name, leaf in _named(init(key)).items() if not _is_stored(name)}
+
+    # The key does not determine the optimiser's arrays. The others are not computed.
+    state = jax.eval_shape(init, jax.random.key(0))
+    first = _named(state) | jax.jit(optimizer_arrays)(jax.random.key(0))
     needed = {name: _describe(leaf) for name, leaf in first.items() if _is_stored(name)}
     for name in needed.keys() & arrays.keys():
         if arrays[name].dtype == np.float16:
@@ -118,7 +123,7 @@ def load(path: str | os.PathLike[str], model: Any = None) -> Any:
             f"{path} does not fit this {type(model).__name__}: {different[0]}{more}; "
             f"take the model of the experiment {about.get('experiment')} on its data"
         )
-    leaves = [jnp.asarray(arrays.get(name, leaf)) for name, leaf in first.items()]
+    leaves = [jnp.asarray(arrays.get(name, first[name])) for name in _named(state)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
