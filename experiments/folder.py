@@ -158,7 +158,7 @@ def check(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> 
     old = read_config(folder)
     if old is None:
         # A process that is killed at the start leaves these files.
-        ours = r"lock|checkpoints|manifest\.json|(manifest|config)\.json(\.\d+)?\.part"
+        ours = r"lock|checkpoints|manifest\.json|(manifest|config)\.json(\.gen-.+)?\.part"
         if not all(re.fullmatch(ours, path.name) for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run: choose another --out")
         return

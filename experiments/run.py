@@ -343,9 +343,13 @@ def _other_processes() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, UserError) as error:
-        if jax.process_count() == 1 or not re.search("Gloo|NCCL|UNAVAILABLE", str(error)):
+        cause = error.__cause__ if isinstance(error, UserError) else error  # a failed save has one
+        if jax.process_count() == 1 or not re.search("Gloo|NCCL|UNAVAILABLE", str(cause)):
             raise
-        _leave("another process has ended: start all of them again to go on", INTERRUPTED)
+        reason = str(cause).strip().partition("\n")[0]
+        _leave(
+            f"another process has ended ({reason}): start all of them again to go on", INTERRUPTED
+        )
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -280,8 +280,11 @@ def _drop_complaints() -> None:
 
     def print_others(unraisable):  # it uses no globals, which are gone when the process ends
         source = unraisable.object
-        of_orbax = isinstance(source, coroutine) and "orbax" in source.cr_code.co_filename
-        if not of_orbax and not str(unraisable.exc_value).startswith(dropped):
+        if isinstance(source, coroutine):
+            of_orbax = "orbax" in source.cr_code.co_filename
+        else:
+            of_orbax = str(unraisable.exc_value).startswith(dropped)
+        if not of_orbax:
             before(unraisable)
 
     sys.unraisablehook = print_others

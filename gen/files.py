@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,13 +33,14 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `path` when the body has written all of it.
 
-    Its name ends in the process id and `.part` until then, so that two processes never write to the
-    same file. A symbolic link is replaced, and the file to which it points stays as it is.
+    Until then the file is called `NAME.gen-HOST-PROCESS.part` (`temporary`), so that two processes
+    never write to the same file. A symbolic link is replaced, and the file to which it points stays
+    as it is.
 
     Raises:
       UserError: the file cannot be written. `path` is unchanged then.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # a killed process of the same id left it
@@ -83,13 +85,19 @@ def damaged(path: Path, reason: object) -> UserError:
     return UserError(f"{path} is damaged ({reason}): restore it or use another run")
 
 
+def temporary(path: Path) -> Path:
+    """Return the path of the file that this process writes before it takes the place of `path`."""
+    return path.with_name(f"{path.name}.gen-{socket.gethostname()}-{os.getpid()}.part")
+
+
 def delete_leftovers(folder: Path) -> None:
     """Delete the temporary files in a folder that `replacing` left because its process was killed.
 
-    Files of running processes stay, and so do files that cannot be deleted.
+    Files of running processes and of other hosts stay, and so do files that cannot be deleted.
     """
+    pattern = rf".+\.gen-{re.escape(socket.gethostname())}-(\d{{1,9}})\.part"
     for path in folder.glob("*.part"):
-        name = re.fullmatch(r".+\.(\d{1,9})\.part", path.name, re.DOTALL)
+        name = re.fullmatch(pattern, path.name, re.DOTALL)
         if name and not _is_running(int(name[1])):
             with suppress(OSError):
                 path.unlink()

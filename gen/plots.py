@@ -12,14 +12,17 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     """Return images side by side in one array, row by row.
 
     Args:
-      images: [N, H, W, C], in [0, 1].
+      images: [N, H, W, C], in [0, 1]. Three channels are red, green and blue. Of any other number
+        the mean is shown in grey.
       columns: images in a row.
 
     Returns:
-      [rows·(H + 1) + 1, columns·(W + 1) + 1, C]. Lines between the images and places without an
-      image are mid-grey.
+      [rows·(H + 1) + 1, columns·(W + 1) + 1, 3 or 1]. Lines between the images and places without
+      an image are mid-grey.
     """
     images = np.clip(np.asarray(images, np.float32), 0.0, 1.0)
+    if images.shape[3] != 3:
+        images = images.mean(axis=3, keepdims=True)
     n, height, width, channels = images.shape
     rows = -(-n // columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 0.5)
@@ -33,7 +36,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     """Draw a grid of images.
 
     Args:
-      images: [N, H, W, C], in [0, 1].
+      images: [N, H, W, C], in [0, 1], as `tile` takes them.
       columns: images in a row.
       labels: texts to the left of the rows, at most one for each row.
     """

@@ -41,6 +41,8 @@ from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
 from gen import data, optimize
 from gen.core import facts
+from gen.models.autoregressive import Autoregressive, GatedPixelCNN, PixelCNN
+from gen.models.dequantized import Dequantized
 from gen.models.gan import GAN
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -96,7 +98,13 @@ NETWORKS = {
         discriminator=MLP((16,), "leaky_relu", batch_norm=True),
     ),
 }
-"""Models whose networks have batch statistics, which no registered experiment has."""
+"""Models whose networks have batch statistics and more choices than the registered ones."""
+
+COLOUR = {
+    "pixelcnn_colour": Autoregressive(PixelCNN()),
+    "gated_pixelcnn_colour": Autoregressive(GatedPixelCNN()),
+}
+"""Models whose structure depends on the number of channels, for images in colour."""
 
 
 def structure(value, choices: bool = True) -> tuple[Any, ...]:
@@ -125,9 +133,9 @@ COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixel_featu
 
 DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
 """One registered experiment for each structure of a model: the first that has it."""
-NAMES = [*reversed(DISTINCT.values()), *NETWORKS]
+NAMES = [*reversed(DISTINCT.values()), *NETWORKS, *COLOUR]
 TYPES = {structure(EXPERIMENTS[name].model, choices=False): name for name in reversed(EXPERIMENTS)}
-TYPICAL = [*reversed(TYPES.values()), *NETWORKS]
+TYPICAL = [*reversed(TYPES.values()), *NETWORKS, *COLOUR]
 """One registered experiment for each combination of types, whatever its choices."""
 
 
@@ -143,8 +151,13 @@ class Entry(NamedTuple):
 def entry_of(name: str, digits: data.Dataset) -> Entry:
     """Return a registered model narrowed to a small one, and the digits as its data: thresholded
     where its own data are binary, with uniform noise where they are continuous."""
-    experiment = EXPERIMENTS[name] if name in EXPERIMENTS else Experiment(NETWORKS[name])
+    if name in COLOUR:
+        digits = in_colour(digits)
+    own = NETWORKS | COLOUR
+    experiment = Experiment(own[name]) if name in own else EXPERIMENTS[name]
     model = optimize.for_run(narrow(experiment.model), steps=500)
+    if isinstance(model, Dequantized):  # of two levels its samples would have one, at first
+        model = replace(model, levels=digits.levels)
     if facts(model).levels == 0:
         noise = np.random.default_rng(0).random(digits.train["x"].shape, np.float32)
         rows = {**digits.train, "x": (digits.train["x"] + noise) / 17}
@@ -155,6 +168,15 @@ def entry_of(name: str, digits: data.Dataset) -> Entry:
     experiment = replace(experiment, model=model, steps=1).on(digits)
     levels = 2 if experiment.binarize != "none" else digits.format.levels
     return Entry(experiment.model, digits.train, levels, experiment.decode(digits))
+
+
+def in_colour(dataset: data.Dataset) -> data.Dataset:
+    """Return grey images in three channels, of which two are moved."""
+    splits = {
+        name: {**rows, "x": np.concatenate([np.roll(rows["x"], i, i) for i in range(3)], axis=3)}
+        for name, rows in dataset.splits.items()
+    }
+    return replace(dataset, **splits)
 
 
 def narrow(model):

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -22,7 +23,7 @@ from gen.models.autoregressive import (
     GatedPixelCNN,
     PixelCNN,
 )
-from gen.models.autoregressive.pixels import taps
+from gen.models.autoregressive.pixels import causal_mask, groups, image_groups, taps
 from gen.models.autoregressive.vectors import nade_at_once, nade_in_turn
 from gen.nets import MLP
 from gen.optimize import Optimizer
@@ -158,6 +159,74 @@ def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
             np.testing.assert_allclose(
                 model.log_prob(state, {"x": fast}), product, rtol=1e-4, atol=1e-4
             )
+
+
+COLOUR_NETS = [
+    pytest.param(PixelCNN(10, 2), id="pixelcnn"),
+    pytest.param(GatedPixelCNN(10, 2), id="gated pixelcnn"),
+]
+"""Networks whose numbers of features, 10 and 20, are no multiples of three channels."""
+
+
+@pytest.mark.parametrize("net", COLOUR_NETS)
+def test_logits_of_a_channel_depend_on_all_pixels_and_channels_before_it_alone(net):
+    """The images are small enough for the PixelCNN to have no blind spot."""
+    model = Autoregressive(net, shape=(2, 3, 3), levels=3)
+    params = random_state(model).params
+
+    def effects(x):
+        return jnp.abs(jax.jacobian(lambda x: model.logits(params, x[None], 0, None)[0])(x)).sum(1)
+
+    x = jax.random.uniform(jax.random.key(4), (20, 2, 3, 3))
+    effect = np.asarray(jax.jit(jax.vmap(effects))(x).sum(0)).reshape(18, 18)
+    assert not np.any(np.triu(effect))
+    assert np.all(effect[np.tril_indices(18, -1)] > 0)
+
+
+@pytest.mark.parametrize("net", COLOUR_NETS)
+@pytest.mark.parametrize(
+    ("shape", "levels"),
+    [((1, 2, 3), 2), pytest.param((2, 1, 3), 3, marks=pytest.mark.slow)],
+)
+def test_probabilities_of_colour_images_sum_to_one_and_are_the_law_of_samples(net, shape, levels):
+    model = Autoregressive(net, shape=shape, levels=levels)
+    state = random_state(model, scale=0.4)
+    log_p = jax.jit(model.log_prob)(state, {"x": everything(shape, levels)})
+    assert np.std(log_p) > 0.5
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
+    if levels == 2:
+        x = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(8), 6000)
+        assert chi_square(x, log_p, shape) > 1e-3
+
+
+@pytest.mark.parametrize("net", COLOUR_NETS)
+def test_cached_sampler_of_colour_images_equals_whole_passes(net):
+    shape, n = (2, 3, 3), 30
+    model = Autoregressive(net, shape=shape, levels=3)
+    state = random_state(model)
+    u = jax.random.uniform(jax.random.key(5), (n, 18))
+    ancestral = jax.jit(model.ancestral)
+    x, _ = ancestral(state.params, u, 0, jnp.zeros((n, *shape)), jnp.zeros(shape, bool))
+    np.testing.assert_array_equal(x, jax.jit(partial(naive_samples, model))(state.params, u))
+    # Clamped everywhere, the same scan gives log p of the clamped values.
+    again, log_p = ancestral(state.params, u, 0, x, jnp.ones(shape, bool))
+    np.testing.assert_array_equal(again, x)
+    np.testing.assert_allclose(log_p, model.log_prob(state, {"x": x}), rtol=1e-4)
+
+
+def test_groups_of_features_stand_in_the_order_of_the_channels():
+    np.testing.assert_array_equal(groups(5, 3), [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(groups(8, 3, halves=2), [0, 0, 1, 2, 0, 0, 1, 2])
+    # Inputs are red, green, blue and the frame; outputs are one feature for each channel.
+    image, outputs = image_groups(3), groups(3, 3)
+    first = causal_mask("A", 3, image, outputs)
+    np.testing.assert_array_equal(first[-1, 1], [[0, 1, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    later = causal_mask("B", 3, outputs, outputs)
+    np.testing.assert_array_equal(later[-1, 1], np.triu(np.ones((3, 3))))
+    for mask in (first, later):
+        assert np.all(mask[0] == 1)
+        assert np.all(mask[-1, 0] == 1)
+        assert not np.any(mask[-1, 2])
 
 
 def test_log_prob_of_several_masks_is_the_log_prob_of_their_mixture():
@@ -429,8 +498,8 @@ def test_a_network_of_the_users_own_needs_no_cache():
             "images .H, W, C., not examples of shape .5.",
         ),
         (
-            lambda: Autoregressive(PixelCNN(), shape=(5, 5, 3)).init(jax.random.key(0)),
-            "images .H, W, 1., not 3 channels",
+            lambda: Autoregressive(PixelCNN(2), shape=(5, 5, 3)).init(jax.random.key(0)),
+            "features is 2, must be at least 3, the number of channels",
         ),
         (lambda: Autoregressive(MLP()), "the network MLP lacks `masks`"),
         (

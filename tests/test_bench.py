@@ -103,26 +103,39 @@ def test_every_peer_is_an_experiment_and_without_pytorch_the_rows_say_so(monkeyp
     speeds = {"name": pytorch.speed("name", experiment, None, 1.0)}
     assert speeds["name"].parameters == 64 * 5 + 5 + 5 * 6 + 6 + 6 * 64 + 64
     assert pytorch.as_json(speeds)["name"]["ratio"] is None
-    assert list(pytorch.table(speeds).columns[3].cells) == ["not installed"]
+    assert list(pytorch.table(speeds).columns[4].cells) == ["not installed"]
 
 
-def test_runs_take_turns():
+def test_a_broken_library_is_not_called_absent(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_library.py").write_text("from json import absent_name")
+    (tmp_path / "needs_absent.py").write_text("import absent_library")
+    (tmp_path / "needs_module.py").write_text("import gen.absent_module")
+    assert timing.optional("needs_absent") is None
+    for name in ("broken_library", "needs_module"):
+        with pytest.raises(ImportError, match="absent_"):
+            timing.optional(name)
+
+
+def test_runs_take_turns_and_each_round_begins_with_another():
     calls: list[str] = []
     runs = {name: partial(calls.append, name) for name in ("a", "b")}
     times = timing.interleaved(runs, 2)
-    assert calls == ["a", "b", "a", "b"]
+    assert calls == ["a", "b", "b", "a"]
     assert [len(seconds) for seconds in times.values()] == [2, 2]
 
 
 @pytest.mark.slow
 def test_pytorch_networks_have_the_parameters_of_the_registered_experiments():
-    peers = pytest.importorskip("experiments.bench.torch_nets")
+    pytest.importorskip("torch")
+    from experiments.bench import torch_nets as peers
+
     assert tuple(peers.PEERS) == pytorch.NAMES
     images = peers.torch.rand(2, 1, 28, 28).round()
     for name in pytorch.NAMES:
         model = EXPERIMENTS[name].for_run().model
         state = jax.eval_shape(model.init, jax.random.key(0))
-        peer = peers.PEERS[name](False)
+        peer = peers.PEERS[name](model, False)
         leaves = jax.tree.leaves(model.parameters(state))
         assert peer.parameters == sum(leaf.size for leaf in leaves), name
         peer.step(images)
@@ -166,7 +179,9 @@ def test_the_subjects_of_each_family_are_measured(monkeypatch):
         (hmm, "filtering_speeds"): [hmm.Filtering(0, 0.05), hmm.Filtering(100, 0.02)],
         (boltzmann, "speed"): boltzmann.Speed(10_000, [machine], 90.0),
         (diffusion, "speed"): diffusion.Speed(300.0, 16, [way]),
-        (pytorch, "speed"): pytorch.Speed(1_000, 300.0, 150.0, 200.0, 2.0, 1.5),
+        (pytorch, "speed"): pytorch.Speed(
+            1_000, 100, 300.0, 150.0, 200.0, 2.0, 1.5, 1.9, 2.1, 20, 2
+        ),
     }
     for (module, name), result in results.items():
         monkeypatch.setattr(module, name, lambda *_, result=result: result)

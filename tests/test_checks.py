@@ -129,8 +129,14 @@ TAKEN = {
 @pytest.mark.parametrize(("model", "rows"), TAKEN.values(), ids=TAKEN)
 def test_data_that_fit_are_taken(model, rows):
     checks.check_data(model, rows)
-    if not isinstance(model, HMM):
-        return
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [each for each in TAKEN.values() if isinstance(each[0], HMM)],
+    ids=[name for name, each in TAKEN.items() if isinstance(each[0], HMM)],
+)
+def test_sequences_that_fit_are_taken_in_evaluation(model, rows):
     state = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.MonkeyPatch.context() as patched:  # nothing is computed, all data are checked
         patched.setattr(estimate, "per_example", lambda f, data, key: np.zeros(len(data["x"])))

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NAMES, TYPICAL, Entry, batch_of, entry_of, equal
+from conftest import NAMES, TYPICAL, Entry, batch_of, entry_of, equal, narrow
 from flax import linen as nn
 
-from gen import core, parallel, train
+from experiments.registry import EXPERIMENTS
+from gen import core, optimize, parallel, train
 from gen.checkpoint import open_checkpoints
 from gen.core import facts
 from gen.estimate import Estimate
@@ -114,6 +115,36 @@ def test_first_step_and_capabilities(every):
     check_capabilities(model, state, batch, estimates)
 
 
+@pytest.mark.slow
+def test_every_method_runs_and_its_results_are_finite(every):
+    """The methods that `check_capabilities` traces alone, compiled and run, U-Nets too."""
+    model, state, batch = every.model, every.state, every.batch
+    able, key = core.capabilities(model), jax.random.key(7)
+
+    def finite(result):
+        for leaf in jax.tree.leaves(result):
+            assert np.isfinite(leaf).all()
+
+    if "begin" in able:
+        state = jax.jit(model.begin)(state, batch, key)
+    state, _ = jax.jit(model.step)(state, batch, key)
+    check_estimates(model, model.evaluate(state, batch, key))
+    if "sample" in able:
+        finite(jax.jit(model.sample, static_argnums=2)(state, key, 3))
+    if "denoising" in able:
+        finite(jax.jit(model.denoising, static_argnums=(2, 3))(state, key, 3, 2))
+    if "complete" in able:
+        mask = jnp.zeros(model.shape).at[:4].set(1)
+        finite(jax.jit(model.complete)(state, batch["x"], mask, key))
+    for name in [name for name in ("score", "objective") if name in able]:
+        finite(jax.jit(getattr(model, name))(state, batch, key))
+    if "encode" in able:
+        codes = jax.jit(model.encode)(state, batch)
+        finite(codes)
+        if "decode" in able:
+            finite(jax.jit(model.decode)(state, codes))
+
+
 def with_a_quick_network(model, batch):
     """Return a diffusion model with a residual network in place of its U-Net, after one step.
 
@@ -124,6 +155,37 @@ def with_a_quick_network(model, batch):
     keys = jax.random.split(jax.random.key(3))
     state, _ = jax.jit(lambda keys: model.step(model.init(keys[0]), batch, keys[1]))(keys)
     return model, state
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ae_mnist",
+        "vae_conv_mnist",
+        "gan_conv_mnist",
+        "diffusion_mnist_likelihood",
+        pytest.param("flow_matching_mnist", marks=pytest.mark.slow),
+        pytest.param("discrete_diffusion_binarized_mnist", marks=pytest.mark.slow),
+    ],
+)
+def test_shapes_are_those_of_images_in_colour(name):
+    """The steps and capabilities of each family are traced on three channels, not compiled."""
+    model = optimize.for_run(replace(narrow(EXPERIMENTS[name].model), shape=(8, 8, 3)), 10)
+    keys, x = jax.random.split(jax.random.key(0), 3), jnp.zeros((4, 8, 8, 3))
+    state = jax.eval_shape(model.init, keys[0])
+    after, _ = jax.eval_shape(model.step, state, {"x": x}, keys[1])
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    able = core.capabilities(model)
+    if "sample" in able:
+        assert jax.eval_shape(lambda s: model.sample(s, keys[2], 4), state).shape == x.shape
+    if "complete" in able:
+        completed = jax.eval_shape(model.complete, state, x, jnp.ones((8, 8, 3)), keys[2])
+        assert completed.shape == x.shape
+    if "encode" in able and "decode" in able:
+        z = jax.eval_shape(model.encode, state, {"x": x})
+        assert jax.eval_shape(model.decode, state, z).shape == x.shape
+    if "score" in able:
+        assert jax.eval_shape(model.score, state, {"x": x}, keys[2]).shape == (4,)
 
 
 def documented(model):

@@ -15,7 +15,7 @@ from experiments.pictures import save_array
 from gen import weights
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError
-from gen.files import delete_leftovers, replacing
+from gen.files import delete_leftovers, replacing, temporary
 
 NOBODY = 999_999_999
 """A process id above the largest that Linux gives."""
@@ -91,15 +91,16 @@ def test_two_processes_write_to_different_temporary_files(tmp_path, monkeypatch)
 
 def test_a_temporary_file_of_an_earlier_process_of_the_same_id_is_replaced(tmp_path):
     path = tmp_path / "config.json"
-    path.with_name(f"config.json.{os.getpid()}.part").write_text("longer than the content")
+    temporary(path).write_text("longer than the content")
     files.write_text(path, "content")
     assert path.read_text() == "content"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_only_temporary_files_of_ended_processes_are_deleted(tmp_path):
-    kept = {f"config.json.{os.getpid()}.part", "config.json", "film.part", "1.part"}
-    for name in (*kept, f"config.json.{NOBODY}.part"):
+    mine = temporary(tmp_path / "config.json").name
+    kept = {mine, "config.json", "film.part", "film.1999.part", f"a.gen-elsewhere-{NOBODY}.part"}
+    for name in (*kept, mine.replace(str(os.getpid()), str(NOBODY))):
         (tmp_path / name).write_text("")
     delete_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
@@ -110,7 +111,7 @@ def test_writes_never_follow_links(tmp_path):
     mine, folder = tmp_path / "thesis.txt", tmp_path / "run"
     mine.write_text("mine")
     folder.mkdir()
-    for name in ("metrics.jsonl", f"metrics.jsonl.{os.getpid()}.part", "lock"):
+    for name in ("metrics.jsonl", temporary(folder / "metrics.jsonl").name, "lock"):
         (folder / name).symlink_to(mine)
     with files.open_log(folder, [], tensorboard=False) as log:
         log(1, {"loss": np.array(2.0)})

@@ -122,6 +122,18 @@ def test_each_filter_is_scaled_by_its_own_largest_weight_about_grey(scale):
     )
 
 
+def test_three_channels_are_drawn_in_colour_and_the_mean_of_any_other_number_in_grey():
+    red = np.broadcast_to(np.array([1.0, 0.0, 0.0]), (3, 4, 5, 3))
+    (axes,) = plots.grid(red, 2).axes
+    canvas = np.asarray(axes.images[0].get_array())
+    assert canvas.shape == (11, 13, 3)
+    np.testing.assert_array_equal(canvas[1:5, 1:6], red[0])
+    np.testing.assert_array_equal(canvas[6:10, 7:12], 0.5)  # where there is no fourth image
+    (axes,) = plots.grid(red[..., :2], 2).axes
+    canvas = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal(canvas[1:5, 1:6], 0.5)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "of another shape", "a link to nothing", "text"])
 def test_a_damaged_snapshot_is_left_out_and_named(damage, tmp_path, capsys):
     whole, path = np.ones((10, 4, 5, 1), np.uint8), tmp_path / "step_0000002.npy"

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,15 +56,29 @@ def command(out: Path, *flags: str, steps: int = STEPS) -> list[str]:
     return ["train", "vae_digits", "--out", str(out), "--steps", str(steps), *SMALL, *flags]
 
 
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments", *arguments],
+STARTED: list[subprocess.Popen] = []
+"""every process that `start` has started"""
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Kill the processes that a failed test left, which would slow down every later one."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
+def start(arguments: list[str], program: Sequence[str] = ("-m", "experiments"), **environment: str):
+    process = subprocess.Popen(
+        [sys.executable, *program, *arguments],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": QUICK, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def run(arguments: list[str], **environment: str) -> tuple[int, str, str]:
@@ -282,7 +297,8 @@ def test_a_signal_before_training_ends_at_once_with_75(tmp_path):
 def test_a_start_that_was_killed_can_be_repeated(tmp_path, capsys):
     folder = tmp_path / "killed"
     (folder / "checkpoints").mkdir(parents=True)
-    for name in ("lock", "manifest.json.999999999.part", "config.json.999999999.part"):
+    ended = f"gen-{socket.gethostname()}-999999999.part"
+    for name in ("lock", f"manifest.json.{ended}", f"config.json.{ended}"):
         (folder / name).write_text("{")
     assert main(command(folder, steps=20)) == 0
     assert not list(folder.glob("*.part"))
@@ -925,8 +941,8 @@ def test_the_bar_shows_step_speed_and_terms_on_a_terminal_and_nothing_elsewhere(
     tmp_path, capsys, monkeypatch
 ):
     assert main(command(tmp_path / "quiet", steps=60)) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["training", "drawing", "60", "next:"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["training", "drawing", "60", "next:"]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(command(tmp_path / "shown", steps=60)) == 0
     out = capsys.readouterr().out
@@ -1014,10 +1030,7 @@ def test_the_death_of_one_of_two_processes_before_training_ends_the_other_with_7
     program += "lambda *_: os._exit(1); __main__.main(sys.argv[1:])"
     arguments = [*command(tmp_path / "run"), "--processes", "2"]
     arguments += ["--coordinator", f"localhost:{free_port()}", "--process"]
-    environment = {**os.environ, "XLA_FLAGS": QUICK}
-    other = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments, "1"], cwd=ROOT, env=environment
-    )
+    other = start([*arguments, "1"], ("-c", program))
     lead = start([*arguments, "0"])
     _, err = lead.communicate(timeout=200)
     assert other.wait(timeout=10) == 1

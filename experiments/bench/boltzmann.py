@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from experiments.bench.timing import interleaved, seconds_of
+from experiments.bench.timing import interleaved, next_report, seconds_of
 from gen.ais import ais
 from gen.models.boltzmann import RBM
 from gen.optimize import Optimizer
@@ -85,23 +85,25 @@ def _epochs(x: np.ndarray, setting: Setting) -> Callable[[], None]:
         centred=False,
     )
     options: Any = {"report_every": steps, "steps_per_dispatch": steps}
-    run = fit(model, {"x": x}, steps=10**9, batch_size=setting.batch_size, **options)
-
-    def epoch():
-        next(progress for progress in run if progress.metrics is not None)
-
-    return epoch
+    return next_report(fit(model, {"x": x}, steps=10**9, batch_size=setting.batch_size, **options))
 
 
 def _sklearn_epochs(x: np.ndarray, setting: Setting) -> Callable[[], None]:
-    """Return a function that trains scikit-learn's machine for an epoch, from its start."""
+    """Return a function that trains scikit-learn's machine for an epoch.
+
+    It calls the method that `BernoulliRBM.fit` calls for each batch, so that the checks of x and
+    the first weights, which `fit` makes once, do not count.
+    """
     from sklearn.neural_network import BernoulliRBM
+    from sklearn.utils import check_random_state
 
     options: Any = {"learning_rate": setting.learning_rate, "batch_size": setting.batch_size}
-    model = BernoulliRBM(setting.hidden, n_iter=1, random_state=0, **options)
+    model: Any = BernoulliRBM(setting.hidden, n_iter=1, random_state=0, **options).fit(x)
+    rng = check_random_state(0)
 
     def epoch():
-        model.fit(x)
+        for start in range(0, len(x), setting.batch_size):
+            model._fit(x[start : start + setting.batch_size], rng)
 
     return epoch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from experiments.bench.timing import interleaved, optional
+from experiments.bench.timing import cores, interleaved, next_report, optional, seconds_of
 from experiments.experiment import Experiment
 from gen import data, train
 
@@ -23,27 +23,40 @@ NAMES = (
 """Experiments of which `torch_nets` has the same networks."""
 
 
+MIN_STEPS = 20
+"""Training steps in a turn, at least."""
+
+
 class Speed(NamedTuple):
     """Training steps per second, medians over runs that take turns; None if not measured."""
 
     parameters: int
-    gen: float | None
-    torch: float | None  # eager, with the default Adam
-    fused: float | None  # eager, with Adam(fused=True)
-    ratio: float | None  # gen / torch, the median over the rounds
-    fused_ratio: float | None
+    batch_size: int
+    gen: float | None = None
+    torch: float | None = None  # eager, with the default Adam
+    fused: float | None = None  # eager, with Adam(fused=True)
+    ratio: float | None = None  # gen / torch, the median over the rounds
+    fused_ratio: float | None = None
+    lowest: float | None = None  # the lowest ratio gen / torch of a round
+    highest: float | None = None
+    steps: int = 0  # in a turn
+    threads: int = 0  # of PyTorch and of XLA
 
 
 def speed(
     name: str, experiment: Experiment, data_dir: Path | None, seconds: float, rounds: int = 5
 ) -> Speed:
-    """Train an experiment here and in PyTorch, by turns.
+    """Train an experiment here and in PyTorch, by turns, on as many threads.
+
+    PyTorch draws rows from 10,000 images of float32 with replacement. `fit` takes rows of the
+    whole set in a random order, and scales the stored integers within the step.
 
     Args:
       name: the name of the experiment, one of `NAMES`.
       experiment: the experiment.
       data_dir: the folder of prepared data sets, or None for the default.
-      seconds: the time of all runs of PyTorch with the default Adam; the others take as many steps.
+      seconds: the time of all runs of PyTorch with the default Adam, where these make at least
+        `MIN_STEPS` steps a turn; the others take as many steps.
       rounds: the number of turns of each.
 
     Raises:
@@ -55,14 +68,16 @@ def speed(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(experiment.model.parameters(shapes)))
     peers = optional("experiments.bench.torch_nets")
     if peers is None or jax.default_backend() != "cpu":  # the peers run on the CPU
-        return Speed(parameters, None, None, None, None, None)
+        return Speed(parameters, experiment.batch_size)
+    threads = cores()
+    peers.torch.set_num_threads(threads)
     images = np.asarray(dataset.train["x"][:10_000], np.float32)
     images = np.moveaxis(images / images.max(), 3, 1)
-    eager, fused = (peers.PEERS[name](fused) for fused in (False, True))
+    eager, fused = (peers.PEERS[name](experiment.model, fused) for fused in (False, True))
     for peer in (eager, fused):
         assert peer.parameters == parameters, f"{name}: {peer.parameters}, not {parameters}"
 
-    def of_peer(peer, steps):
+    def peer_run(peer, steps):
         rng = np.random.default_rng(0)
 
         def run():
@@ -72,30 +87,10 @@ def speed(
 
         return run
 
-    of_peer(eager, 2)()
-    (first,) = interleaved({"torch": of_peer(eager, 2)}, 1)["torch"]
-    steps = max(1, round(seconds / rounds / (first / 2)))
-    runs = {
-        "gen": of_gen(experiment, dataset, steps),
-        "torch": of_peer(eager, steps),
-        "fused": of_peer(fused, steps),
-    }
-    runs["gen"]()  # compiles
-    of_peer(fused, 2)()
-    times = {name: np.array(values) for name, values in interleaved(runs, rounds).items()}
-    rates = {name: float(steps / np.median(values)) for name, values in times.items()}
-    ratios = (float(np.median(times[name] / times["gen"])) for name in ("torch", "fused"))
-    return Speed(parameters, rates["gen"], rates["torch"], rates["fused"], *ratios)
-
-
-def of_gen(experiment: Experiment, dataset: data.Dataset, steps: int) -> Callable[[], None]:
-    """Return a function that takes the next steps of `fit`, until they are computed.
-
-    Args:
-      experiment: the experiment.
-      dataset: its data.
-      steps: the number of steps of one call.
-    """
+    for peer in (eager, fused):  # the first steps allocate memory
+        peer_run(peer, 2)()
+    seconds_per_step = seconds_of(peer_run(eager, 2)) / 2
+    steps = max(MIN_STEPS, round(seconds / rounds / seconds_per_step))
     run = train.fit(
         experiment.model,
         dataset.train,
@@ -106,25 +101,43 @@ def of_gen(experiment: Experiment, dataset: data.Dataset, steps: int) -> Callabl
         report_every=steps,
         steps_per_dispatch=experiment.steps_per_dispatch,
     )
-
-    def advance():
-        next(progress for progress in run if progress.metrics is not None)
-
-    return advance
+    runs = {
+        "gen": next_report(run),
+        "torch": peer_run(eager, steps),
+        "fused": peer_run(fused, steps),
+    }
+    runs["gen"]()  # compiles
+    times = {name: np.array(values) for name, values in interleaved(runs, rounds).items()}
+    rates = [float(steps / np.median(values)) for values in times.values()]
+    by_round, fused_by_round = (times[name] / times["gen"] for name in ("torch", "fused"))
+    return Speed(
+        parameters,
+        experiment.batch_size,
+        *rates,
+        ratio=float(np.median(by_round)),
+        fused_ratio=float(np.median(fused_by_round)),
+        lowest=float(by_round.min()),
+        highest=float(by_round.max()),
+        steps=steps,
+        threads=threads,
+    )
 
 
 def table(speeds: Mapping[str, Speed]) -> Table:
     """Return a table of the speeds by the name of the experiment."""
     out = Table(title="training steps per second beside PyTorch, eager, on a CPU")
-    columns = ("experiment", "parameters", "gen", "PyTorch", "ratio", "fused Adam", "ratio")
+    columns = ("experiment", "parameters", "batch", "gen", "PyTorch", "ratio", "range")
+    columns += ("fused Adam", "ratio")
     for column in columns:
         out.add_column(column, justify="left" if column == "experiment" else "right")
     for name, row in speeds.items():
-        cells = ["–", "not installed", "–", "not installed", "–"]
+        on_cpu = jax.default_backend() == "cpu"
+        cells = ["–", "not installed" if on_cpu else "on a CPU only", *"–––––"]
         if row.ratio is not None:
             rates = [f"{rate:.3g}" for rate in (row.gen, row.torch, row.fused)]
-            cells = [*rates[:2], f"{row.ratio:.2f}×", rates[2], f"{row.fused_ratio:.2f}×"]
-        out.add_row(name, f"{row.parameters:,}", *cells)
+            spread = f"{row.lowest:.2f} … {row.highest:.2f}"
+            cells = [*rates[:2], f"{row.ratio:.2f}×", spread, rates[2], f"{row.fused_ratio:.2f}×"]
+        out.add_row(name, f"{row.parameters:,}", str(row.batch_size), *cells)
     return out
 
 

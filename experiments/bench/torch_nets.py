@@ -1,7 +1,8 @@
 """PyTorch networks and training steps of the same layers as four registered experiments.
 
-Each function returns a `Peer` that trains as the experiment does, written as PyTorch users write
-it, in eager mode. Importing this module needs PyTorch.
+Each function takes the model of the experiment, and returns a `Peer` of the same widths, learning
+rate and moving average. It is written as PyTorch users write it, in eager mode. Importing this
+module needs PyTorch.
 """
 
 from __future__ import annotations
@@ -25,9 +26,21 @@ class Peer(NamedTuple):
     step: Callable[[Any], None]  # takes one optimiser step on images [B, 1, H, W] in [0, 1]
 
 
-def count(*modules: Any) -> int:
-    """Return the number of parameters of some modules."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+def peer(modules: Sequence[Any], step: Callable[[Any], None]) -> Peer:
+    """Return the peer whose step trains some modules."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return Peer(sum(parameter.numel() for parameter in parameters), step)
+
+
+def moving_average(parameters: Sequence[Any], decay: float) -> Callable[[], None]:
+    """Return a function that moves the exponential moving average of the parameters."""
+    average = [parameter.detach().clone() for parameter in parameters]
+
+    def move():
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - decay)
+
+    return move
 
 
 def adam(modules: Sequence[Any], learning_rate: float, fused: bool) -> Any:
@@ -50,7 +63,7 @@ def descend(optimizer: Any, loss: Any) -> None:
 
 
 def mlp(widths: Sequence[int], activation: Any, dropout: float = 0.0) -> list[Any]:
-    """Return linear layers between the widths, each with a nonlinearity and dropout after it.
+    """Return the layers of an MLP: linear layers, each followed by a nonlinearity and dropout.
 
     Args:
       widths: the numbers of inputs and of the outputs of each layer.
@@ -58,20 +71,21 @@ def mlp(widths: Sequence[int], activation: Any, dropout: float = 0.0) -> list[An
       dropout: the share of units dropped (0: no dropout).
     """
     layers = []
-    for i, o in itertools.pairwise(widths):
-        layers += [nn.Linear(i, o), activation()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), activation()]
         if dropout:
             layers.append(nn.Dropout(dropout))
     return layers
 
 
-def vae(fused: bool) -> Peer:
+def vae(model: Any, fused: bool) -> Peer:
     """Return the VAE of `vae_mnist`, whose pixels are binarised dynamically."""
-    encoder = nn.Sequential(nn.Flatten(), *mlp((784, 784, 256, 128), nn.ELU))
-    mean, logvar = nn.Linear(128, 10), nn.Linear(128, 10)
-    decoder = nn.Sequential(*mlp((10, 256, 384, 512), nn.ELU), nn.Linear(512, 784))
+    pixels, up, down = math.prod(model.shape), model.encoder.hidden, model.decoder.hidden
+    encoder = nn.Sequential(nn.Flatten(), *mlp((pixels, *up), nn.ELU))
+    mean, logvar = (nn.Linear(up[-1], model.latent) for _ in range(2))
+    decoder = nn.Sequential(*mlp((model.latent, *down), nn.ELU), nn.Linear(down[-1], pixels))
     modules = (encoder, mean, logvar, decoder)
-    optimizer = adam(modules, 1e-4, fused)
+    optimizer = adam(modules, model.optimizer.learning_rate, fused)
 
     def step(x):
         x = torch.bernoulli(x).flatten(1)
@@ -82,29 +96,34 @@ def vae(fused: bool) -> Peer:
         kl = 0.5 * (m**2 + v.exp() - 1 - v).sum(1).mean()
         descend(optimizer, nll + kl)
 
-    return Peer(count(*modules), step)
+    return peer(modules, step)
 
 
-def gan(fused: bool) -> Peer:
+def gan(model: Any, fused: bool) -> Peer:
     """Return the GAN of `gan_mnist`: the discriminator's step, then the generator's."""
-    generator = nn.Sequential(*mlp((100, 256, 512, 1024), nn.ReLU), nn.Linear(1024, 784), nn.Tanh())
-    discriminator = nn.Sequential(*mlp((784, 1024, 512, 256), nn.ReLU, 0.3), nn.Linear(256, 1))
+    pixels, up, down = math.prod(model.shape), model.generator.hidden, model.discriminator.hidden
+    generator = nn.Sequential(
+        *mlp((model.latent, *up), nn.ReLU), nn.Linear(up[-1], pixels), nn.Tanh()
+    )
+    layers = mlp((pixels, *down), nn.ReLU, model.discriminator.dropout)
+    discriminator = nn.Sequential(*layers, nn.Linear(down[-1], 1))
     of_generator, of_discriminator = (
-        adam((player,), 2e-4, fused) for player in (generator, discriminator)
+        adam((player,), model.optimizer.learning_rate, fused)
+        for player in (generator, discriminator)
     )
 
     def step(x):
         x = 2 * x.flatten(1) - 1
         with torch.no_grad():
-            fake = generator(torch.randn(len(x), 100))
+            fake = generator(torch.randn(len(x), model.latent))
         loss = F.softplus(-discriminator(x)).mean() + F.softplus(discriminator(fake)).mean()
         descend(of_discriminator, loss)
         discriminator.requires_grad_(False)  # the generator's step needs no gradient there
-        fake = generator(torch.randn(len(x), 100))
+        fake = generator(torch.randn(len(x), model.latent))
         descend(of_generator, F.softplus(-discriminator(fake)).mean())
         discriminator.requires_grad_(True)
 
-    return Peer(count(generator, discriminator), step)
+    return peer((generator, discriminator), step)
 
 
 class CausalConv(nn.Module):
@@ -133,9 +152,9 @@ def gate(a: Any) -> Any:
 
 
 class GatedPixelCNN(nn.Module):
-    """The network of `gated_pixelcnn_binarized_mnist`, 7 layers of F = 32 features."""
+    """The gated PixelCNN of one channel, without dropout."""
 
-    def __init__(self, features: int = 32, layers: int = 7, size: int = 5):
+    def __init__(self, features: int, layers: int, size: int):
         super().__init__()
         wide, later = 2 * features, range(layers - 1)
         self.vertical = nn.ModuleList(
@@ -167,16 +186,18 @@ class GatedPixelCNN(nn.Module):
         return self.last(h)
 
 
-def gated_pixelcnn(fused: bool) -> Peer:
+def gated_pixelcnn(model: Any, fused: bool) -> Peer:
     """Return the training of `gated_pixelcnn_binarized_mnist`."""
-    net = GatedPixelCNN()
-    optimizer = adam((net,), 1.5e-3, fused)
+    net = GatedPixelCNN(model.net.features, model.net.layers, model.net.size)
+    optimizer = adam((net,), model.optimizer.learning_rate, fused)
+    move_average = moving_average(list(net.parameters()), model.ema_decay)
 
     def step(x):
         nll = F.binary_cross_entropy_with_logits(net(x), x, reduction="sum") / len(x)
         descend(optimizer, nll)
+        move_average()
 
-    return Peer(count(net), step)
+    return peer((net,), step)
 
 
 def group_norm(channels: int) -> Any:
@@ -220,9 +241,9 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network of `diffusion_mnist_small`: 96 channels, 2 blocks, patches of 4 × 4 pixels."""
+    """The U-Net of one resolution, on patches of pixels."""
 
-    def __init__(self, features: int = 96, blocks: int = 2, patch: int = 4):
+    def __init__(self, features: int, blocks: int, patch: int):
         super().__init__()
         width = 4 * features
         self.patch = patch
@@ -252,13 +273,14 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.out(h), self.patch)
 
 
-def diffusion(fused: bool) -> Peer:
+def diffusion(model: Any, fused: bool) -> Peer:
     """Return the training of `diffusion_mnist_small`, with the moving average of the parameters."""
-    net = UNet()
-    parameters = list(net.parameters())
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimizer = adam((net,), 1e-3, fused)
-    first, last = (math.atan(math.exp(-0.5 * log_snr)) for log_snr in (13.3, -10.0))
+    (features,) = model.net.channels
+    net = UNet(features, model.net.blocks, model.net.patch)
+    optimizer = adam((net,), model.optimizer.learning_rate, fused)
+    move_average = moving_average(list(net.parameters()), model.ema_decay)
+    ends = model.log_snr_max, model.log_snr_min
+    first, last = (math.atan(math.exp(-0.5 * log_snr)) for log_snr in ends)
 
     def step(x):
         x, t = 2 * x - 1, (torch.randperm(len(x)) + torch.rand(len(x))) / len(x)
@@ -267,16 +289,15 @@ def diffusion(fused: bool) -> Peer:
         noise = torch.randn_like(x)
         out = net(alpha * x + sigma * noise, t)
         descend(optimizer, F.mse_loss(out, alpha * noise - sigma * x))
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 0.001)
+        move_average()
 
-    return Peer(count(net), step)
+    return peer((net,), step)
 
 
-PEERS: dict[str, Callable[[bool], Peer]] = {
+PEERS: dict[str, Callable[[Any, bool], Peer]] = {
     "vae_mnist": vae,
     "gan_mnist": gan,
     "gated_pixelcnn_binarized_mnist": gated_pixelcnn,
     "diffusion_mnist_small": diffusion,
 }
-"""The peers by the name of the experiment; each takes whether Adam is fused."""
+"""The peers by the name of the experiment; each takes its model, and whether Adam is fused."""

@@ -2,7 +2,8 @@
 
 from experiments.experiment import Experiment
 from gen.models.gan import GAN
-from gen.nets import MLP
+from gen.nets import MLP, ConvDecoder, ConvEncoder
+from gen.optimize import Optimizer
 
 EXPERIMENTS = {
     # python -m experiments train gan_mnist
@@ -30,5 +31,22 @@ EXPERIMENTS = {
         sample_every=1_000,
         checkpoint_every=1_000,
         steps_per_dispatch=50,
+    ),
+    # Grey or colour images, by convolutions.
+    #
+    # python -m experiments train gan_conv_mnist
+    # RESULT
+    "gan_conv_mnist": Experiment(
+        GAN(
+            latent=32,
+            generator=ConvDecoder((256,), (128, 64, 32), batch_norm=True),
+            discriminator=ConvEncoder((16, 32, 64), (), "leaky_relu"),
+            optimizer=Optimizer(learning_rate=1e-3, b1=0.5),
+        ),
+        data="mnist",
+        steps=3_000,  # 5 epochs
+        report_every=100,
+        sample_every=1_000,
+        checkpoint_every=500,
     ),
 }

@@ -1,8 +1,9 @@
 """Variational autoencoders, also importance-weighted."""
 
 from experiments.experiment import Experiment
+from gen.models.dequantized import Dequantized
 from gen.models.vae import VAE
-from gen.nets import MLP
+from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
 
 EXPERIMENTS = {
@@ -70,5 +71,25 @@ EXPERIMENTS = {
         validate_every=10_000,
         sample_every=50_000,
         checkpoint_every=10_000,
+    ),
+    # Grey or colour images of 256 levels, by convolutions.
+    #
+    # python -m experiments train vae_conv_mnist
+    # Test RESULT.
+    "vae_conv_mnist": Experiment(
+        Dequantized(
+            VAE(
+                encoder=ConvEncoder((32, 64, 128), (256,), batch_norm=True),
+                latent=64,
+                decoder=ConvDecoder((256,), (128, 64, 32), batch_norm=True),
+                likelihood="gaussian",
+                optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+            )
+        ),
+        data="mnist",
+        steps=3_000,  # 5 epochs
+        report_every=100,
+        sample_every=1_000,
+        checkpoint_every=500,
     ),
 }

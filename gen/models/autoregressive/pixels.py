@@ -1,11 +1,18 @@
-"""Causal networks over images of one channel, pixels in raster order: PixelCNN, gated PixelCNN.
+"""Causal networks over images: PixelCNN, gated PixelCNN.
 
-The kernel of a causal convolution is masked: it sees the rows above and, in its own row, the pixels
-to the left. The same modules run over whole images and, in sampling, at one pixel. There each
-convolution keeps the features that it was given so far in the collection `cache`, so that a pixel
-costs one window of every layer.
+The variables are in the order of the pixels (raster order), and within a pixel in the order of its
+channels. The kernel of a causal convolution is masked: it sees the rows above and, in its own row,
+the pixels to the left. Within a pixel, the features of each layer are divided into one group for
+each channel. In the first layer a group sees the channels before its own, and in later layers the
+groups up to its own (van den Oord, Kalchbrenner & Kavukcuoglu 2016a,
+https://arxiv.org/abs/1601.06759, figure 2). The group of green therefore sees the red value of its
+pixel, and the group of blue sees red and green.
 
-Shapes: B examples, H × W pixels, C logits for each pixel, F features.
+The same modules run over whole images and, in sampling, at one pixel. There each convolution keeps
+the features that it was given so far in the collection `cache`, so that a pixel costs one window of
+every layer.
+
+Shapes: B examples, H × W pixels of C channels, D = H · W · C variables of K logits, F features.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from gen.models.autoregressive.vectors import Logits, raster_order
 from gen.nets import check_image, convolve
 
 Taps = Literal["A", "B", "above", "upto", "left", "left and self"]
-"""The pixels that a kernel sees.
+"""The pixels that a kernel sees in images of one channel.
 
 - `A`, `B`: the rows above and the pixels to the left; B also the pixel itself.
 - `above`, `upto`: the rows above; `upto` also all of the pixel's row.
@@ -35,6 +42,7 @@ class At(NamedTuple):
 
     row: Any
     column: Any = None
+    channel: Any = None  # the channel of the pixel whose logits are needed
 
 
 def taps(kind: Taps, size: int) -> np.ndarray:
@@ -47,35 +55,83 @@ def taps(kind: Taps, size: int) -> np.ndarray:
     return mask[-1:] if kind.startswith("left") else mask
 
 
+def groups(features: int, channels: int, halves: int = 1) -> np.ndarray:
+    """Return the channel to whose group each feature of a layer belongs, 0 … C − 1, [features].
+
+    The groups are consecutive, in the order of the channels, and their sizes differ by at most one.
+
+    Args:
+      features: the number of features.
+      channels: the number C of channels.
+      halves: 2 for the input of a gate, whose two halves have the same groups; else 1.
+    """
+    half = features // halves
+    return np.tile(np.arange(half) * channels // half, halves)
+
+
+def image_groups(channels: int) -> np.ndarray:
+    """Return the groups of an image `with_frame`, [C + 1]. The frame counts as the last channel."""
+    return np.minimum(np.arange(channels + 1), channels - 1)
+
+
+def causal_mask(kind: Taps, size: int, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Return the mask of a kernel, [rows, size, inputs, outputs], 1 where an output sees an input.
+
+    Args:
+      kind: the pixels that the kernel sees.
+      size: the width of the kernel.
+      inputs: the group of each input, [inputs].
+      outputs: the group of each output, [outputs].
+    """
+    pixels = taps(kind, size)[:, :, None, None]
+    mask = np.tile(pixels, (1, 1, len(inputs), len(outputs)))
+    if kind in ("A", "left"):
+        mask[-1, size // 2] = inputs[:, None] < outputs
+    elif kind in ("B", "left and self"):
+        mask[-1, size // 2] = inputs[:, None] <= outputs
+    return mask
+
+
 class CausalConv(nn.Module):
     """A masked convolution, [B, H, W, ·] ↦ [B, H, W, features], with zeros around the image.
 
+    Kernels `A`, `above` and `left` read an image `with_frame`, the others read features. In its own
+    pixel, a group of features sees the channels before its own (`A`, `left`) or the groups up to
+    its own (`B`, `left and self`). The features of `above` and `upto` have no groups, because all
+    channels of the rows above come before.
+
     Called `at` a pixel or a row, it returns its output there, [B, 1, 1 or W, features]. A kernel
-    that excludes its centre reads the image, and is given all of it. Other kernels read features.
-    They are given the features of this position alone and keep them in the cache. `upto` is called
-    at rows, `B` and `left and self` are called at pixels.
+    that reads the image is given all of it. Other kernels are given the features of this position
+    alone and keep them in the cache. `upto` is called at rows, `B` and `left and self` are called
+    at pixels.
 
     The initialisation is He's (He et al. 2015, https://arxiv.org/abs/1502.01852, eq. 10), with the
-    fan-in of the taps that the mask leaves.
+    fan-in that the mask leaves on average over the outputs.
     """
 
     features: int
     kind: Taps
     size: int
+    channels: int = 1
+    """the number C of channels, and of groups of features"""
+    gated: bool = False
+    """a gate follows, so each half of the features has its groups"""
 
     @nn.compact
     def __call__(self, x: jax.Array, at: At | None = None) -> jax.Array:
-        mask = taps(self.kind, self.size)
+        reads_image = self.kind in ("A", "left")
+        inputs = image_groups(self.channels) if reads_image else groups(x.shape[-1], self.channels)
+        outputs = groups(self.features, self.channels, halves=2 if self.gated else 1)
+        mask = causal_mask(self.kind, self.size, inputs, outputs)
         init = nn.initializers.variance_scaling(2 * mask.size / mask.sum(), "fan_in", "normal")
-        kernel = self.param("kernel", init, (*mask.shape, x.shape[-1], self.features))
-        kernel *= mask[:, :, None, None]
+        kernel = self.param("kernel", init, mask.shape) * mask
         bias = self.param("bias", nn.initializers.zeros, (self.features,))[None, None, None]
         rows, side = len(mask), self.size // 2
         if at is None:
             if self.is_mutable_collection("cache"):
                 self._seen(x, rows)
             # The rows and columns that the mask hides altogether, which are the last, cost no time.
-            height, width = mask.any(1).sum(), mask.any(0).sum()
+            height, width = mask.any((1, 2, 3)).sum(), mask.any((0, 2, 3)).sum()
             around = ((rows - 1, height - rows), (side, side + width - self.size))
             return convolve(x, kernel[:height, :width], around) + bias
         window = self._window(x, at, rows)
@@ -117,12 +173,30 @@ class CausalConv(nn.Module):
 
 def with_frame(x: jax.Array) -> jax.Array:
     """Return the image with a channel of ones, which tells black pixels from the outside."""
-    return jnp.concatenate([x, jnp.ones_like(x)], axis=-1)
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
 
-def pointwise(features: int) -> nn.Dense:
-    """Return a 1 × 1 convolution with He initialisation."""
-    return nn.Dense(features, kernel_init=nn.initializers.he_normal())
+class Dense(nn.Module):
+    """A 1 × 1 convolution in which a group of features sees the groups up to its own.
+
+    It has the parameters of `flax.linen.Dense`, under the same names and equally initialised.
+    """
+
+    features: int
+    channels: int = 1
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, outputs = groups(x.shape[-1], self.channels), groups(self.features, self.channels)
+        kernel = self.param("kernel", self.kernel_init, (len(inputs), len(outputs)))
+        bias = self.param("bias", nn.initializers.zeros, (len(outputs),))
+        return x @ (kernel * (inputs[:, None] <= outputs)) + bias[None, None, None]
+
+
+def pointwise(features: int, channels: int = 1) -> Dense:
+    """Return a 1 × 1 convolution with He initialisation, for `channels` groups of features."""
+    return Dense(features, channels, nn.initializers.he_normal())
 
 
 def drop(net: nn.Module, rate: float, h: jax.Array) -> jax.Array:
@@ -143,7 +217,7 @@ def gate(a: jax.Array) -> jax.Array:
 
 
 def start(net: nn.Module, x: jax.Array, mask_index: Any) -> None:
-    """Cache the image so far, [B, H, W, 1]; a pass over it makes the caches of the convolutions.
+    """Cache the image so far, [B, H, W, C]; a pass over it makes the caches of the convolutions.
 
     The arguments after the network are as in `CausalNet.start`.
     """
@@ -152,22 +226,29 @@ def start(net: nn.Module, x: jax.Array, mask_index: Any) -> None:
 
 
 def logits_at(net: nn.Module, d: jax.Array, mask_index: Any) -> jax.Array:
-    """Run the network at pixel d, in raster order, and return its logits there, [B, C].
+    """Run the network at the pixel of variable d and return the variable's logits, [B, K].
 
     The arguments after the network are as in `CausalNet.logits_at`.
     """
     x = net.get_variable("cache", "x")
-    return net(x, mask_index, At(*jnp.divmod(d, x.shape[2])))[:, 0]
+    at = place_of(d, x)
+    return net(x, mask_index, at)[:, at.channel]
+
+
+def place_of(d: jax.Array, x: jax.Array) -> At:
+    """Return the row, column and channel of variable d of images x [B, H, W, C]."""
+    pixel, channel = jnp.divmod(d, x.shape[3])
+    return At(*jnp.divmod(pixel, x.shape[2]), channel)
 
 
 def put(net: nn.Module, d: jax.Array, value: jax.Array, mask_index: Any) -> None:
-    """Set pixel d of the cached image.
+    """Set variable d of the cached image.
 
     The arguments after the network are as in `CausalNet.put`.
     """
     x = net.get_variable("cache", "x")
-    row, column = jnp.divmod(d, x.shape[2])
-    net.put_variable("cache", "x", x.at[:, row, column, 0].set(value))
+    row, column, channel = place_of(d, x)
+    net.put_variable("cache", "x", x.at[:, row, column, channel].set(value))
 
 
 def check_sizes(net: nn.Module, depth: str) -> None:
@@ -176,23 +257,32 @@ def check_sizes(net: nn.Module, depth: str) -> None:
     require(net.size % 2 == 1, f"{type(net).__name__}: size is {net.size}, must be odd")
 
 
-def check_one_channel(net: nn.Module, x: jax.Array) -> None:
-    """Raise `UserError` unless x are images [B, H, W, 1]."""
+def count_channels(net: nn.Module, x: jax.Array) -> int:
+    """Return the number of channels of images [B, H, W, C], or raise `UserError`.
+
+    A network needs a feature for each channel, because its features are divided into groups.
+    """
     name = type(net).__name__
     *_, channels = check_image(name, x.shape[1:])
-    require(channels == 1, f"{name} takes images [H, W, 1], not {channels} channels")
+    require(
+        net.features >= channels,
+        f"{name}: features is {net.features}, must be at least {channels}, the number of channels",
+    )
+    return channels
 
 
 class PixelCNN(nn.Module):
-    """PixelCNN of one channel: a 7 × 7 mask-A layer, residual blocks, two 1 × 1 layers.
+    """PixelCNN: a 7 × 7 mask-A layer, residual blocks, two 1 × 1 layers.
 
     The layers follow table 1 of van den Oord, Kalchbrenner & Kavukcuoglu 2016a,
     https://arxiv.org/abs/1601.06759. A residual block is 2F → F → F → 2F. The network does not see
-    all pixels before: masked kernels leave a blind spot to the right above.
+    all pixels before: masked kernels leave a blind spot to the right above. The logits of a channel
+    depend on the channels before it of the same pixel (figure 2).
 
     Deviations from van den Oord et al. 2016a:
 
-    - A second input channel, of ones, marks the inside of the image, as in PixelCNN++ (Salimans et
+    - Where F is no multiple of C, the groups of features differ in size by one.
+    - A further input channel, of ones, marks the inside of the image, as in PixelCNN++ (Salimans et
       al. 2017, https://arxiv.org/abs/1701.05517).
     - Dropout in each residual block, before its last layer, as in PixelCNN++ (section 2.5).
     - The last 1 × 1 layers are 2F wide.
@@ -221,26 +311,27 @@ class PixelCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask_index: Any, at: At | None = None) -> jax.Array:
-        check_one_channel(self, x)
-        h = CausalConv(2 * self.features, "A", 7)(with_frame(x), at)
+        width, channels, logits = self.features, count_channels(self, x), self.out[1]
+        h = CausalConv(2 * width, "A", 7, channels)(with_frame(x), at)
         for _ in range(self.blocks):
-            r = nn.relu(pointwise(self.features)(nn.relu(h)))
-            r = nn.relu(CausalConv(self.features, "B", self.size)(r, at))
-            h += pointwise(2 * self.features)(drop(self, self.dropout, r))
-        h = nn.relu(pointwise(2 * self.features)(nn.relu(h)))
-        logits = self.out[1]
-        return nn.Dense(logits)(h).reshape(len(x), -1, logits)
+            r = nn.relu(pointwise(width, channels)(nn.relu(h)))
+            r = nn.relu(CausalConv(width, "B", self.size, channels)(r, at))
+            h += pointwise(2 * width, channels)(drop(self, self.dropout, r))
+        h = nn.relu(pointwise(2 * width, channels)(nn.relu(h)))
+        return Dense(channels * logits, channels)(h).reshape(len(x), -1, logits)
 
 
 class GatedPixelCNN(nn.Module):
-    """Gated PixelCNN of one channel, without labels.
+    """Gated PixelCNN, without labels.
 
     van den Oord et al. 2016b, https://arxiv.org/abs/1606.05328. A vertical stack sees the rows
     above, and a horizontal stack sees the pixel's row and the vertical stack, so that every pixel
-    before is seen.
+    before is seen. The features of the horizontal stack have a group for each channel. The vertical
+    stack sees whole pixels and needs no groups.
 
     Deviations from van den Oord et al. 2016b:
 
+    - The sizes of the groups of features, as in `PixelCNN`.
     - The input's channel of ones, as in `PixelCNN`.
     - Dropout of the output of each gate.
     - He initialisation; Adam in place of RMSProp.
@@ -269,7 +360,7 @@ class GatedPixelCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask_index: Any, at: At | None = None) -> jax.Array:
-        check_one_channel(self, x)
+        channels, logits = count_channels(self, x), self.out[1]
         vertical = Vertical(self.features, self.layers, self.size, self.dropout, name="vertical")
         if at is None:
             above = vertical(x)
@@ -279,12 +370,16 @@ class GatedPixelCNN(nn.Module):
             # The vertical stack is computed for a whole row at a time, where the row begins.
             cached = self.get_variable("cache", "above")
             row = nn.cond(
-                at.column == 0, lambda stack: stack(x, At(at.row)), lambda _: cached, vertical
+                (at.column == 0) & (at.channel == 0),
+                lambda stack: stack(x, At(at.row)),
+                lambda _: cached,
+                vertical,
             )
             self.put_variable("cache", "above", row)
             above = [jax.lax.dynamic_slice_in_dim(v, at.column, 1, axis=2) for v in row]
-        logits = self.out[1]
-        horizontal = Horizontal(self.features, self.size, self.dropout, logits, name="horizontal")
+        horizontal = Horizontal(
+            self.features, self.size, self.dropout, channels, channels * logits, name="horizontal"
+        )
         return horizontal(x, above, at).reshape(len(x), -1, logits)
 
 
@@ -306,7 +401,7 @@ class Vertical(nn.Module):
 
 
 class Horizontal(nn.Module):
-    """The horizontal stack on the vertical one, and two 1 × 1 layers: logits [B, H, W, C].
+    """The horizontal stack on the vertical one, and two 1 × 1 layers: logits [B, H, W, C · K].
 
     Each layer is the block of van den Oord et al. 2016b, figure 2.
     """
@@ -314,6 +409,7 @@ class Horizontal(nn.Module):
     features: int
     size: int
     dropout: float
+    channels: int
     logits: int
 
     @nn.compact
@@ -321,11 +417,14 @@ class Horizontal(nn.Module):
         def gated(a: jax.Array, v: jax.Array) -> jax.Array:
             # Flax numbers layers in the order in which they are made. Stored parameters have these
             # numbers, so the last layer is made first.
-            out = pointwise(self.features)
-            return out(drop(self, self.dropout, gate(a + pointwise(2 * self.features)(v))))
+            out = pointwise(width, channels)
+            return out(drop(self, self.dropout, gate(a + pointwise(2 * width)(v))))
 
-        h = gated(CausalConv(2 * self.features, "left", 7)(with_frame(x), at), above[0])
+        width, channels = self.features, self.channels
+        h = CausalConv(2 * width, "left", 7, channels, gated=True)(with_frame(x), at)
+        h = gated(h, above[0])
         for v in above[1:]:
-            h += gated(CausalConv(2 * self.features, "left and self", self.size)(h, at), v)
-        h = nn.relu(pointwise(2 * self.features)(nn.relu(h)))
-        return nn.Dense(self.logits)(h)
+            a = CausalConv(2 * width, "left and self", self.size, channels, gated=True)(h, at)
+            h += gated(a, v)
+        h = nn.relu(pointwise(2 * width, channels)(nn.relu(h)))
+        return Dense(self.logits, channels)(h)
