@@ -1,4 +1,4 @@
-"""The command line: python -m experiments {list,train,evaluate,sample,export,table,bench}.
+"""The command line: python -m experiments COMMAND, see `USAGE`.
 
 Modules that are slow to import (orbax, matplotlib, tensorflow-datasets) are imported where they are
 used, so that help and a mistyped flag are answered at once.
@@ -7,35 +7,34 @@ used, so that help and a mistyped flag are answered at once.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import textwrap
 import warnings
 
-
-def leave(number: int, _) -> None:
-    """End the process at once: before training begins there is nothing to save."""
-    print(f"{signal.Signals(number).name}: stopped", file=sys.stderr, flush=True)
-    os._exit(75)
-
-
 if __name__ == "__main__":  # before the imports, which take their time
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    from experiments import interruption
+
+    interruption.watch(interruption.stop)
 
 import difflib
 import io
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import tyro
+
+from experiments.flags import parse
 
 USAGE = """\
 usage: python -m experiments COMMAND ...
 
-  list             every experiment: its family, kind of density, data and capabilities
+  list [NAME]      every experiment with its result, or the details of one
   train NAME       train an experiment; the same command again resumes it
+  sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
+  compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
   table            write all published results to experiments/results/RESULTS.md
@@ -43,7 +42,33 @@ usage: python -m experiments COMMAND ...
 
 python -m experiments COMMAND --help lists the flags of a command.
 """
-Arguments = TypeVar("Arguments")
+SWEEP_USAGE = """\
+usage: python -m experiments sweep NAME --over FIELD VALUE VALUE ... [--over ...] [FLAGS]
+
+Train an experiment at every combination of the values, and rank the combinations on
+the validation split. The same command again resumes the sweep.
+
+  --over FIELD VALUE VALUE ...  a field of the experiment and its values, such as
+                                --over model.latent 2 5 10; a tuple has commas,
+                                --over model.encoder.hidden 256,128 64
+  --out DIR                     folder of the sweep (default: runs/NAME-sweep)
+
+python -m experiments train NAME --help lists the other flags.
+"""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the experiments by family, one line each, or the details of one."""
+
+    name: tyro.conf.Positional[str] = ""
+    """experiment whose details are shown (default: a line for each experiment)"""
+    family: str = ""
+    """only this family, such as VAE; a part of its name is enough"""
+    data: str = ""
+    """only experiments on this data set"""
+    can: tuple[str, ...] = ()
+    """only models that have all of these methods, such as sample or log_prob"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,28 @@ class Evaluate:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
     """also write experiments/results/NAME.json, the pictures and the weights"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Draw the curves of several runs on one figure, and print their estimates side by side.
+
+    Differences are to the first run. Their errors are paired: all runs are evaluated on the same
+    examples at the same draws.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, two or more"""
+    split: Literal["test", "validation", "train"] = "test"
+    """split of the data to evaluate on"""
+    out: Path | None = None
+    """PNG file of the curves (default: compare-....png beside the first run)"""
+    json: Path | None = None
+    """also write the numbers here"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -141,12 +188,21 @@ def main(arguments: list[str]) -> int:
             print(USAGE, end="")
             return 0
         if command not in COMMANDS:
-            print(USAGE, end="", file=sys.stderr)
-            raise UserError(f"unknown command {command!r}" if command else "no command given")
-        return COMMANDS[command](rest)
+            if not command:
+                print(USAGE, end="", file=sys.stderr)
+                raise UserError("no command given")
+            near = difflib.get_close_matches(command, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+            raise UserError(f"unknown command {command!r}: {hint}")
+        code = COMMANDS[command](rest)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        return 1
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -159,51 +215,104 @@ def main(arguments: list[str]) -> int:
 
 
 def list_command(arguments: list[str]) -> int:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
+    chosen = parse(List, arguments, "list")
+    from experiments import listing
+    from experiments.folder import RESULTS
     from experiments.registry import EXPERIMENTS
-    from gen.core import capabilities
 
-    parse(List, arguments, "list")
-    table = Table(box=SIMPLE, padding=0)
-    table.add_column("experiment", no_wrap=True)
-    for column in ("family", "density", "data", "pixels", "can"):
-        table.add_column(column, overflow="fold")
-    for name, experiment in EXPERIMENTS.items():
-        model = experiment.model
-        density = (
-            model.density if model.density in ("none", "implicit") else f"explicit, {model.density}"
-        )
-        able = " ".join(capabilities(model))
-        table.add_row(name, model.family, density, experiment.data, experiment.binarize, able)
-    Console().print(table)
+    if chosen.name:
+        check_name(chosen.name)
+        print(listing.details(chosen.name, EXPERIMENTS[chosen.name], RESULTS), end="")
+        return 0
+    selected = listing.select(EXPERIMENTS, chosen.family, chosen.data, chosen.can)
+    print(listing.overview(selected, RESULTS), end="")
     return 0
 
 
-@dataclass(frozen=True)
-class List:
-    """List every experiment: its family, kind of density, data and capabilities."""
-
-
 def train_command(arguments: list[str]) -> int:
-    from experiments.experiment import Options, Training
     from experiments.registry import EXPERIMENTS
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m experiments train NAME [FLAGS]\n\nNAME: {', '.join(EXPERIMENTS)}")
-        print("\npython -m experiments train NAME --help lists the flags of an experiment.")
+        names = textwrap.fill(", ".join(EXPERIMENTS), 80, initial_indent="NAME: ")
+        print(f"usage: python -m experiments train NAME [FLAGS]\n\n{names}")
+        print("\npython -m experiments train NAME --help lists the flags of an experiment,")
+        print("and train --config FILE [FLAGS] starts from the config.json of any run.")
         return 0 if arguments else 2
-    name = arguments[0]
-    check_name(name)
-
-    chosen = parse(Training, arguments[1:], f"train {name}", Training(EXPERIMENTS[name], Options()))
+    name, chosen = parse_training("train", arguments)
     from experiments.compilation import keep_programs
     from experiments.run import train_run
 
     keep_programs(chosen.options.keep_programs)
     return train_run(name, chosen.experiment, chosen.options)
+
+
+def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
+    """Return the name of an experiment, and the `Training` that the flags make of it.
+
+    Args:
+      command: the command, for the help.
+      arguments: the command line after it: a name, or --config in its place, and flags.
+    """
+    from experiments.experiment import Options, Training
+    from experiments.registry import EXPERIMENTS
+    from gen.core import UserError
+
+    name, *flags = ["", *arguments] if arguments[0].startswith("-") else arguments
+    given = parse_config(flags)
+    if given:
+        from experiments.folder import read_template
+
+        template = read_template(given)
+        if name not in ("", template.name):
+            raise UserError(
+                f"{given} is of {template.name}, not of {name}: leave the name out, or the file"
+            )
+        name, default = template.name, template.experiment
+    elif not name:
+        raise UserError("no experiment given: train NAME, or train --config FILE")
+    else:
+        check_name(name)
+        default = EXPERIMENTS[name]
+
+    return name, parse(Training, flags, f"{command} {name}", Training(default, Options()))
+
+
+def sweep_command(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(SWEEP_USAGE, end="")
+        return 0 if arguments else 2
+    from rich.console import Console
+
+    from experiments import pictures, sweep
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    others, over = sweep.split_arguments(arguments)
+    name, chosen = parse_training("sweep", others)
+    flags = others if others[0].startswith("-") else others[1:]
+    keep_programs(chosen.options.keep_programs)
+    code, combinations = sweep.run_sweep(name, chosen.experiment, chosen.options, over)
+    if code:
+        return code
+    print("evaluating on the validation split", flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        outcomes = sweep.outcomes(combinations, chosen.options.data_dir)
+    out = combinations[0].folder.parent
+    write_json(out / "sweep.json", sweep.to_json(outcomes))
+    Console().print(sweep.terminal(outcomes))
+    if figure := sweep.picture(outcomes):
+        pictures.save(figure, out / "sweep.png")
+        print(out / "sweep.png")
+    print(sweep.conclusion(name, flags, outcomes))
+    return 0
+
+
+def parse_config(arguments: list[str]) -> Path | None:
+    """Return the file that --config names, which gives the other flags their defaults."""
+    joined = [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    apart = [file for flag, file in pairwise(arguments) if flag == "--config"]
+    return Path((joined + apart)[-1]) if joined or apart else None
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -225,6 +334,27 @@ def evaluate_command(arguments: list[str]) -> int:
     Console().print(summary(record))
     if chosen.publish:
         print(f"published as {publish(run, record)}")
+    return 0
+
+
+def compare_command(arguments: list[str]) -> int:
+    chosen = parse(Compare, arguments, "compare")
+    from rich.console import Console
+
+    from experiments import compare
+    from experiments.compilation import keep_programs
+    from experiments.folder import write_json
+
+    keep_programs(chosen.keep_programs)
+    runs = compare.load_runs(chosen.runs, chosen.data_dir)
+    print(compare.save_curves(runs, chosen.out), flush=True)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        rows = compare.rows(runs, chosen.split)
+    Console().print(compare.terminal(rows, chosen.split))
+    print(compare.explanation(rows))
+    if chosen.json:
+        write_json(chosen.json, compare.to_json(rows, runs, chosen.split))
     return 0
 
 
@@ -256,8 +386,7 @@ def table_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from experiments import table
-    from experiments.evaluation import RESULTS
-    from experiments.folder import write_text
+    from experiments.folder import RESULTS, write_text
     from gen.core import UserError
 
     unknown = [name for name in chosen.data if name not in table.TITLES]
@@ -295,37 +424,18 @@ def check_name(name: str) -> None:
     from gen.core import UserError
 
     if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS)
+        near = [each for each in EXPERIMENTS if each.startswith(f"{name}_")][:3]
+        near = near or difflib.get_close_matches(name, EXPERIMENTS)
         hint = f"did you mean {' or '.join(near)}?" if near else "see python -m experiments list"
         raise UserError(f"unknown experiment {name!r}: {hint}")
-
-
-def parse(
-    kind: type[Arguments], arguments: list[str], command: str, default: Arguments | None = None
-) -> Arguments:
-    """Return the flags of a command. On help or an error tyro prints it and exits, with 0 or 2.
-
-    Args:
-      kind: the class whose fields are the flags.
-      arguments: the command line after the name of the command.
-      command: the name of the command, for its help.
-      default: the values of flags that are not given; None for the defaults of the class.
-    """
-    extra: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        args=arguments,
-        prog=f"python -m experiments {command}",
-        compact_help=True,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
-        **extra,
-    )
 
 
 COMMANDS = {
     "list": list_command,
     "train": train_command,
+    "sweep": sweep_command,
     "evaluate": evaluate_command,
+    "compare": compare_command,
     "sample": sample_command,
     "export": export_command,
     "table": table_command,

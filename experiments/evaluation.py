@@ -13,16 +13,14 @@ import numpy as np
 
 from experiments import pictures
 from experiments.experiment import Experiment
-from experiments.folder import commit, is_clean, read_json, write_json, write_text
+from experiments.folder import RESULTS, commit, is_clean, read_json, write_json, write_text
 from experiments.run import Run
 from gen import estimate, plots, weights
 from gen.core import UserError
 from gen.data import Dataset
-from gen.trained import PUBLISHED, WEIGHTS, Trained
+from gen.trained import WEIGHTS, Trained
 from gen.uses.features import probe
 
-RESULTS = PUBLISHED
-"""Folder of the published results."""
 HALF_SHIFT = 0.1
 """Standard errors by which float16 weights may move an estimate."""
 LARGEST_COMMITTED = 6_000_000
@@ -44,11 +42,8 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
       The record: the estimates, their values for each seed, and the cost and origin of the run.
     """
     experiment, model = run.experiment, run.experiment.model
-    by_seed = []
-    seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
-    for seed in seeds:
-        state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
-        by_seed.append(evaluate_state(experiment, run.dataset, state, split, seed))
+    results_by_seed = evaluate_seeds(run, split)
+    seeds, by_seed = list(results_by_seed), list(results_by_seed.values())
     estimates = {
         name: estimate.over_seeds([results[name] for results in by_seed]) for name in by_seed[0]
     }
@@ -59,9 +54,10 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         "binarize": experiment.binarize,
         "split": split,
         "step": run.step,
+        **({"stopped_early": True} if run.stopped_early else {}),
         "chosen_step": np.asarray(run.chosen_step).tolist(),
         "estimates": {name: estimate.to_json(value) for name, value in estimates.items()},
-        "seeds": list(seeds),
+        "seeds": seeds,
         **({"restarts": list(experiment.all_seeds)} if experiment.restarts else {}),
         "per_seed": [
             {"seed": seed, **{name: _value(each) for name, each in results.items()}}
@@ -89,7 +85,7 @@ def evaluate_state(
       dataset: the data.
       state: a state of the model.
       split: train, validation or test.
-      seed: the seed of the state, which determines the draws.
+      seed: the seed of the binarisation and of all draws.
     """
     model = experiment.model
     rows, key = experiment.decoded(dataset, split, seed)
@@ -98,6 +94,26 @@ def evaluate_state(
         splits = {name: experiment.decoded(dataset, name, seed)[0] for name in dataset.splits}
         results |= probe(model, state, splits, split, seed)
     return results
+
+
+def evaluate_seeds(
+    run: Run, split: str, draws: int | None = None
+) -> dict[int, dict[str, estimate.Estimate]]:
+    """Return the estimates of each seed of a run, or of the best restart, by seed.
+
+    Args:
+      run: the run.
+      split: train, validation or test.
+      draws: the seed of the binarisation and of all draws; None for the seed of each model, so that
+        one seed of a run is evaluated as a run of that seed alone.
+    """
+    experiment, by_seed = run.experiment, {}
+    seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
+    for seed in seeds:
+        drawn = seed if draws is None else draws
+        state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
+        by_seed[seed] = evaluate_state(experiment, run.dataset, state, split, drawn)
+    return by_seed
 
 
 def _value(each: estimate.Estimate) -> dict[str, Any]:
@@ -118,7 +134,7 @@ def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
       UserError: the run is unfinished, the split is not the test split, or the run was not trained
         and evaluated at a commit without later changes.
     """
-    if run.step < run.experiment.steps:
+    if run.step < run.experiment.steps and not run.stopped_early:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
 import tyro
@@ -15,7 +16,7 @@ import tyro
 from gen import checks, config, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import Binarize, Dataset
-from gen.train import Decode
+from gen.train import Decode, Precision
 
 MAY_CHANGE = {
     "steps",
@@ -24,6 +25,7 @@ MAY_CHANGE = {
     "checkpoint_every",
     "keep_every",
     "steps_per_dispatch",
+    "early_stop",
 }
 """Fields that a resumed run may change: its length, and the intervals of its reports."""
 
@@ -56,6 +58,11 @@ class Experiment:
     validate_every: int = 0
     """steps between two validations; the best state is kept if the model has an objective (0: no
     validation)"""
+    early_stop: int = 0
+    """validations without a better state after which training ends (0: never)"""
+    precision: Precision = "float32"
+    """inputs of the matrix products in training: bfloat16 rounds them on a GPU or TPU and changes
+    nothing on a CPU; parameters, sums, convolutions and evaluation keep their precision"""
     sample_every: int = 0
     """steps between two pictures of samples from the same noise (0: none)"""
     checkpoint_every: int = 1000
@@ -69,7 +76,13 @@ class Experiment:
         check_fields(
             self,
             positive=("batch_size", "steps", "report_every", "checkpoint_every"),
-            non_negative=("validate_every", "sample_every", "keep_every", "steps_per_dispatch"),
+            non_negative=(
+                "validate_every",
+                "early_stop",
+                "sample_every",
+                "keep_every",
+                "steps_per_dispatch",
+            ),
             seeds=("seed", "seeds"),
         )
         for name, unit in (("keep_every", "checkpoint_every"), ("validate_every", "report_every")):
@@ -80,6 +93,7 @@ class Experiment:
             )
         if self.validate_every:
             train.check_validated(self.model)
+        checks.check_early_stop(self.model, self.early_stop, self.validate_every)
         if self.restarts:
             require(
                 train.has_objective(self.model),
@@ -171,9 +185,17 @@ class Experiment:
         """Return the index of the seed whose model is shown: the first, or the best restart."""
         return train.shown_seed(carry, bool(self.restarts and self.seeds))
 
+    def stalled(self, step: int, carry: train.Carry) -> bool:
+        """Return whether validation ends the training at a step, see `gen.train.stalled`."""
+        return train.stalled(step, carry, self.validate_every, self.early_stop)
+
     def of_seed(self, tree: Any, index: int) -> Any:
         """Return the part of one seed, by its index, of a tree that `fit` made."""
         return jax.tree.map(lambda array: array[index], tree) if self.seeds else tree
+
+
+Logger = Literal["none", "tensorboard", "wandb"]
+"""A service that shows the metrics of a run, beside metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +214,10 @@ class Options:
     """number of processes"""
     process: int = 0
     """number of this process"""
-    tensorboard: bool = False
-    """write TensorBoard events too (extra: tensorboard)"""
+    logger: Logger = "none"
+    """send the metrics to TensorBoard or Weights & Biases, too (extras tensorboard and wandb)"""
+    config: Path | None = None
+    """config.json of any run, whose values are the defaults of the other flags"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -275,3 +299,41 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif before != after and prefix + field not in MAY_CHANGE:
             changed.append(f"{prefix}{field}: {before} -> {after}")
     return changed
+
+
+def field_types(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every field that a flag sets, by its path, such as `model.latent`.
+
+    Args:
+      part: an experiment or a part of one.
+      prefix: the path of the part, with a dot.
+    """
+    hints, types = get_type_hints(type(part)), {}
+    for name in config.stored_fields(type(part)):
+        value = getattr(part, name)
+        if is_dataclass(value):
+            types |= field_types(value, f"{prefix}{name}.")
+        elif name != "shape":  # which the data determine
+            types[f"{prefix}{name}"] = hints[name]
+    return types
+
+
+def read_value(text: str, hint: Any) -> Any:
+    """Return the JSON value of a field's type that a text stands for, or the text if none does.
+
+    Args:
+      text: a number, a word, or the items of a tuple with commas between them.
+      hint: the type of the field.
+    """
+    words = {"True": True, "False": False, "None": None}
+
+    def read(word):
+        try:
+            return words[word] if word in words else json.loads(word)
+        except ValueError:
+            return word
+
+    items = [read(word) for word in text.split(",")]
+    candidates = (items[0] if len(items) == 1 else text, text, items)
+    value = next((value for value in candidates if config.has_type(value, hint)), candidates[0])
+    return float(value) if hint is float and type(value) is int else value

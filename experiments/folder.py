@@ -12,6 +12,7 @@ evaluation.json  estimates, from `evaluate`
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -31,7 +32,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.experiment import Experiment, differences, from_config, missing, to_config
+from experiments.experiment import (
+    Experiment,
+    Logger,
+    differences,
+    from_config,
+    missing,
+    to_config,
+)
 from experiments.registry import EXPERIMENTS
 from gen import config as parts
 from gen import trained
@@ -41,6 +49,9 @@ from gen.files import damaged, json_sum, read_json, replacing, writing
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
 """A log is a function of (step, metrics) that appends a report to metrics.jsonl."""
+
+RESULTS = trained.PUBLISHED
+"""Folder of the published results."""
 
 NO_RESULTS = ":(top,exclude)experiments/results"
 """This path specification excludes the published results from a git command."""
@@ -104,12 +115,43 @@ def read_config(folder: Path) -> Config | None:
       UserError: the file is damaged or was edited, or this version has no such experiment.
     """
     config = trained.read_config(folder)
+    return None if config is None else _config(folder / "config.json", config)
+
+
+def read_template(path: Path) -> Config:
+    """Return the experiment in a config.json as the start of another run.
+
+    The file may be edited by hand. A learning rate that falls over the whole run falls over the
+    whole of the other run, too.
+
+    Raises:
+      UserError: there is no such file, it is damaged, or this version has no such experiment.
+    """
+    config = read_json(path, *trained.CONFIG_KEYS)
     if config is None:
-        return None
+        raise UserError(f"there is no file {path}: --config takes the config.json of a run")
+    config.pop("sha256", None)
+    return _config(path, _without_length(config, config["steps"]))
+
+
+def _without_length(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return a configuration without the lengths of schedules that fall over all the steps."""
+    return {
+        name: _without_length(value, steps)
+        if isinstance(value, dict)
+        else None
+        if (name, value) == ("decay_steps", steps)
+        else value
+        for name, value in config.items()
+    }
+
+
+def _config(path: Path, config: dict[str, Any]) -> Config:
+    """Return the experiment that the content of a file describes."""
     try:
         experiment = from_config(config, EXPERIMENTS)
     except UserError as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     name = config["experiment"]
     return Config(name, experiment, missing(config, to_config(name, experiment)))
 
@@ -256,46 +298,110 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def note_early_stop(folder: Path, step: int) -> None:
+    """Write to manifest.json that the run stopped early, and at which step."""
+    manifest = read_manifest(folder)
+    if manifest and manifest.get("stopped_early") != step:
+        write_json(folder / "manifest.json", {**manifest, "stopped_early": step})
+
+
 @contextmanager
-def open_log(folder: Path, lines: list[dict[str, Any]], tensorboard: bool) -> Iterator[Log]:
+def open_log(folder: Path, lines: list[dict[str, Any]], logger: Logger) -> Iterator[Log]:
     """Yield a function that appends reports to metrics.jsonl.
 
     Args:
       folder: the run folder.
       lines: the reports that the file holds at first.
-      tensorboard: whether to write TensorBoard events, too.
+      logger: the service that receives the reports, too.
 
     Raises:
-      UserError: tensorboardX is not installed.
+      UserError: the package of the logger is not installed.
     """
-    events = None
-    if tensorboard:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--tensorboard needs tensorboardX: pip install 'gen[tensorboard]'"
-            ) from None
-        last = lines[-1]["step"] if lines else 0
-        events = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
-    path = folder / "metrics.jsonl"
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    last = lines[-1]["step"] if lines else 0
+    with LOGGERS[logger](folder, last) as send:
+        path = folder / "metrics.jsonl"
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        with path.open("a") as file:
 
-    with path.open("a") as file:
+            def log(step: int, metrics: dict[str, np.ndarray]) -> None:
+                values = {name: value.tolist() for name, value in metrics.items()}
+                file.write(json.dumps({"step": step, **values}) + "\n")
+                file.flush()
+                send(step, metrics)
 
-        def log(step: int, metrics: dict[str, np.ndarray]) -> None:
-            values = {name: value.tolist() for name, value in metrics.items()}
-            file.write(json.dumps({"step": step, **values}) + "\n")
-            file.flush()
-            if events:
-                for name, value in metrics.items():
-                    events.add_scalar(name, float(np.mean(value)), step)
-
-        try:
             yield log
-        finally:
-            if events:
-                events.close()
+
+
+@contextmanager
+def _no_logger(folder: Path, last: int) -> Iterator[Log]:
+    """Yield a function that does nothing."""
+    yield lambda step, metrics: None
+
+
+@contextmanager
+def _tensorboard(folder: Path, last: int) -> Iterator[Log]:
+    """Yield a function that writes TensorBoard events of the steps after `last`."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise _lacks("tensorboard", "tensorboardX") from None
+    events = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
+
+    def send(step: int, metrics: dict[str, np.ndarray]) -> None:
+        for name, value in metrics.items():
+            events.add_scalar(name, float(np.mean(value)), step)
+        events.flush()  # a signal can end the process at any moment
+
+    try:
+        yield send
+    finally:
+        events.close()
+
+
+@contextmanager
+def _wandb(folder: Path, last: int) -> Iterator[Log]:
+    """Yield a function that sends metrics to Weights & Biases, where a resumed run goes on.
+
+    The id of the run derives from the folder and the start of its first session. Weights & Biases
+    keeps the first values that it was sent for a step.
+    """
+    try:
+        import wandb  # type: ignore
+    except ImportError:
+        raise _lacks("wandb", "wandb") from None
+    manifest = read_manifest(folder)
+    began = manifest["sessions"][0].get("started") if manifest else None
+    identity = hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16]
+    try:
+        run = wandb.init(
+            project="gen",
+            name=folder.name,
+            id=identity,
+            config=read_json(folder / "config.json"),
+            allow_val_change=True,  # a resumed run may be longer
+            dir=str(folder.absolute()),
+            resume="allow",
+        )
+    except wandb.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--logger wandb cannot begin ({reason}): try wandb login") from error
+
+    def send(step: int, metrics: dict[str, np.ndarray]) -> None:
+        run.log({name: float(np.mean(value)) for name, value in metrics.items()}, step=step)
+
+    try:
+        yield send
+    finally:
+        run.finish()
+
+
+def _lacks(logger: Logger, package: str) -> UserError:
+    """Return the error that the package of a logger is not installed."""
+    return UserError(f"--logger {logger} needs {package}: pip install 'gen[{logger}]'")
+
+
+LOGGERS = {"none": _no_logger, "tensorboard": _tensorboard, "wandb": _wandb}
+"""The services that `Options.logger` names: each takes the folder and the last step logged."""
 
 
 def device_name() -> str:
@@ -307,9 +413,13 @@ def device_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {model}, {cores()} cores"
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
     usable = hasattr(os, "sched_getaffinity")  # macOS does not have it
-    cores = len(os.sched_getaffinity(0)) if usable else os.cpu_count()
-    return f"CPU: {model}, {cores} cores"
+    return len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
 
 
 def commit() -> str | None:

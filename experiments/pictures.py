@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.folder import write_text
 from gen import plots
-from gen.core import Batch, capabilities, facts
+from gen.core import METRIC_UNITS, Batch, capabilities, facts
 from gen.data import LogProb
 from gen.files import replacing
 from gen.uses.features import encode_all
@@ -108,6 +108,11 @@ def snapshot(folder: Path, step: int, model: Any, state: Any, key: jax.Array) ->
         save(plots.clouds({f"step {step:,}": points}, 1), path.with_suffix(".png"))
 
 
+def has_snapshots(model: Any) -> bool:
+    """Return whether `snapshot` draws the samples of a model: images, and points of the plane."""
+    return len(model.shape) == 3 or model.shape == (2,)
+
+
 def snapshot_path(folder: Path, step: int) -> Path:
     """Return the path of the arrays that `snapshot` stores at a step."""
     return folder / f"step_{step:07d}.npy"
@@ -122,6 +127,7 @@ def final_pictures(
     symbols: str = "",
     words: Sequence[str] = (),
     log_prob: LogProb | None = None,
+    originals: jax.Array | None = None,
 ) -> None:
     """Draw every picture that the model's capabilities allow, under the names in `FINAL`.
 
@@ -134,6 +140,7 @@ def final_pictures(
       symbols: the letter of each level, if examples are texts.
       words: the word of each variable, if examples are documents.
       log_prob: the log-density of the distribution that the data were drawn from, if it is known.
+      originals: x of the test examples before binarisation; None where it is `test["x"]`.
     """
     able = capabilities(model)
     if "tables" in able:
@@ -148,7 +155,7 @@ def final_pictures(
     if words:
         document_texts(folder, model, state, key, words)
     if len(model.shape) == 3:
-        image_pictures(folder, model, state, test, key)
+        image_pictures(folder, model, state, test, key, originals)
     if model.shape == (2,):
         point_pictures(folder, model, state, test, key, log_prob)
 
@@ -261,7 +268,14 @@ def bracket_picture(folder: Path, model: Any, state: Any, key: jax.Array) -> Non
     save(plots.brackets(TEMPERATURES, ends, exact), folder / "bracket.png")
 
 
-def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
+def image_pictures(
+    folder: Path,
+    model: Any,
+    state: Any,
+    test: Batch,
+    key: jax.Array,
+    originals: jax.Array | None = None,
+) -> None:
     """Draw the pictures of a model of images: samples, and how they come about; reconstructions,
     completions, filters and codes.
 
@@ -271,8 +285,10 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
       state: a state of it.
       test: test examples.
       key: the source of the draws.
+      originals: x of the test examples before binarisation; None where it is `test["x"]`.
     """
     able = capabilities(model)
+    originals = test["x"] if originals is None else originals
     if "sample" in able:
         save(plots.grid(draw_samples(model, state, key), 10), folder / "samples.png")
     if "chains" in able:
@@ -284,14 +300,12 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
     if "sample_in" in able:
         save(row_by_row(samples_by_steps(model, state, key, ROW)), folder / "steps.png")
     if len(stored := snapshots(folder, (ROW, *model.shape))) > 1:
-        save(
-            row_by_row({name: values / 255 for name, values in stored.items()}),
-            folder / "strip.png",
-        )
+        rows = {name: values / 255 for name, values in doubling(stored).items()}
+        save(row_by_row(rows), folder / "strip.png")
     if "reconstruct" in able:
-        reconstruction_picture(folder, model, state, test)
+        reconstruction_picture(folder, model, state, test, originals)
     if "complete" in able and facts(model).completion in ("any", "raster"):
-        completion_picture(folder, model, state, test, key)
+        completion_picture(folder, model, state, test, key, originals)
     if "filters" in able:
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
@@ -301,40 +315,52 @@ def image_pictures(folder: Path, model: Any, state: Any, test: Batch, key: jax.A
         interpolation_picture(folder, model, state, test)
 
 
-def reconstruction_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
-    """Draw 30 test images, each row of 10 above the row of their reconstructions.
+def reconstruction_picture(
+    folder: Path, model: Any, state: Any, test: Batch, originals: jax.Array
+) -> None:
+    """Draw 30 test images, and in the row below each row of 10 their reconstructions.
+
+    Between them stand the binarised images that the model was given, if they were binarised.
 
     Args:
       folder: the folder of the pictures.
       model: a model with `reconstruct`.
       state: a state of it.
-      test: test images, at least 30.
+      test: test images as the model takes them, at least 30.
+      originals: the test images before binarisation, [N, *shape].
     """
     batch = {"x": test["x"][:30]}
-    both = np.stack([batch["x"], jax.jit(model.reconstruct)(state, batch)])  # [2, 30, *shape]
-    images = both.reshape(2, 3, 10, *model.shape).swapaxes(0, 1).reshape(60, *model.shape)
-    rows = ["original", "reconstructed"] * 3
-    save(plots.grid(images, 10, rows), folder / "reconstructions.png")
+    rows = {"original": originals[:30]}
+    if not np.array_equal(rows["original"], batch["x"]):
+        rows["binarised"] = batch["x"]
+    rows["reconstructed"] = jax.jit(model.reconstruct)(state, batch)
+    images = np.stack([np.reshape(x, (-1, ROW, *model.shape)) for x in rows.values()], axis=1)
+    names = list(rows) * len(images)
+    save(plots.grid(images.reshape(-1, *model.shape), ROW, names), folder / "reconstructions.png")
 
 
-def completion_picture(folder: Path, model: Any, state: Any, test: Batch, key: jax.Array) -> None:
+def completion_picture(
+    folder: Path, model: Any, state: Any, test: Batch, key: jax.Array, originals: jax.Array
+) -> None:
     """Draw 10 test images and three completions of their upper halves.
 
     Args:
       folder: the folder of the pictures.
       model: a model whose `complete` takes an upper half, which comes first in raster order.
       state: a state of it.
-      test: test images, at least 10.
+      test: test images as the model takes them, at least 10.
       key: the source of the draws.
+      originals: the test images before binarisation, [N, *shape].
     """
-    x = jnp.asarray(test["x"][:10])
+    x = jnp.asarray(test["x"][:ROW])
     upper = jnp.zeros(model.shape).at[: model.shape[0] // 2].set(1)
     shown = jnp.where(upper[None] == 1, x, 0.5)
     complete, keys = jax.jit(model.complete), jax.random.split(jax.random.fold_in(key, 1), 3)
     completed = [complete(state, x, upper, each) for each in keys]
-    rows = ["original", "shown", *["completed"] * len(keys)]
-    images = np.concatenate([x, shown, *completed])
-    save(plots.grid(images, 10, rows), folder / "completions.png")
+    binarised = not np.array_equal(originals[:ROW], x)
+    rows = ["original", "shown, binarised" if binarised else "shown", *["completed"] * len(keys)]
+    images = np.concatenate([originals[:ROW], shown, *completed])
+    save(plots.grid(images, ROW, rows), folder / "completions.png")
 
 
 def interpolation_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
@@ -382,7 +408,7 @@ def point_pictures(
     if "sample_in" in able:
         save(plots.clouds(samples_by_steps(model, state, key, POINTS), 4), folder / "steps.png")
     if len(stored := snapshots(folder, (POINTS, *model.shape))) > 1:
-        save(plots.clouds(stored, 4), folder / "strip.png")
+        save(plots.clouds(doubling(stored), 4), folder / "strip.png")
     if "encode" in able and "label" in test:
         latent_picture(folder, model, state, test)
 
@@ -452,6 +478,16 @@ def snapshots(folder: Path, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def doubling(snapshots: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the first, second, fourth, eighth, ... snapshot, and the last one.
+
+    Samples change fast at first and slowly later, so that the steps of a strip double.
+    """
+    names = list(snapshots)
+    places = {2**i - 1 for i in range(len(names).bit_length())} | {len(names) - 1}
+    return {names[place]: snapshots[names[place]] for place in sorted(places)}
+
+
 def row_by_row(images: Mapping[str, Any]) -> Any:
     """Return a grid with one row of `ROW` images [ROW, H, W, C] for each name."""
     return plots.grid(np.concatenate(list(images.values())), ROW, list(images))
@@ -509,8 +545,17 @@ def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarr
     return (np.sin((1 - w) * angle) * a[:, None] + np.sin(w * angle) * b[:, None]) / np.sin(angle)
 
 
-def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Draw the metrics of a run, the lines of its metrics.jsonl, against the step."""
+def metric_curves(
+    path: Path, lines: list[dict[str, Any]], units: Mapping[str, str], chosen: Sequence[int] = ()
+) -> None:
+    """Draw the metrics of a run against the step.
+
+    Args:
+      path: the path of the picture.
+      lines: the lines of metrics.jsonl.
+      units: the units of the metrics for which `METRIC_UNITS` has none, or another one.
+      chosen: the step of the state that validation chose, for each seed.
+    """
     names = dict.fromkeys(name for line in lines for name in line if name != "step")
     series = {
         name: (
@@ -519,7 +564,7 @@ def metric_curves(path: Path, lines: list[dict[str, Any]]) -> None:
         )
         for name in names
     }
-    save(plots.curves(series), path)
+    save(plots.curves(series, METRIC_UNITS | {**units}, chosen), path)
 
 
 def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +18,27 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import folder as files
+from experiments import interruption
 from experiments.experiment import Experiment, Options, to_config
+from experiments.interruption import INTERRUPTED, Interruption
 from gen import data, parallel, train, trained
 from gen.checkpoint import open_checkpoints
-from gen.core import UserError, capabilities
+from gen.core import UserError, capabilities, facts
 from gen.data import Dataset
 from gen.files import delete_leftovers
 from gen.trained import Trained
 
-INTERRUPTED = 75
-"""Exit code of an interrupted run, EX_TEMPFAIL of sysexits.h: the same command resumes it."""
+LINE_EVERY = 30.0
+"""Seconds between two lines about the progress of a run, where there is no terminal."""
 LAST_PICTURE = "curves.png"
 """The picture that is drawn last: a finished run that has it has all pictures."""
+
+
+class Display(NamedTuple):
+    """The functions that tell how far a run is, on a terminal or elsewhere."""
+
+    show: Callable[[int, dict[str, np.ndarray] | None], None]  # of the steps done and a report
+    say: Callable[[str], None]  # of what the run does next
 
 
 class Run(NamedTuple):
@@ -47,6 +54,7 @@ class Run(NamedTuple):
     shown: int  # index of the seed whose model is shown
     seconds: float  # training time up to the last checkpoint
     sessions: list[dict[str, Any]]  # sessions in manifest.json
+    stopped_early: bool = False  # whether --early-stop ended the training at `step`
 
 
 def train_run(name: str, experiment: Experiment, options: Options) -> int:
@@ -81,7 +89,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         _same_everywhere([str(folder.absolute()), to_config(name, experiment)])
         # The shapes are computed before anything is written, so that a model that needs too much
         # memory leaves no folder.
-        target = _target(experiment.for_run(), dataset, mesh)
+        target = carry_shapes(experiment.for_run(), dataset, mesh)
 
         def open_folder():
             stack.enter_context(files.hold(folder))
@@ -93,7 +101,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         old = files.read_config(folder)
         _name_missing(folder, old)
         experiment = experiment.for_run()
-        interrupted = stack.enter_context(_signals())
+        signals = Interruption()
+        stack.callback(interruption.watch(signals.act))
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
         )
@@ -105,12 +114,18 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             _name_damaged(restored.damaged)
             done, seconds = restored.step, restored.info["seconds"]
             start = done, restored.tree
+            signals.saved = f"step {done} is saved"
             if _lead():  # a kill may have come between the checkpoint and its snapshot
-                _snapshot(folder, experiment, done, restored.tree)
-        if start and done >= experiment.steps:
-            if _lead() and not _pictures_done(folder):
-                _final_pictures(folder, experiment, dataset, start[1])
-            _say(f"{folder} is finished: {done} steps. Nothing to do.")
+                _snapshot(folder, experiment, done, restored.tree, signals, _say)
+        stalled = start is not None and experiment.stalled(*start)
+        if start and (stalled or done >= experiment.steps):
+            if _lead():
+                if stalled:
+                    files.note_early_stop(folder, done)
+                if not _pictures_done(folder):
+                    _final_pictures(folder, experiment, dataset, start, signals, _say)
+            early = "the run stopped early after " if stalled else ""
+            _say(f"{folder} is finished: {early}{done} steps. Nothing to do.")
             return 0
 
         old_interval = old and old.experiment.report_every
@@ -118,15 +133,19 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             # The sums of the metrics belong to a report of the old interval.
             start = done, train.without_sums(start[1])
         _meet("configuration read")
-        log, show = _no_log, _no_log
+        log, display = _no_log, Display(_no_log, _say)
         if _lead():
-            lines = _lines_until(done, folder, experiment.report_every, old_interval)
+            lines = lines_until(done, folder, experiment.report_every, old_interval)
             files.note_session(folder, name, experiment, dataset)
-            log = stack.enter_context(files.open_log(folder, lines, options.tensorboard))
+            log = stack.enter_context(files.open_log(folder, lines, options.logger))
             (folder / "samples" / LAST_PICTURE).unlink(missing_ok=True)
         _say(f"resuming {folder} at step {done}" if done else f"training {name} into {folder}")
         if _lead():
-            show = stack.enter_context(_bar(name, done, experiment.steps))
+            display = stack.enter_context(show_progress(name, done, experiment.steps))
+            if sys.stdout.isatty():
+                signals.say = display.say
+        display.say("compiling")
+        signals.begin("compiling")
 
         saved = done
         began = time.perf_counter() - seconds
@@ -146,35 +165,49 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 start=start,
                 validation=dataset.validation,
                 validate_every=experiment.validate_every,
+                early_stop=experiment.early_stop,
+                precision=experiment.precision,
             ):
+                signals.end()
                 done, seconds = step, time.perf_counter() - began
                 if metrics:
                     log(step, metrics)
-                show(step, metrics)
-                stop = _agree(bool(interrupted), at_report=metrics is not None)
-                finished = step == experiment.steps
-                if finished or stop or step % experiment.checkpoint_every == 0:
+                display.show(step, metrics)
+                stop = _agree(bool(signals.received), at_report=metrics is not None)
+                stalled = experiment.stalled(step, carry)
+                finished = stalled or step == experiment.steps
+                draw = finished or _snapshot_due(experiment, step)
+                if draw or stop or step % experiment.checkpoint_every == 0:
                     train.check_finite(step, carry)
                     checkpoints.save(step, carry, {"seconds": seconds})
                     saved = step
-                if _lead():
+                    signals.saved = f"step {step} is saved"
+                if stop and not finished:
+                    break
+                if draw:
                     before = time.perf_counter()
-                    _snapshot(folder, experiment, step, carry)
+                    checkpoints.wait()  # a signal during the drawing ends the process
+                    if _lead():
+                        _snapshot(folder, experiment, step, carry, signals, display.say)
                     began += time.perf_counter() - before  # drawing does not count as training
                 if finished and _lead():
-                    _final_pictures(folder, experiment, dataset, carry)
-                if stop:
-                    break
+                    if stalled:
+                        files.note_early_stop(folder, step)
+                    _final_pictures(
+                        folder, experiment, dataset, (step, carry), signals, display.say
+                    )
         except train.NonFiniteError as error:
             last = f"the checkpoint of step {saved} stays" if saved else "there is no checkpoint"
             print(f"stopped: {error}; {last}; try a lower learning rate", file=sys.stderr)
             return 1
 
-    if done < experiment.steps:
-        cause = " ".join(interrupted) or "another process was stopped"
+    if done < experiment.steps and not stalled:
+        cause = signals.received or "another process was stopped"
         _say(f"{cause}: saved step {done}; the same command goes on from there")
         return INTERRUPTED
-    _say(f"{experiment.steps} steps in {seconds:.1f} s; pictures in {folder}/samples")
+    if stalled:
+        _say(f"stopped early: {experiment.early_stop} validations brought no better state")
+    _say(f"{done} steps in {seconds:.1f} s; pictures in {folder}/samples")
     _say(f"next: python -m experiments evaluate {folder}")
     return 0
 
@@ -213,6 +246,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         restored.shown,
         restored.seconds,
         manifest["sessions"],
+        experiment.stalled(restored.step, restored.carry),
     )
 
 
@@ -242,7 +276,7 @@ def load_trained(path: Path, data_dir: Path | None = None) -> Trained:
     )
 
 
-def _lines_until(
+def lines_until(
     done: int, folder: Path, every: int, old_interval: int | None
 ) -> list[dict[str, Any]]:
     """Return the reports up to step `done`, from which a run is resumed.
@@ -264,13 +298,20 @@ def _lines_until(
     ]
 
 
-def _target(experiment: Experiment, dataset: Dataset, mesh: Any) -> Any:
-    """Return the shapes of the carry, placed on the mesh, for a restore."""
+def carry_shapes(experiment: Experiment, dataset: Dataset, mesh: Any, seed: Any = None) -> Any:
+    """Return the shapes of the carry, placed on the mesh, for a restore.
+
+    Args:
+      experiment: the experiment.
+      dataset: its data.
+      mesh: devices that hold the carry, or None.
+      seed: the seeds, where they are not the experiment's.
+    """
     return trained.carry_shapes(
         experiment.model,
         dataset.train,
         experiment.batch_size,
-        experiment.fit_seed,
+        experiment.fit_seed if seed is None else seed,
         decode=experiment.decode(dataset),
         validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
         placement=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -330,7 +371,7 @@ def _join(options: Options) -> None:
     try:
         parallel.join(options.coordinator, options.processes, options.process)
     except UserError as error:
-        _leave(f"error: {error}", 2)
+        interruption.leave(f"error: {error}", 2)
 
 
 @contextmanager
@@ -347,18 +388,9 @@ def _other_processes() -> Iterator[None]:
         if jax.process_count() == 1 or not re.search("Gloo|NCCL|UNAVAILABLE", str(cause)):
             raise
         reason = str(cause).strip().partition("\n")[0]
-        _leave(
-            f"another process has ended ({reason}): start all of them again to go on", INTERRUPTED
+        interruption.leave(
+            f"another process has ended ({reason}): start all of them again to go on"
         )
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    """Print a message and end the process at once.
-
-    The clean-up of JAX and Orbax is left out, because it waits for the other processes.
-    """
-    print(message, file=sys.stderr, flush=True)
-    os._exit(code)
 
 
 def _same_everywhere(settings: list[Any]) -> None:
@@ -379,34 +411,21 @@ def _agree(flag: bool, at_report: bool) -> bool:
     return at_report and bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Yield a list that receives the name of SIGTERM or SIGINT; a second signal acts as before."""
-    caught: list[str] = []
-    before = {}
-
-    def catch(number, _):
-        caught.append(signal.Signals(number).name)
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, catch)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _no_log(step: int, metrics: Any) -> None:
     """Do nothing, in processes that do not write and where there is no terminal."""
 
 
 @contextmanager
-def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
-    """Show a progress bar above the last report on a terminal, and nothing elsewhere."""
+def show_progress(name: str, done: int, steps: int) -> Iterator[Display]:
+    """Show a progress bar above the last report on a terminal, and lines of text elsewhere.
+
+    Args:
+      name: the name of the experiment.
+      done: steps done before.
+      steps: the number of the last step.
+    """
     if not sys.stdout.isatty():
-        yield _no_log
+        yield Display(_line_writer(done, steps), _say)
         return
     from rich import progress as bars
     from rich.console import Group
@@ -426,12 +445,60 @@ def _bar(name: str, done: int, steps: int) -> Iterator[Any]:
     def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
         bar.update(task, completed=step)
         if metrics:
-            report.plain = "  ".join(f"{key} {_spread(value)}" for key, value in metrics.items())
+            report.plain = _report(metrics)
             speed = bar.tasks[task].speed
             bar.update(task, speed=f"{speed:.0f} steps/s" if speed else "")
 
+    def say(text: str) -> None:
+        report.plain = text  # Live draws it within a quarter of a second
+
     with Live(Group(bar, report)):
-        yield show
+        yield Display(show, say)
+
+
+def _line_writer(
+    done: int, steps: int, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, dict[str, np.ndarray] | None], None]:
+    """Return a function that prints the step, the report, the speed and the time that is left.
+
+    It prints a line at most every `LINE_EVERY` seconds.
+
+    Args:
+      done: steps done before.
+      steps: the number of the last step.
+      clock: a function that returns the time in seconds.
+    """
+    last: tuple[int, float] | None = None  # step and time of the last line
+    latest: dict[str, np.ndarray] = {}
+
+    def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
+        nonlocal last
+        latest.update(metrics or {})
+        now = clock()
+        if last is None:  # the first step, which took the time of compiling, does not count
+            last = step, now
+        elif now - last[1] >= LINE_EVERY:
+            speed = (step - last[0]) / (now - last[1])
+            left = _duration((steps - step) / speed)
+            parts = [f"step {step:,} of {steps:,}", _report(latest)]
+            _say("  ".join(filter(None, [*parts, f"{speed:.3g} steps/s", f"{left} left"])))
+            last = step, now
+
+    return show
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in its two largest units, such as `3 min 20 s`."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def _report(metrics: dict[str, np.ndarray]) -> str:
+    """Return the metrics of a report as text."""
+    return "  ".join(f"{key} {_spread(value)}" for key, value in metrics.items())
 
 
 def _spread(values: np.ndarray) -> str:
@@ -445,30 +512,55 @@ def _pictures_done(folder: Path) -> bool:
     return (folder / "samples" / LAST_PICTURE).exists()
 
 
-def _snapshot(folder: Path, experiment: Experiment, step: int, carry: train.Carry) -> None:
+def _snapshot_due(experiment: Experiment, step: int) -> bool:
+    """Return whether samples are drawn at a step."""
+    every = experiment.sample_every
+    return every > 0 and step % every == 0 and "sample" in capabilities(experiment.model)
+
+
+def _snapshot(
+    folder: Path,
+    experiment: Experiment,
+    step: int,
+    carry: train.Carry,
+    signals: Interruption,
+    say: Callable[[str], None],
+) -> None:
     """Draw samples at a step, unless none are due or there is a picture of them already."""
-    if not experiment.sample_every or step % experiment.sample_every:
+    if not _snapshot_due(experiment, step):
         return
     from experiments import pictures
 
     drawn = pictures.snapshot_path(folder / "samples", step).with_suffix(".png").exists()
-    if "sample" in capabilities(experiment.model) and not drawn:
+    if pictures.has_snapshots(experiment.model) and not drawn:
+        say(f"drawing samples of step {step}")
+        signals.begin("drawing pictures")
         keys = train.streams(experiment.all_seeds[0])
         state = experiment.of_seed(parallel.local(carry.state), 0)
         pictures.snapshot(folder / "samples", step, experiment.model, state, keys.sample)
+        signals.end()
 
 
 def _final_pictures(
-    folder: Path, experiment: Experiment, dataset: Dataset, carry: train.Carry
+    folder: Path,
+    experiment: Experiment,
+    dataset: Dataset,
+    last: tuple[int, train.Carry],
+    signals: Interruption,
+    say: Callable[[str], None],
 ) -> None:
+    """Draw the pictures of a finished run, at its last step and carry."""
     from experiments import pictures
 
-    _say("drawing pictures")
-    carry = parallel.local(carry)  # the copy on this process's first device
+    say("drawing pictures")
+    signals.begin("drawing pictures")
+    step, carry = last[0], parallel.local(last[1])  # the copy on this process's first device
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])
     test = {name: jnp.asarray(values[:2000]) for name, values in test.items()}
+    rows = {"x": jnp.asarray(dataset.test["x"][:2000])}
+    originals = dataset.format.decode(rows, keys.evaluate)
     state = experiment.of_seed(carry.chosen, shown)
     pictures.final_pictures(
         folder / "samples",
@@ -479,5 +571,12 @@ def _final_pictures(
         dataset.format.symbols,
         dataset.format.words,
         dataset.log_prob,
+        originals["x"],
     )
-    pictures.metric_curves(folder / "samples" / LAST_PICTURE, files.read_metrics(folder))
+    pictures.metric_curves(
+        folder / "samples" / LAST_PICTURE,
+        files.read_metrics(folder),
+        facts(experiment.model).metric_units,
+        np.atleast_1d(train.chosen_step(step, carry)).tolist() if experiment.validate_every else (),
+    )
+    signals.end()

@@ -167,6 +167,15 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints")
         self._manager.reload()
 
+    def wait(self) -> None:
+        """Wait until every save has reached the disk.
+
+        Raises:
+          UserError: the last checkpoint cannot be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Wait until every save has reached the disk, then close the manager.
 

@@ -476,6 +476,27 @@ def check_validated(model: Any) -> None:
         )
 
 
+def check_early_stop(model: Any, early_stop: int, validate_every: int) -> None:
+    """Check that validation can end the training.
+
+    Args:
+      model: any model.
+      early_stop: validations without a better state after which training ends, 0 for never.
+      validate_every: steps between two validations, 0 for none.
+
+    Raises:
+      UserError: `early_stop` is no integer of at least 0, there is no validation, or the model has
+        no objective.
+    """
+    check_integer("early_stop", early_stop, 0)
+    if early_stop and not validate_every:
+        raise UserError(f"early_stop is {early_stop}, without validation: give validate_every")
+    if early_stop and not has_objective(model):
+        raise UserError(
+            f"{type(model).__name__} has no objective by which a state is better: early_stop 0"
+        )
+
+
 def _described(value: Any) -> str:
     """Return the type of a value with an article, and the shape of an array."""
     if isinstance(value, np.ndarray | jax.Array):

@@ -82,7 +82,7 @@ def to_json(value: Any) -> Any:
 
 def fields_to_json(part: Any) -> dict[str, Any]:
     """Return the fields of a part as JSON, without its class."""
-    return {name: to_json(getattr(part, name)) for name in _stored(type(part))}
+    return {name: to_json(getattr(part, name)) for name in stored_fields(type(part))}
 
 
 def from_json(value: Any, default: Any = None, name: str = "model") -> Any:
@@ -139,7 +139,7 @@ def _is_part(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, type)
 
 
-def _stored(kind: Any) -> list[str]:
+def stored_fields(kind: Any) -> list[str]:
     """Return the names of the fields that are stored.
 
     A Flax module has further fields, which Flax or the model sets.
@@ -165,7 +165,7 @@ def _rebuild(kind: Any, default: Any, values: Mapping[str, Any], prefix: str) ->
       values: JSON values by field.
       prefix: the name of the part, with a dot, for messages.
     """
-    names = _stored(kind)
+    names = stored_fields(kind)
     if unknown := values.keys() - set(names):
         raise UserError(
             f"{kind.__name__} lacks the fields {', '.join(sorted(unknown))} "
@@ -198,9 +198,9 @@ def _value(default: Any, hint: Any, value: Any, name: str) -> Any:
     is_object = isinstance(value, dict)
     if is_object and ("class" in value or _is_part(default)):
         part = from_json(value, default, name)
-        if _has_type(part, hint):
+        if has_type(part, hint):
             return part
-    elif is_object or _is_part(default) or not _has_type(value, hint):
+    elif is_object or _is_part(default) or not has_type(value, hint):
         pass
     elif isinstance(value, list):  # a tuple, of numbers or of parts
         same = isinstance(default, tuple) and len(default) == len(value)
@@ -213,16 +213,16 @@ def _value(default: Any, hint: Any, value: Any, name: str) -> Any:
     raise UserError(f"{name} is {reprlib.repr(value)}, must be {needed}")
 
 
-def _has_type(value: Any, hint: Any) -> bool:
+def has_type(value: Any, hint: Any) -> bool:
     """Return whether a value from JSON has a field's type. A list stands for a tuple."""
     kind, options = get_origin(hint), get_args(hint)
     if kind is Literal:
         return isinstance(value, str) and value in options
     if kind in (Union, UnionType):
-        return any(_has_type(value, each) for each in options)
+        return any(has_type(value, each) for each in options)
     if kind is tuple and isinstance(value, list):
         kinds = [options[0]] * len(value) if options[-1] is ... else options
-        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
+        return len(value) == len(kinds) and all(map(has_type, value, kinds))
     if hint is float:
         return type(value) in (float, int)
     if hint in (bool, int, str, NoneType):

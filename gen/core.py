@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -145,6 +146,27 @@ CAPABILITIES = {
 """The optional methods of a model, with their signatures and results."""
 
 
+METRIC_UNITS = {
+    "loss": "nats",
+    "validation": "nats",
+    "score_gap": "nats",
+    "reconstruction": "nats",
+    "kl": "nats",
+    "ess": "effective draws",
+    "d_loss": "nats",
+    "g_loss": "nats",
+    "d_real": "probability",
+    "d_fake": "probability",
+    "free_energy_gap": "nats",
+    "energy_gap": "nats",
+    "autocorrelation": "correlation",
+    "dead": "share of units",
+    "saturated": "share of units",
+    "swaps": "share accepted",
+}
+"""Units of metrics, by name, in models that do not state another unit."""
+
+
 class Facts(NamedTuple):
     """Properties of a model that callers depend on.
 
@@ -164,6 +186,8 @@ class Facts(NamedTuple):
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order
     sample_steps: int = 0  # steps that `sample` takes from noise to data; 0: it takes no such steps
+    metric_units: Mapping[str, str] = MappingProxyType({})  # units of the metrics that are not in
+    # `METRIC_UNITS`, or that have another unit there; `validation` is the mean objective
     lacks: tuple[str, ...] = ()  # optional methods that this configuration does not support
 
 

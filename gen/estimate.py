@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -74,6 +74,9 @@ class Estimate:
     kind: Kind
     n: int  # number of examples
     settings: Mapping[str, Any] = field(default_factory=dict)
+    # [N], values whose mean is `value` up to a constant and whose spread is the error over
+    # examples; None where there are none. They are not stored.
+    per_example: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __lt__(self, other: Estimate) -> bool:
         return self.value < self._comparable(other)
@@ -106,8 +109,12 @@ class Estimate:
 
 
 def to_json(estimate: Estimate) -> dict[str, Any]:
-    """Return the fields of an estimate. A standard error that does not exist becomes null."""
-    fields = asdict(estimate)
+    """Return the fields of an estimate, without its values per example.
+
+    A standard error that does not exist becomes null.
+    """
+    fields = asdict(replace(estimate, per_example=None))
+    del fields["per_example"]
     return {**fields, "stderr": None if math.isnan(estimate.stderr) else estimate.stderr}
 
 
@@ -146,13 +153,15 @@ def mean(values: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
     """
     values = np.asarray(values, np.float64)
     stderr = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(values.mean()), float(stderr), kind, len(values), settings)
+    return Estimate(float(values.mean()), float(stderr), kind, len(values), settings, values)
 
 
 def ratio(values: ArrayLike, sizes: ArrayLike, kind: Kind, **settings: Any) -> Estimate:
     """Return Σ values / Σ sizes over examples, with the standard error of the delta method:
 
     r = Σ v_i / Σ s_i,    stderr² = N / (N − 1) · Σ (v_i − r s_i)² / (Σ s_i)².
+
+    The value of an example is r + (v_i − r s_i) N / Σ s: their mean is r, and s / √N is the error.
 
     Args:
       values: v, [N].
@@ -162,9 +171,9 @@ def ratio(values: ArrayLike, sizes: ArrayLike, kind: Kind, **settings: Any) -> E
     """
     values, sizes = np.asarray(values, np.float64), np.asarray(sizes, np.float64)
     n, value = len(values), values.sum() / sizes.sum()
-    residual = ((values - value * sizes) ** 2).sum()
-    stderr = math.sqrt(residual * n / (n - 1)) / sizes.sum() if n > 1 else math.nan
-    return Estimate(float(value), stderr, kind, n, settings)
+    residuals = values - value * sizes
+    stderr = math.sqrt((residuals**2).sum() * n / (n - 1)) / sizes.sum() if n > 1 else math.nan
+    return Estimate(float(value), stderr, kind, n, settings, value + residuals * n / sizes.sum())
 
 
 def in_bits(nats: Estimate, variables: int) -> Estimate:
@@ -176,7 +185,13 @@ def in_bits(nats: Estimate, variables: int) -> Estimate:
     settings = dict(nats.settings)
     if "discretization" in settings:
         settings["discretization"] *= unit
-    return replace(nats, value=nats.value * unit, stderr=nats.stderr * unit, settings=settings)
+    return replace(
+        nats,
+        value=nats.value * unit,
+        stderr=nats.stderr * unit,
+        settings=settings,
+        per_example=None if nats.per_example is None else nats.per_example * unit,
+    )
 
 
 def per_example(
@@ -237,3 +252,82 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         first.n,
         {**shared, "seeds": len(values), "seeds_stderr": spread},
     )
+
+
+class Difference(NamedTuple):
+    """The difference a − b of two estimates on the same examples, with its standard errors."""
+
+    value: float
+    stderr: float  # over examples, from the differences example by example
+    seeds_stderr: float  # over the seeds of both; NaN where one of them has a single seed
+
+
+MUST_AGREE = {"density": False, "per": "example", "conditional": False}
+"""Settings that change the quantity that an estimate is of, with their defaults."""
+
+
+def why_not_ordered(a: Estimate, b: Estimate) -> str:
+    """Return why the values of two estimates of one name have no order; "" if they have one."""
+    if a.kind != b.kind:
+        return f"different kinds: {a.kind}, {b.kind}"
+    for name, default in MUST_AGREE.items():
+        of_a, of_b = a.settings.get(name, default), b.settings.get(name, default)
+        if of_a != of_b:
+            return f"different quantities: {name} {of_a}, {of_b}"
+    return ""
+
+
+def why_incomparable(a: Estimate, b: Estimate) -> str:
+    """Return why two estimates of one name have no paired difference; "" if they have one."""
+    if reason := why_not_ordered(a, b):
+        return reason
+    if a.per_example is None or b.per_example is None:
+        return "no values per example"
+    if len(a.per_example) != len(b.per_example):
+        return f"different examples: n = {a.n}, {b.n}"
+    return ""
+
+
+def paired_difference(a: Sequence[Estimate], b: Sequence[Estimate]) -> Difference:
+    """Return the difference of two estimates, each the mean over one or several seeds.
+
+    1. a_i and b_i are the values of example i, averaged over the seeds, and d_i = a_i − b_i. The
+       error over N examples is s_d / √N. An error that both models share, because an example is
+       hard for both, cancels.
+    2. An estimate can have an error beside its examples', such as the error of log Z by AIS:
+       e² = stderr² − s² / N. It is taken as independent in a and b, and e_a² + e_b² is added.
+    3. The error over seeds is √(s_a² / S_a + s_b² / S_b), with the spreads over the seeds' values.
+       It is reported beside the first.
+
+    Args:
+      a: the estimate of each seed of one model, for which `why_incomparable` gives no reason.
+      b: the estimate of each seed of the other model.
+    """
+    differences = _mean_values(a) - _mean_values(b)
+    over_examples = differences.var(ddof=1) / len(differences) if len(differences) > 1 else math.nan
+    value = np.mean([each.value for each in a]) - np.mean([each.value for each in b])
+    over_seeds = [
+        np.var([each.value for each in seeds], ddof=1) / len(seeds) if len(seeds) > 1 else math.nan
+        for seeds in (a, b)
+    ]
+    return Difference(
+        float(value),
+        math.sqrt(over_examples + _other_variance(a) + _other_variance(b)),
+        math.sqrt(sum(over_seeds)),
+    )
+
+
+def _mean_values(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Return the values per example, averaged over seeds, [N]."""
+    return np.mean([np.asarray(each.per_example) for each in estimates], axis=0)
+
+
+def _other_variance(estimates: Sequence[Estimate]) -> float:
+    """Return the variance of a mean over seeds that does not come from the examples."""
+    total = 0.0
+    for each in estimates:
+        values = np.asarray(each.per_example)
+        if len(values) > 1:
+            rest = 1 - values.var(ddof=1) / len(values) / max(each.stderr**2, 1e-300)
+            total += each.stderr**2 * rest if rest > 1e-9 else 0.0  # below it is rounding
+    return total / len(estimates) ** 2

@@ -12,9 +12,11 @@ second line alone.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -36,6 +38,13 @@ ONLY_FOR = {
     "eps": ("adam", "rmsprop"),
 }
 """For each field, the kinds of optimiser that use it. All kinds use the other fields."""
+
+
+RATES = ("learning_rate", "clip_norm", "weight_decay", "momentum", "eps")
+"""Real fields whose value changes no shape and no structure of a compiled step, except for being 0.
+
+`b1`, `b2` and `decay` are left out: 1 − b2 loses five digits if b2 is an array of 32 bits.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,13 +121,13 @@ class Optimizer:
         """
         rule = {
             "adam": optax.scale_by_adam(self.b1, self.b2, self.eps),
-            "sgd": optax.trace(self.momentum) if self.momentum else optax.identity(),
+            "sgd": optax.trace(self.momentum) if _is_used(self.momentum) else optax.identity(),
             "rmsprop": optax.scale_by_rms(self.decay, self.eps, eps_in_sqrt=False),
         }[self.kind]
         parts = [rule]
-        if self.clip_norm:
+        if _is_used(self.clip_norm):
             parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
-        if self.weight_decay:
+        if _is_used(self.weight_decay):
             parts.append(optax.add_decayed_weights(self.weight_decay, is_weight))
         return optax.chain(*parts, optax.scale_by_learning_rate(self._rate()))
 
@@ -140,6 +149,11 @@ class Optimizer:
             return rate
         rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
         return optax.join_schedules([rise, rate], [self.warmup_steps])
+
+
+def _is_used(rate: Any) -> bool:
+    """Return whether a rate is not 0. A traced array stands for rates none of which is 0."""
+    return not isinstance(rate, Real) or rate != 0
 
 
 AnyOptimizer = Optimizer | optax.GradientTransformation
@@ -219,6 +233,44 @@ def for_run(config: Config, steps: int) -> Config:
     changed = {name: for_run(part, steps) for name, part in parts.items()}
     changed = {name: part for name, part in changed.items() if part is not parts[name]}
     return dataclasses.replace(config, **changed) if changed else config
+
+
+def rates(config: Any, prefix: str = "") -> dict[str, float]:
+    """Return the fields RATES of every `Optimizer` of a model, by their path.
+
+    >>> from gen.models.mixture import Mixture
+    >>> rates(Mixture())["optimizer.learning_rate"]
+    0.01
+
+    Args:
+      config: a model or a part of one; its optimisers are found in its fields, at any depth.
+      prefix: the path of the part, with a dot.
+    """
+    if isinstance(config, Optimizer):
+        return {f"{prefix}{name}": getattr(config, name) for name in RATES}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return {}
+    parts = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        path: rate
+        for name, part in parts.items()
+        for path, rate in rates(part, f"{prefix}{name}.").items()
+    }
+
+
+def with_rates(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return a model with other rates, which may be traced arrays.
+
+    Args:
+      config: a model or a part of one.
+      values: scalars by the paths that `rates` returns. Their ranges are not checked.
+    """
+    changed = copy.copy(config)
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        part = with_rates(getattr(changed, name), {rest: value}) if rest else value
+        object.__setattr__(changed, name, part)  # `replace` would compare the traced value with 0
+    return changed
 
 
 def is_weight(params: Any) -> Any:

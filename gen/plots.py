@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -43,7 +46,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     canvas = tile(images, columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
-    margin = 110 if labels else 0
+    margin = max(110, 8 * max(map(len, labels))) if labels else 0
     size = (width * scale + margin, height * scale)
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
     axes = figure.add_axes((margin / size[0], 0, 1 - margin / size[0], 1))
@@ -66,19 +69,36 @@ def signed(weights: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * weights / np.where(largest == 0, 1, largest)
 
 
-def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
+def curves(
+    metrics: Mapping[str, tuple[Sequence[int], np.ndarray]],
+    units: Mapping[str, str] | None = None,
+    chosen: Sequence[int] = (),
+) -> Figure:
     """Draw one panel for each metric, with one line for each seed.
+
+    Validation is drawn with dashes, in the panel of the loss if both have one unit.
 
     Args:
       metrics: steps, and values [reports] or [reports, seeds], by the name of the metric.
+      units: the unit of each metric, by its name.
+      chosen: the step of the state that validation chose, one or one for each seed, which a dot
+        marks on the line.
     """
-    columns = min(3, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.6 * rows), dpi=100, layout="constrained")
-    for i, (name, (steps, values)) in enumerate(metrics.items()):
+    units = units or {}
+    shared = {"loss", "validation"} <= {*metrics} and units.get("loss") == units.get("validation")
+    panels = [name for name in metrics if not (shared and name == "validation")]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.8 * columns, 2.8 * rows), dpi=100, layout="constrained")
+    for i, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(steps, values, linewidth=1)
-        axes.set(title=name, xlabel="step")
+        if name != "validation":
+            axes.plot(*metrics[name], linewidth=1)
+        if name == "validation" or (shared and name == "loss"):
+            _validation(axes, *metrics["validation"], chosen)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+        axes.set(title=name, xlabel="training steps", ylabel=units.get(name, ""))
         axes.locator_params(axis="x", nbins=5)
         # Lines that have converged stay flat: the axis does not zoom into their rounding.
         low, high = axes.get_ylim()
@@ -87,6 +107,25 @@ def curves(metrics: Mapping[str, tuple[Sequence[int], np.ndarray]]) -> Figure:
             axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
         axes.ticklabel_format(axis="y", useOffset=False)
     return figure
+
+
+def _validation(
+    axes: Axes, steps: Sequence[int], values: np.ndarray, chosen: Sequence[int]
+) -> None:
+    """Draw the validation line of each seed, and a dot at the step that it chose."""
+    by_seed = values.reshape(len(steps), -1)
+    several = by_seed.shape[1] > 1
+    if several:  # a seed has the colour of its training line
+        axes.set_prop_cycle(None)
+    lines = axes.plot(steps, by_seed, linestyle="--", linewidth=1.5)
+    lines[0].set_label("validation")
+    if axes.lines[0] is not lines[0]:
+        axes.lines[0].set_label("training")
+    places = {step: row for row, step in enumerate(steps)}
+    dots = [(step, by_seed[places[step], s]) for s, step in enumerate(chosen) if step in places]
+    if dots:
+        label = "chosen steps" if several else f"chosen step {dots[0][0]:,}"
+        axes.plot(*zip(*dots, strict=True), "o", color="black", markersize=5, label=label)
 
 
 def heatmaps(
@@ -201,4 +240,83 @@ def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     axes.set(title=title, xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+class Curve(NamedTuple):
+    """A metric of one run."""
+
+    run: str
+    steps: Sequence[int]
+    values: Any  # [reports] or [reports, seeds]
+    validation: bool  # whether it is taken on the validation split
+
+
+def overlaid(panels: Mapping[tuple[str, str], Sequence[Curve]], runs: Sequence[str]) -> Figure:
+    """Draw the curves of several runs, one panel for each metric and one colour for each run.
+
+    Validation is dashed. A run of several seeds has a thin line for each and their mean.
+
+    Args:
+      panels: curves by (name, unit) of the metric.
+      runs: names of the runs, for the legend.
+    """
+    colours = {run: f"C{i % 10}" for i, run in enumerate(runs)}
+    columns = max(1, min(3, len(panels)))
+    height = -(-len(panels) // columns)
+    size = (3.6 * columns + 0.4, 2.8 * height + 0.3 * len(runs))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    for i, ((name, unit), curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(height, columns, i + 1)
+        for curve in curves:
+            values = np.array(curve.values, np.float64).reshape(len(curve.steps), -1)
+            style: dict[str, Any] = {"color": colours[curve.run]}
+            style |= {"linestyle": "--", "marker": "."} if curve.validation else {}
+            if values.shape[1] > 1:
+                axes.plot(curve.steps, values, linewidth=0.5, alpha=0.4, color=style["color"])
+            axes.plot(curve.steps, values.mean(axis=1), linewidth=1.2, **style)
+        axes.set(title=name, xlabel="training steps", ylabel=unit)
+        axes.locator_params(axis="x", nbins=5)
+        axes.ticklabel_format(axis="y", useOffset=False)
+    handles = [Line2D([], [], color=colours[run], label=run) for run in runs]
+    if any(curve.validation for curves in panels.values() for curve in curves):
+        handles += [
+            Line2D([], [], color="black", label="training"),
+            Line2D([], [], color="black", linestyle="--", marker=".", label="validation"),
+        ]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
+    return figure
+
+
+def against(
+    lines: Mapping[str, Sequence[tuple[Any, float, float]]], field: str, measure: str
+) -> Figure:
+    """Draw values with their standard errors against a field, one line for each name.
+
+    Numbers are placed by value, on a logarithmic axis if the largest is 20 times the smallest.
+    Other values are placed side by side in their order.
+
+    Args:
+      lines: (field, value, standard error) of each point, by the name of the line.
+      field: the label of the horizontal axis.
+      measure: the label of the vertical axis, with its unit.
+    """
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    values = list(dict.fromkeys(str(x) for points in lines.values() for x, *_ in points))
+    numbers = [x for points in lines.values() for x, *_ in points]
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+    for name, points in lines.items():
+        if numeric:
+            points = sorted(points)
+        places = [x if numeric else values.index(str(x)) for x, *_ in points]
+        _, heights, errors = zip(*points, strict=True)
+        axes.errorbar(places, heights, errors, marker="o", markersize=4, capsize=2, label=name)
+    if not numeric:
+        axes.set_xticks(range(len(values)), values)
+    elif min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+        axes.set_xscale("log")
+    axes.set(xlabel=field, ylabel=measure)
+    if any(lines):
+        axes.legend(frameon=False, fontsize=9)
     return figure

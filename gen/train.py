@@ -13,8 +13,9 @@ using several devices and training several seeds at once change results by round
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from functools import lru_cache, partial, wraps
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from gen import optimize, parallel
 from gen.checks import (
     check_batch_size,
     check_data,
+    check_early_stop,
     check_seeds,
     check_settings,
     check_validated,
@@ -40,6 +42,11 @@ Decode = Callable[[Batch, jax.Array], Batch]
 
 BEGIN_ROWS = 5_000
 """Training examples, at most, that a model begins from."""
+
+Program = TypeVar("Program")
+
+PROGRAMS = 16
+"""Different models and settings, at most, whose compiled functions are kept for later calls."""
 
 LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
@@ -78,6 +85,10 @@ class Carry(NamedTuple):
             )
 
         return jax.tree.map(choose, self.best.state, self.state)
+
+
+Precision = Literal["float32", "bfloat16"]
+"""The precision of the inputs of matrix products in a training step."""
 
 
 class Progress(NamedTuple):
@@ -175,7 +186,7 @@ def begin(
     placement = None if mesh is None else parallel.replicated(mesh)
     # Compiled, so that no two arrays of the state share a buffer: donation would fail.
     given = dict(data) if from_data else {}
-    return jax.jit(begin_seeds, out_shardings=placement)(np.asarray(seed, np.uint32), given)
+    return jax.jit(begin_seeds, out_shardings=placement)(jnp.asarray(seed, jnp.uint32), given)
 
 
 def train_step(
@@ -313,6 +324,105 @@ def _mean(
     return jax.lax.map(of_block, jnp.arange(-(-rows // block))).sum() / rows
 
 
+class Programs(NamedTuple):
+    """The compiled functions of a run, for one seed or for several."""
+
+    begin: Callable[..., Carry]  # (data, seeds) -> the first carry
+    advance: Callable[..., Carry]  # (carry, data, order, seeds, rates, step, end) -> the next carry
+    order_rows: Callable[..., jax.Array]  # (seeds, epoch) -> the epoch's row order
+    assess: Callable[..., tuple[Carry, jax.Array]]  # (carry, validation, seeds, step) -> `validate`
+    gap: Callable[..., jax.Array]  # (carry, data, validation, seeds) -> `score_gap`
+
+
+def keep_programs(build: Callable[..., Program]) -> Callable[..., Program]:
+    """Keep what a function builds for its last PROGRAMS different arguments, so it compiles once.
+
+    Arguments without a hash, such as a network with a list among its fields, build it anew.
+    """
+    kept = lru_cache(maxsize=PROGRAMS)(build)
+
+    @wraps(build)
+    def build_or_reuse(*arguments: Any, **settings: Any) -> Program:
+        try:
+            hash((arguments, *settings.values()))
+        except TypeError:
+            return build(*arguments, **settings)
+        return kept(*arguments, **settings)
+
+    return build_or_reuse
+
+
+@keep_programs
+def _programs(
+    model: Any,
+    batch_size: int,
+    decode: Decode,
+    mesh: Mesh | None,
+    *,
+    rows: int,
+    report_every: int,
+    group: int,
+    several: bool,
+    validated: bool,
+    precision: Precision,
+) -> Programs:
+    """Return the compiled functions of a run.
+
+    Args:
+      model: the model, its schedules of a known length.
+      batch_size: examples in a step.
+      decode: maps raw rows to a batch.
+      mesh: devices over which the batch is split.
+      rows: the number of training examples.
+      report_every: steps between two reports.
+      group: steps in one call of `advance`, at most.
+      several: whether there is an axis of seeds.
+      validated: whether the run keeps its best state.
+      precision: the precision of matrix products in a step, as in `fit`.
+    """
+    first = partial(
+        begin, model, batch_size=batch_size, decode=decode, mesh=mesh, validated=validated
+    )
+    decode = values_after(decode, model)
+    placement = None if mesh is None else parallel.replicated(mesh)
+
+    def advance(carry, data, order, seed, rates, step, end):
+        """Take the steps from `step` up to `end`, the last not included."""
+        step_once = partial(
+            train_step,
+            optimize.with_rates(model, rates) if rates else model,
+            batch_size=batch_size,
+            report_every=report_every,
+            decode=decode,
+            mesh=mesh,
+        )
+        with products_in(precision):
+            if group == 1:
+                return step_once(carry, data, order, seed, step)
+            return jax.lax.fori_loop(
+                step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
+            )
+
+    def order_rows(seed, epoch):
+        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
+
+    assess = partial(validate, model, decode=decode)
+    gap = partial(score_gap, model, decode=decode)
+
+    if several:
+        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
+        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
+        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, 0, None, None))
+        order_rows = jax.vmap(order_rows, in_axes=(0, None))
+    return Programs(
+        begin=jax.jit(lambda data, seeds: first(data, seed=seeds), out_shardings=placement),
+        advance=jax.jit(advance, donate_argnums=0, out_shardings=placement),
+        order_rows=jax.jit(order_rows, out_shardings=placement),
+        assess=jax.jit(assess, donate_argnums=0, out_shardings=placement),
+        gap=jax.jit(gap, out_shardings=placement),
+    )
+
+
 def fit(
     model: Model[Any],
     data: Mapping[str, Any],
@@ -329,8 +439,14 @@ def fit(
     start: tuple[int, Carry] | None = None,
     validation: Mapping[str, Any] | None = None,
     validate_every: int = 0,
+    early_stop: int = 0,
+    precision: Precision = "float32",
+    rates: Mapping[str, Sequence[float]] | None = None,
+    keep_going: bool = False,
 ) -> Iterator[Progress]:
     """Train a model, yielding after every dispatch; the last one is at step `steps`.
+
+    With `early_stop` the last one can come before: when `stalled` holds.
 
     >>> import numpy as np
     >>> from gen.models.mixture import Mixture
@@ -360,6 +476,15 @@ def fit(
       validate_every: steps between two validations (0: none). The state with the lowest mean
         `objective` is kept as `carry.best`. A model without an objective logs its `score_gap`, and
         no best state is kept.
+      early_stop: validations without a better state after which training ends (0: never).
+      precision: `bfloat16` rounds the inputs of matrix products in training steps to bfloat16 and
+        sums in float32, on GPUs and TPUs. Parameters, convolutions, validation and everything on a
+        CPU keep their precision. `float32` leaves the products as the device has them: a GPU may
+        round their inputs to TF32.
+      rates: rates of optimisers by path (`optimize.rates`), one value for each of several seeds,
+        which may then repeat. They are arguments of the compiled step, mapped like the seeds, so
+        that runs with different rates are one program, and the carry has the same arrays.
+      keep_going: go on while the metrics of any seed are finite.
 
     Raises:
       UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
@@ -368,7 +493,7 @@ def fit(
       NonFiniteError: a metric was NaN, or beyond LARGEST_METRIC, at a report.
     """
     check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
-    check_seeds(seed)
+    check_seeds(list(np.unique(seed)) if rates else seed)
     checked_decode = None if decode is no_decode else decode
     check_data(model, data, levels, decode=checked_decode)
     if validate_every:
@@ -376,10 +501,10 @@ def fit(
         if validation is None:
             raise UserError(f"validate_every is {validate_every}, and there is no validation data")
         check_validation(model, data, validation, levels, decode=checked_decode)
+    check_early_stop(model, early_stop, validate_every)
     rows = len(data["x"])
     check_batch_size(batch_size, rows)
     model = optimize.for_run(model, steps)
-    decode = values_after(decode, model)
     on_cpu = jax.default_backend() == "cpu"
     if mesh is not None:
         parallel.check_batch(batch_size, mesh.size)
@@ -389,66 +514,40 @@ def fit(
     epoch_steps = rows // batch_size
     several = np.ndim(seed) > 0
     seeds = np.asarray(seed, np.uint32)
+    rate_arrays = {path: np.asarray(values, np.float32) for path, values in (rates or {}).items()}
+    for path, values in rate_arrays.items():
+        if values.shape != seeds.shape or not several:
+            raise UserError(f"{path} has {values.size} values: give one for each of several seeds")
+    programs = _programs(
+        model,
+        batch_size,
+        decode,
+        mesh,
+        rows=rows,
+        report_every=report_every,
+        group=group,
+        several=several,
+        validated=validate_every > 0 and has_objective(model),
+        precision=precision,
+    )
     placement = None if mesh is None else parallel.replicated(mesh)
     data = jax.device_put(dict(data), placement)
     if validate_every:
         assert validation is not None
         validation = jax.device_put(dict(validation), placement)
 
-    step_once = partial(
-        train_step,
-        model,
-        batch_size=batch_size,
-        report_every=report_every,
-        decode=decode,
-        mesh=mesh,
-    )
-
-    def advance(carry, data, order, seed, step, end):
-        """Take the steps from `step` up to `end`, the last not included."""
-        if group == 1:
-            return step_once(carry, data, order, seed, step)
-        return jax.lax.fori_loop(
-            step, end, lambda i, carry: step_once(carry, data, order, seed, i), carry
-        )
-
-    def order_rows(seed, epoch):
-        return jax.random.permutation(jax.random.fold_in(streams(seed).order, epoch), rows)
-
-    assess = partial(validate, model, decode=decode)
-    gap = partial(score_gap, model, decode=decode)
-
-    if several:
-        assess = jax.vmap(assess, in_axes=(0, None, 0, None))
-        gap = jax.vmap(gap, in_axes=(0, None, None, 0))
-        advance = jax.vmap(advance, in_axes=(0, None, 0, 0, None, None))
-        order_rows = jax.vmap(order_rows, in_axes=(0, None))
-    advance = jax.jit(advance, donate_argnums=0, out_shardings=placement)
-    order_rows = jax.jit(order_rows, out_shardings=placement)
-    assess = jax.jit(assess, donate_argnums=0, out_shardings=placement)
-    gap = jax.jit(gap, out_shardings=placement)
-
-    step, carry = start or (
-        0,
-        begin(
-            model,
-            data,
-            batch_size,
-            seed,
-            decode=decode,
-            mesh=mesh,
-            validated=validate_every > 0 and has_objective(model),
-        ),
-    )
+    step, carry = start or (0, programs.begin(data, seeds))
     epoch, order = -1, None
-    while step < steps:
+    while step < steps and not stalled(step, carry, validate_every, early_stop):
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
-            order = order_rows(seeds, np.uint32(epoch))
+            order = programs.order_rows(seeds, np.uint32(epoch))
         intervals = (report_every, validate_every or steps, *pause_every, epoch_steps)
         pauses = [(step // every + 1) * every for every in intervals]
         end = min(steps, step + group, *pauses)
-        carry = advance(carry, data, order, seeds, np.int32(step), np.int32(end))
+        carry = programs.advance(
+            carry, data, order, seeds, rate_arrays, np.int32(step), np.int32(end)
+        )
         step = end
         if wait:
             jax.block_until_ready(carry)
@@ -457,11 +556,11 @@ def fit(
             metrics |= _means(carry)
         if validate_every and step % validate_every == 0:
             if has_objective(model):
-                carry, value = assess(carry, validation, seeds, np.int32(step))
+                carry, value = programs.assess(carry, validation, seeds, np.int32(step))
                 metrics["validation"] = np.asarray(value)
             else:
-                metrics["score_gap"] = np.asarray(gap(carry, data, validation, seeds))
-        _check_metrics(metrics, step, seeds)
+                metrics["score_gap"] = np.asarray(programs.gap(carry, data, validation, seeds))
+        _check_metrics(metrics, step, seeds, keep_going)
         yield Progress(step, carry, metrics or None)
 
 
@@ -476,6 +575,34 @@ def shown_seed(carry: Carry, restarts: bool) -> int:
     if not (restarts and isinstance(carry.best, Best)):
         return 0
     return int(np.argmin(carry.best.validation))
+
+
+def stalled(step: int, carry: Carry, validate_every: int, early_stop: int) -> bool:
+    """Return whether the last `early_stop` validations brought no better state.
+
+    With several seeds, this must hold for all of them at once. The carry determines the answer, so
+    that a resumed run ends at the same step.
+
+    Args:
+      step: steps done. A step without a validation does not end a run.
+      carry: the carry after that step.
+      validate_every: steps between two validations.
+      early_stop: a number of validations; 0 never ends a run.
+    """
+    if not early_stop or step == 0 or step % validate_every or not isinstance(carry.best, Best):
+        return False
+    since = step - np.asarray(carry.best.step)  # [] or [S]
+    return bool(np.all(since >= early_stop * validate_every))
+
+
+def products_in(precision: Precision) -> Any:
+    """Return a context in which JAX traces matrix products of this precision.
+
+    JAX's own name "bfloat16" stands for the default of the device, which is TF32 on a GPU.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return jax.default_matmul_precision("BF16_BF16_F32")
 
 
 def without_sums(carry: Carry) -> Carry:
@@ -502,11 +629,21 @@ def _means(carry: Carry) -> dict[str, np.ndarray]:
     return {name: np.asarray(total / count) for name, total in sums.items()}
 
 
-def _check_metrics(metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray) -> None:
+def has_diverged(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return whether any metric is NaN or exceeds LARGEST_METRIC, for each seed: [] or [S]."""
+    return np.any([~(np.abs(value) <= LARGEST_METRIC) for value in metrics.values()], axis=0)
+
+
+def _check_metrics(
+    metrics: Mapping[str, np.ndarray], step: int, seeds: np.ndarray, keep_going: bool
+) -> None:
     """Raise `NonFiniteError` if a metric is NaN or exceeds LARGEST_METRIC.
 
-    The message names the metric and the seeds.
+    The message names the metric and the seeds. With `keep_going`, it is raised if every seed has
+    such a metric.
     """
+    if keep_going and not np.all(has_diverged(metrics)):
+        return
     for name, value in metrics.items():
         if not np.all(good := np.abs(value) <= LARGEST_METRIC):
             of = ", ".join(map(str, np.atleast_1d(seeds)[~np.atleast_1d(good)]))

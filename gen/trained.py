@@ -49,6 +49,8 @@ from gen.files import damaged, json_sum, read_json
 PUBLISHED = Path(__file__).parent.parent / "experiments" / "results"
 """Folder of the published results, which is installed beside this package."""
 WEIGHTS = "weights.safetensors"
+CONFIG_KEYS = ("experiment", "model", "steps")
+"""Keys that every config.json has."""
 BLOCK = 256
 """Examples, at most, that are computed at a time."""
 MOST_SAMPLES = 100_000
@@ -71,6 +73,7 @@ class Restored(NamedTuple):
     """The last sound checkpoint of a run."""
 
     step: int  # steps done
+    carry: train.Carry  # everything that training carries from there
     chosen_step: Any  # step of `state`, [] or [S]; below `step` where validation chose the state
     state: Any  # state of the model, [S, ...] for several seeds
     shown: int  # index of the seed whose model is shown: the first, or the best restart
@@ -506,7 +509,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
       UserError: the file is damaged or was edited.
     """
     path = folder / "config.json"
-    config = read_json(path, "experiment", "model", "steps")
+    config = read_json(path, *CONFIG_KEYS)
     # An older version wrote no sum.
     if config is not None and config.pop("sha256", None) not in (None, json_sum(config)):
         raise damaged(path, "it was changed, its SHA-256 differs")
@@ -550,6 +553,7 @@ def restore(
     carry = restored.tree
     return Restored(
         restored.step,
+        carry,
         train.chosen_step(restored.step, carry),
         carry.chosen,
         train.shown_seed(carry, bool(config["restarts"] and seeds)),

@@ -157,7 +157,7 @@ def entry_of(name: str, digits: data.Dataset) -> Entry:
     experiment = Experiment(own[name]) if name in own else EXPERIMENTS[name]
     model = optimize.for_run(narrow(experiment.model), steps=500)
     if isinstance(model, Dequantized):  # of two levels its samples would have one, at first
-        model = replace(model, levels=digits.levels)
+        model = replace(model, levels=digits.format.levels)
     if facts(model).levels == 0:
         noise = np.random.default_rng(0).random(digits.train["x"].shape, np.float32)
         rows = {**digits.train, "x": (digits.train["x"] + noise) / 17}

@@ -102,7 +102,9 @@ def test_first_step_and_capabilities(every):
     state, metrics = jax.jit(model.step)(state, batch, jax.random.key(3))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (every.state, state))
     assert shapes[0] == shapes[1]
+    units = core.METRIC_UNITS | {**facts(model).metric_units}
     for name, value in metrics.items():
+        assert name in units, f"{name} has no unit"
         assert value.shape == (), name
         assert np.isfinite(value), name
 

@@ -113,7 +113,7 @@ def test_writes_never_follow_links(tmp_path):
     folder.mkdir()
     for name in ("metrics.jsonl", temporary(folder / "metrics.jsonl").name, "lock"):
         (folder / name).symlink_to(mine)
-    with files.open_log(folder, [], tensorboard=False) as log:
+    with files.open_log(folder, [], "none") as log:
         log(1, {"loss": np.array(2.0)})
     assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
     with pytest.raises(UserError, match="cannot be written"), files.hold(folder):

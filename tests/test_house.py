@@ -18,8 +18,10 @@ SOURCES = sorted([*ROOT.glob("gen/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 NOT_MODELS = {
     "gen/nets.py": "fields of a network that its model sets, and nonlinearities of flax by name",
     "gen/optimize.py": "fields of an optimiser, and the parts of a path in a tree",
-    "experiments/experiment.py": "fields of an experiment",
     "gen/config.py": "fields of a model and of its parts, to and from JSON",
+    "gen/sklearn.py": "fields of a model and of its parts, which are parameters of an estimator",
+    "experiments/experiment.py": "fields of an experiment",
+    "experiments/flags.py": "the names of flags, and the fields of their values",
     "experiments/folder.py": "functions of the operating system",
 }
 """Files that ask objects other than models for attributes by name, and what they ask for."""

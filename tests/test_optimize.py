@@ -232,3 +232,25 @@ def test_a_model_trains_with_an_optax_transformation_of_the_users():
     training = train.fit(model, {"x": x}, steps=100, batch_size=32, report_every=20)
     losses = [progress.metrics["loss"] for progress in training if progress.metrics]
     assert losses[-1] < 0.9 * losses[0]
+
+
+SWEPT = [
+    [
+        Optimizer("adam", 1e-3, "cosine", 9, 2, clip_norm=1.0, weight_decay=0.1),
+        Optimizer("adam", 1e-2, "cosine", 9, 2, clip_norm=0.5, weight_decay=0.3, eps=1e-3),
+    ],
+    [Optimizer("sgd", 1e-2, momentum=0.9), Optimizer("sgd", 1e-1, momentum=0.5)],
+    [Optimizer("rmsprop", 1e-3, eps=1e-7), Optimizer("rmsprop", 1e-2, eps=1e-3)],
+]
+
+
+@pytest.mark.parametrize("optimizers", SWEPT, ids=lambda optimizers: optimizers[0].kind)
+def test_rates_as_arrays_give_what_they_give_as_constants(optimizers):
+    rates = [optimize.rates(each) for each in optimizers]
+    different = {name: [each[name] for each in rates] for name in rates[0]}
+    different = {name: jnp.array(each) for name, each in different.items() if len(set(each)) > 1}
+    assert different
+    together = jax.vmap(lambda each: descend(optimize.with_rates(optimizers[0], each)))(different)
+    for index, optimizer in enumerate(optimizers):
+        for name, alone in descend(optimizer).items():
+            np.testing.assert_allclose(together[name][index], alone, rtol=1e-6, atol=1e-7)

@@ -393,3 +393,69 @@ def test_pictures_of_images_that_are_denoised_are_drawn(kind, tmp_path, monkeypa
         expected |= {"interpolations.png"}
     assert names_in(tmp_path) == expected
     assert expected <= set(pictures.FINAL)
+
+
+class Binarised(Images):
+    """A model whose reconstructions are the images that it is given."""
+
+    lacks = ("filters",)
+
+    def reconstruct(self, state, batch):
+        return batch["x"]
+
+
+@pytest.mark.parametrize("binarised", [True, False])
+def test_originals_are_shown_as_they_are_beside_their_binarised_draws(
+    binarised, tmp_path, monkeypatch
+):
+    grids = drawn_grids(monkeypatch)
+    grey = jax.random.uniform(jax.random.key(2), (30, 4, 5, 1))
+    x = jnp.round(grey) if binarised else grey
+    model = Binarised((4, 5, 1))
+    pictures.image_pictures(tmp_path, model, None, {"x": x}, jax.random.key(0), grey)
+    (images, labels), (completed, completion_labels) = grids
+    rows = (
+        ["original", "binarised", "reconstructed"] if binarised else ["original", "reconstructed"]
+    )
+    assert labels == rows * 3
+    for i, label in enumerate(labels):
+        shown = images[10 * i : 10 * i + 10]
+        source = grey if label == "original" else x
+        np.testing.assert_array_equal(shown, source[i // len(rows) * 10 :][:10])
+    np.testing.assert_array_equal(completed[:10], grey[:10])
+    assert completion_labels[1] == ("shown, binarised" if binarised else "shown")
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])]
+)
+def test_the_steps_of_a_strip_double(number, shown):
+    stored = {f"step {i}": np.array(i) for i in range(1, number + 1)}
+    assert list(pictures.doubling(stored)) == [f"step {i}" for i in shown]
+
+
+def test_curves_have_units_and_the_validation_line_with_the_chosen_step():
+    steps, loss = [10, 20, 30], np.array([3.0, 2.0, 1.0])
+    metrics = {"kl": (steps, loss), "loss": (steps, loss), "validation": (steps, loss + 1)}
+    units = {"kl": "nats", "loss": "nats", "validation": "nats"}
+    kl, both = plots.curves(metrics, units, [20]).axes
+    assert (both.get_title(), both.get_xlabel(), both.get_ylabel()) == (
+        "loss",
+        "training steps",
+        "nats",
+    )
+    training, validation, dot = both.lines
+    assert [line.get_label() for line in both.lines] == [
+        "training",
+        "validation",
+        "chosen step 20",
+    ]
+    assert (training.get_linestyle(), validation.get_linestyle()) == ("-", "--")
+    np.testing.assert_array_equal(dot.get_xydata(), [[20, 3]])
+    assert len(kl.lines) == 1
+    apart = plots.curves(metrics, units | {"loss": "nats/step"}, [20]).axes
+    assert [axes.get_title() for axes in apart] == ["kl", "loss", "validation"]
+    seeds = {name: (steps, np.stack([y, y + 1], axis=1)) for name, (_, y) in metrics.items()}
+    _, both = plots.curves(seeds, units, [20, 30]).axes
+    assert both.lines[0].get_color() == both.lines[2].get_color()  # one seed
+    np.testing.assert_array_equal(both.lines[-1].get_xydata(), [[20, 3], [30, 3]])

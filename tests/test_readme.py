@@ -66,7 +66,7 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    assert len(blocks(README, "python")) == 6
+    assert len(blocks(README, "python")) == 7
     for code in blocks(README, "python"):
         exec(compile(code, "README.md", "exec"), namespace)
 
@@ -77,6 +77,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
     shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
+    shorter["sweep"] = shorter["train"]
     ran = set()
     for arguments in commands(README):
         command, *rest = arguments
@@ -85,7 +86,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
-    assert ran == {"list", "train", "evaluate", "sample", "export", "bench", "table"}
+    commands_run = {"list", "train", "sweep", "compare", "evaluate", "sample", "export", "bench"}
+    assert ran == commands_run | {"table"}
 
 
 def check_training_parses(arguments):
@@ -103,7 +105,7 @@ def test_every_result_file_is_whole_and_of_a_registered_experiment():
         assert fields <= record.keys(), name
         assert record["experiment"] == name
         assert record["split"] == "test"
-        assert record["step"] == EXPERIMENTS[name].steps
+        assert record["step"] == EXPERIMENTS[name].steps or record.get("stopped_early")
         assert re.fullmatch("[0-9a-f]{40}", record["commit"]), "published from a changed checkout"
         assert f"train {name}" in record["command"]
         for estimate in record["estimates"].values():

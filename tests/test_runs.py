@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DISTINCT, NETWORKS, QUICK, equal
+from conftest import NETWORKS, QUICK, equal
 from safetensors.numpy import save_file
 
 from experiments import evaluation, pictures, registry
 from experiments import folder as files
+from experiments import run as run_module
 from experiments.__main__ import main
 from experiments.experiment import Experiment, from_config, to_config
 from experiments.pictures import FINAL
@@ -597,7 +598,11 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, c
     ("arguments", "named"),
     [
         ([], "no command"),
-        (["trian"], "unknown command 'trian'"),
+        (["trian"], "unknown command 'trian': did you mean train"),
+        (["train", "vae"], "did you mean vae_mnist or vae_digits"),
+        (["train", "vae_digits", "--lr", "1"], "did you mean --model.optimizer.learning-rate"),
+        (["train", "vae_digits", "--early-stop", "3"], "give validate_every"),
+        (["train", "--config", "nowhere.json"], "there is no file nowhere.json"),
         (["train", "vae_minst"], "did you mean vae_mnist"),
         (["bench", "vae_minst"], "did you mean vae_mnist"),
         (["train", "vae_digits", "--data", "mnits"], "unknown data set 'mnits'"),
@@ -635,37 +640,10 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mistyped_flag_is_answered_with_the_nearest(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "vae_mnist", "--model.latnt", "20"])
-    assert caught.value.code == 2
-    assert "--model.latent" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help(arguments, capsys):
     assert main(arguments) == 0
     assert "usage: python -m experiments" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", DISTINCT.values())
-def test_help_of_an_experiment_is_compact_and_hides_the_shape(name, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["train", name, "--help"])
-    assert not caught.value.code
-    out = capsys.readouterr().out
-    assert len(out.splitlines()) <= 110
-    assert "learning-rate" in out
-    for internal in ("shape", "parent", "name", "axis-name", "out"):
-        assert f".{internal} " not in out
-
-
-def test_list_shows_every_experiment(capsys):
-    assert main(["list"]) == 0
-    out = capsys.readouterr().out
-    for name in EXPERIMENTS:
-        assert name in out
-    assert "implicit" in out
 
 
 def test_two_experiments_of_one_name_are_refused():
@@ -890,6 +868,14 @@ def test_only_the_test_split_of_a_finished_run_is_published(copy, results, capsy
     assert f"stands at step {STEPS} of {STEPS + 1}" in capsys.readouterr().err
 
 
+def test_a_run_that_stopped_early_is_finished(copy):
+    trained_at(copy, CLEAN)
+    unfinished = load_run(copy)._replace(step=20)
+    with pytest.raises(UserError, match="finish it first"):
+        evaluation.check_publishable(unfinished, "test", CLEAN)
+    evaluation.check_publishable(unfinished._replace(stopped_early=True), "test", CLEAN)
+
+
 def test_results_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
     def git(*arguments):
         user = ["-c", "user.name=a", "-c", "user.email=b"]
@@ -942,7 +928,8 @@ def test_the_bar_shows_step_speed_and_terms_on_a_terminal_and_nothing_elsewhere(
 ):
     assert main(command(tmp_path / "quiet", steps=60)) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["training", "drawing", "60", "next:"]
+    begins = [line.split()[0] for line in printed]
+    assert begins == ["training", "compiling", "drawing", "60", "next:"]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(command(tmp_path / "shown", steps=60)) == 0
     out = capsys.readouterr().out
@@ -1072,10 +1059,92 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_tensorboard_events_hold_the_metrics(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     folder = tmp_path / "events"
-    assert main(command(folder, "--tensorboard", steps=40)) == 0
+    assert main(command(folder, "--logger", "tensorboard", steps=40)) == 0
     (events,) = (folder / "tensorboard").iterdir()
     for name in (b"loss", b"kl", b"reconstruction"):
         assert name in events.read_bytes()
+
+
+class FakeWandb:
+    """The functions of the package wandb that a run calls, with what they were given."""
+
+    def __init__(self):
+        self.began, self.logged, self.finished = [], [], 0
+
+    class Error(Exception):
+        pass
+
+    def init(self, *, project, name, id, config, allow_val_change, dir, resume):
+        self.began.append({"name": name, "id": id, "config": config, "resume": resume})
+        return self
+
+    def log(self, metrics, *, step):
+        self.logged.append((step, metrics))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_wandb_gets_the_metrics_and_a_resumed_run_goes_on(copy, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (20, 40):
+        with files.open_log(copy, [], "wandb") as log:
+            log(step, {"loss": np.array([1.0, 2.0])})
+    assert wandb.logged == [(20, {"loss": 1.5}), (40, {"loss": 1.5})]
+    first, second = wandb.began
+    assert first == second
+    assert (first["name"], first["resume"]) == ("copy", "allow")
+    assert first["config"]["experiment"] == "vae_digits"
+    assert wandb.finished == 2
+
+
+@pytest.mark.parametrize(
+    ("logger", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")]
+)
+def test_a_logger_that_is_not_installed_names_its_extra(logger: Any, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(UserError, match=rf"pip install 'gen\[{logger}\]'"),
+        files.open_log(tmp_path, [], logger),
+    ):
+        pass
+
+
+def test_the_config_of_a_run_stands_for_the_flags(reference, copy, falling, capsys):
+    """A learning rate that fell over all steps falls over all steps of the other run."""
+    config = str(reference / "config.json")
+    assert main(["train", "--config", config, "--out", str(copy)]) == 0
+    assert f"{copy} is finished" in capsys.readouterr().out
+    assert (
+        main(["train", "vae_digits", f"--config={config}", "--out", str(copy), "--seed", "1"]) == 2
+    )
+    assert "holds another run (seed: 0 -> 1)" in capsys.readouterr().err
+    assert main(["train", "gan_digits", "--config", config, "--out", str(copy)]) == 2
+    assert f"{config} is of vae_digits, not of gan_digits" in capsys.readouterr().err
+    content = json.loads((falling / "config.json").read_text())
+    assert content["model"]["optimizer"]["decay_steps"] == 20
+    edited = copy / "edited.json"
+    edited.write_text(json.dumps({**content, "batch_size": 7}))
+    template = files.read_template(edited).experiment
+    assert template.batch_size == 7
+    assert template.model.optimizer.decay_steps is None
+    assert template.model.optimizer.schedule == "cosine"
+
+
+def test_where_there_is_no_terminal_a_line_tells_the_progress_every_30_seconds(capsys):
+    time = iter([0.0, 10.0, 31.0, 40.0, 61.0])
+    show = run_module._line_writer(0, 4_000, lambda: next(time))
+    show(1, None)
+    show(500, {"loss": np.array(2.5)})
+    show(1_241, None)
+    show(1_500, {"loss": np.array([1.0, 2.0]), "kl": np.array([3.0, 3.0])})
+    show(2_441, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1,241 of 4,000  loss 2.5  40 steps/s  1 min 9 s left",
+        "step 2,441 of 4,000  loss 1.5 ± 0.5  kl 3 ± 0  40 steps/s  39 s left",
+    ]
+    assert run_module._duration(3 * 3600 + 125) == "3 h 2 min"
 
 
 NADE = ["train", "nade_digits", "--model.net.hidden", "4", "--report-every", "10"]
@@ -1119,6 +1188,57 @@ def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(
         assert abs(of_seed["nll"]["value"] + seen[best[seed]][seed]) < 3
     assert main([*NADE, "--validate-every", "10", "--seeds", "0", "1", "--out", str(whole)]) == 2
     assert "validate_every: 20 -> 10" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_final_pictures")
+def test_a_run_that_stops_early_stops_at_the_same_step_when_resumed(tmp_path, capsys, monkeypatch):
+    """Validation prefers unlikely data here, so that the first state that it sees is the best."""
+
+    def log_prob(self, state, batch, key):
+        return self.log_prob(state, batch)
+
+    monkeypatch.setattr(Autoregressive, "objective", log_prob)
+    flags = [*NADE, "--validate-every", "10", "--model.optimizer.learning-rate", "0.03"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    longer = ["--early-stop", "2", "--steps", "90"]
+    assert main([*flags, *longer, "--out", str(whole)]) == 0
+    assert "stopped early: 2 validations brought no better state" in capsys.readouterr().out
+    assert main([*flags, "--early-stop", "2", "--steps", "20", "--out", str(halved)]) == 0
+    assert main([*flags, *longer, "--out", str(halved)]) == 0
+    assert_same_run(whole, halved)
+    assert lines(whole) == 3  # at the steps 10, 20 and 30
+    assert files.read_json(whole / "manifest.json", "stopped_early") is not None
+    capsys.readouterr()
+    assert main([*flags, *longer, "--out", str(halved)]) == 0
+    assert "is finished: the run stopped early after 30 steps" in capsys.readouterr().out
+    stopped = load_run(halved)
+    assert (stopped.step, stopped.stopped_early) == (30, True)
+    assert main([*flags, "--early-stop", "3", "--steps", "90", "--out", str(halved)]) == 0
+    assert lines(halved) == 4  # one more validation
+    manifest = files.read_json(halved / "manifest.json")
+    assert manifest
+    assert manifest["stopped_early"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "saved"),
+    [("compiling", "nothing is saved yet"), ("drawing samples of step 20", "step 20 is saved")],
+)
+def test_a_signal_ends_a_run_at_once_while_it_compiles_or_draws(moment, saved, tmp_path):
+    folder = tmp_path / "stopped"
+    process = start(command(folder, "--sample-every", "20", "--no-keep-programs", steps=40))
+    assert process.stdout
+    while moment not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert saved in err
+    assert len(err.splitlines()) == 1
+    code, _, err = run(command(folder, "--sample-every", "20", steps=40))
+    assert code == 0, err
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import table
 from experiments.__main__ import main
-from experiments.evaluation import RESULTS
+from experiments.folder import RESULTS
 from experiments.published import PUBLISHED
 from experiments.registry import EXPERIMENTS
 
@@ -109,7 +109,7 @@ def test_the_committed_table_is_made_from_the_committed_files():
 
 
 def test_command_writes_all_tables_and_prints_the_ones_asked_for(folder, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.evaluation.RESULTS", folder)
+    monkeypatch.setattr("experiments.folder.RESULTS", folder)
     assert main(["table", "--data", "uci_dna"]) == 0
     printed = capsys.readouterr().out
     assert "nade_uci_dna" in printed
@@ -129,6 +129,6 @@ def test_only_probabilities_of_the_binary_data_stand_in_a_table(folder, capsys, 
     (folder / "nade_mnist.json").write_text(json.dumps(grey | {"binarize": "dynamic"}))
     assert "| 700.00 ± 0.23 |" in likelihoods(folder)
     (folder / "nade_mnist.json").write_text("{")
-    monkeypatch.setattr("experiments.evaluation.RESULTS", folder)
+    monkeypatch.setattr("experiments.folder.RESULTS", folder)
     assert main(["table"]) == 2
     assert "nade_mnist.json is damaged" in capsys.readouterr().err

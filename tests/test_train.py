@@ -1,6 +1,7 @@
 """The training loop: the rows it visits, its reports, its validation and its refusals."""
 
 import socket
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -78,6 +79,30 @@ def test_pauses_end_a_dispatch():
     options: Any = {"batch_size": 1, "report_every": 50, "steps_per_dispatch": 100}
     steps = [p.step for p in train.fit(Counter(), DATA, steps=20, pause_every=[7], **options)]
     assert steps == [7, 10, 14, 20]  # an epoch has 10 steps
+
+
+def test_equal_settings_share_their_compiled_functions():
+    traced = []
+
+    @dataclass(frozen=True)
+    class Traced(Counter):
+        size: int = 0
+
+        def step(self, state, batch, key, *, axis_name=None):
+            traced.append(self.size)
+            return super().step(state, batch, key)
+
+    def final(size, batch_size=5):
+        *_, last = train.fit(Traced(size=size), DATA, steps=4, batch_size=batch_size)
+        return np.asarray(last.carry.state.counts)
+
+    first, traces = final(1), len(traced)
+    np.testing.assert_array_equal(first, final(1))
+    assert len(traced) == traces
+    final(1, batch_size=2)
+    final(2)
+    assert len(traced) == 3 * traces
+    assert traced[-1] == 2
 
 
 def test_start_continues():
@@ -329,3 +354,70 @@ def test_before_the_first_validation_the_last_state_is_chosen():
 def test_a_model_without_objective_cannot_be_validated():
     with pytest.raises(UserError, match="no objective"):
         list(train.fit(Counter(), DATA, steps=2, batch_size=5, **VALIDATED))
+
+
+def test_early_stop_ends_the_run_after_validations_without_a_better_state():
+    options: Any = {"steps": 60, "batch_size": 5, "report_every": 4, "early_stop": 3, **VALIDATED}
+    *_, alone = train.fit(Walker(), DATA, seed=1, **options)
+    assert isinstance(alone.carry.best, train.Best)
+    assert alone.step == int(alone.carry.best.step) + 12 < 60
+    *_, half = train.fit(Walker(), DATA, seed=1, **options | {"steps": alone.step - 6})
+    *_, resumed = train.fit(Walker(), DATA, seed=1, start=(half.step, half.carry), **options)
+    assert resumed.step == alone.step
+    chex.assert_trees_all_equal(resumed.carry, alone.carry)
+    assert not list(train.fit(Walker(), DATA, seed=1, start=(alone.step, alone.carry), **options))
+    *_, together = train.fit(Walker(), DATA, seed=[1, 2], **options)
+    assert isinstance(together.carry.best, train.Best)
+    assert together.step == int(together.carry.best.step.max()) + 12  # until all have stalled
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "named"),
+    [
+        (Walker(), {"early_stop": 2}, "without validation"),
+        (Walker(), {"early_stop": -1, **VALIDATED}, "early_stop -1 is out of range"),
+        (Scorer(), {"early_stop": 2, **VALIDATED}, "has no objective"),
+    ],
+)
+def test_early_stop_needs_validation_by_an_objective(model, options, named):
+    with pytest.raises(UserError, match=named):
+        list(train.fit(model, DATA, steps=4, batch_size=5, **options))
+
+
+def test_bfloat16_rounds_the_inputs_of_matrix_products_and_sums_in_float32():
+    """A CPU keeps float32, so the program for a GPU is read."""
+
+    def algorithm(precision) -> str:
+        with train.products_in(precision):
+            traced = jax.jit(jnp.dot).trace(jnp.ones((4, 4)), jnp.ones((4, 4)))
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    text = algorithm("bfloat16")
+    assert "lhs_precision_type = bf16" in text
+    assert "accumulation_type = f32" in text
+    assert "bf16" not in algorithm("float32")
+
+
+def default_precision() -> Any:
+    """Return the precision in which JAX traces matrix products."""
+    return jax.config.values["jax_default_matmul_precision"]
+
+
+class Product(Counter):
+    """A model whose step multiplies matrices, and notes the precision that it was traced in."""
+
+    traced: ClassVar[list[Any]] = []
+
+    def step(self, state, batch, key, *, axis_name=None):
+        self.traced.append(default_precision())
+        return super().step(state, batch, key, axis_name=axis_name)
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 4])
+def test_the_precision_holds_in_training_steps_and_not_outside(steps_per_dispatch):
+    Product.traced.clear()
+    options: Any = {"steps": 4, "batch_size": 5, "steps_per_dispatch": steps_per_dispatch}
+    before = default_precision()
+    for _ in train.fit(Product(), DATA, precision="bfloat16", **options):
+        assert default_precision() == before
+    assert Product.traced[-1] == "BF16_BF16_F32"

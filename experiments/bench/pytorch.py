@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,9 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from experiments.bench.timing import cores, interleaved, next_report, optional, seconds_of
+from experiments.bench.timing import interleaved, next_report, optional, seconds_of
 from experiments.experiment import Experiment
+from experiments.folder import cores
 from gen import data, train
 
 NAMES = (
@@ -69,7 +71,7 @@ def speed(
     peers = optional("experiments.bench.torch_nets")
     if peers is None or jax.default_backend() != "cpu":  # the peers run on the CPU
         return Speed(parameters, experiment.batch_size)
-    threads = cores()
+    threads = int(os.environ.get("NPROC") or cores())  # as XLA counts them
     peers.torch.set_num_threads(threads)
     images = np.asarray(dataset.train["x"][:10_000], np.float32)
     images = np.moveaxis(images / images.max(), 3, 1)

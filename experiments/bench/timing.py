@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +27,6 @@ def next_report(run: Iterator[Progress]) -> Callable[[], None]:
         next(progress for progress in run if progress.metrics is not None)
 
     return advance
-
-
-def cores() -> int:
-    """Return the number of processor cores that this process may use, as XLA counts them."""
-    usable = hasattr(os, "sched_getaffinity")  # macOS does not have it
-    available = len(os.sched_getaffinity(0)) if usable else os.cpu_count() or 1
-    return int(os.environ.get("NPROC") or available)
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -35,7 +35,7 @@ EXPERIMENTS = {
     # Grey or colour images, by convolutions.
     #
     # python -m experiments train gan_conv_mnist
-    # RESULT
+    # Digits that can be read; 4 minutes, beside other work.
     "gan_conv_mnist": Experiment(
         GAN(
             latent=32,

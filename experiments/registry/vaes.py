@@ -72,10 +72,11 @@ EXPERIMENTS = {
         sample_every=50_000,
         checkpoint_every=10_000,
     ),
-    # Grey or colour images of 256 levels, by convolutions.
+    # Grey or colour images of 256 levels, by convolutions. Pixels with a deviation of a tenth suit
+    # photographs; black backgrounds need a smaller variance.
     #
     # python -m experiments train vae_conv_mnist
-    # Test RESULT.
+    # Test ≤ 3616 nats; 4 minutes, beside other work.
     "vae_conv_mnist": Experiment(
         Dequantized(
             VAE(

@@ -6,7 +6,9 @@ https://doi.org/10.1126/science.1127647.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -55,6 +57,9 @@ class Autoencoder:
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"loss": "squared error", "score_gap": "squared error"}
+    )
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -86,6 +87,11 @@ class Dequantized:
     def sample_steps(self) -> int:
         """The steps of the density model's sampler."""
         return facts(self.base).sample_steps
+
+    @property
+    def metric_units(self) -> Mapping[str, str]:
+        """The units of the density model's metrics."""
+        return facts(self.base).metric_units
 
     @property
     def lacks(self) -> tuple[str, ...]:

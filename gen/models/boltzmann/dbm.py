@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -88,6 +89,9 @@ class DBM:
     family: ClassVar[str] = "Boltzmann machine"
     density: ClassVar[Density] = "approximate"
     levels: ClassVar[int] = 2
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"reconstruction": "squared error"}
+    )
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -13,7 +13,9 @@ https://doi.org/10.1145/1390156.1390266.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -118,6 +120,9 @@ class RBM:
 
     family: ClassVar[str] = "Boltzmann machine"
     density: ClassVar[Density] = "approximate"
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"reconstruction": "squared error"}
+    )
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""

@@ -7,8 +7,10 @@ https://arxiv.org/abs/2210.02747.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -64,6 +66,9 @@ class FlowMatching:
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
     codes: ClassVar[Literal["features", "noise"]] = "noise"
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"loss": "squared error", "validation": "squared error"}
+    )
 
     net: nn.Module = UNet()
     """network of a noisy example and its time, which predicts the velocity"""

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2107.00630.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -200,6 +200,12 @@ class GaussianDiffusion:
             self.guidance == 0 or self.classes > 0,
             f"GaussianDiffusion: guidance is {self.guidance}, which needs classes",
         )
+
+    @property
+    def metric_units(self) -> Mapping[str, str]:
+        """The unit of the loss, which depends on the weighting."""
+        unit = "nats" if self.weighting == "likelihood" else "squared error"
+        return {"loss": unit, "validation": unit}
 
     def init(self, key: jax.Array) -> State:
         x, t = self._features(jnp.zeros((1, *self.shape))), jnp.zeros(1)

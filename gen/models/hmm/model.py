@@ -7,9 +7,10 @@ https://doi.org/10.1109/5.18626.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -131,6 +132,7 @@ class HMM:
     density: ClassVar[Density] = "tractable"
     sequences: ClassVar[bool] = True
     missing: ClassVar[bool] = True
+    metric_units: ClassVar[Mapping[str, str]] = MappingProxyType({"loss": "nats/step"})
 
     score = objective = negative_log_prob
 

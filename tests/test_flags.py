@@ -1,0 +1,113 @@
+"""Flags: the help shows each one that tyro takes, and a mistyped one is answered by the nearest."""
+
+import contextlib
+import io
+import re
+
+import pytest
+import tyro
+from conftest import DISTINCT
+
+from experiments import __main__ as commands
+from experiments.experiment import Options, Training
+from experiments.flags import WIDTH, groups, help_text, nearest, parse
+from experiments.registry import EXPERIMENTS
+from gen.core import UserError
+
+CLASSES = (commands.List, commands.Evaluate, commands.Sample, commands.Table, commands.Bench)
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+
+
+def training(name: str) -> Training:
+    return Training(EXPERIMENTS[name], Options())
+
+
+def names(kind, default=None) -> set[str]:
+    """Return the names of all flags."""
+    return {flag.name for group in groups(kind, default) for flag in group.flags}
+
+
+def flags_of_tyro(kind, monkeypatch, **default) -> set[str]:
+    """Return the flags that tyro lists in its own help."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], config=CONFIG, **default)
+    # A flag that a text mentions comes after a word.
+    return set(re.findall(r"(?:^|\W) ?(--[a-z][\w.-]*)", printed.getvalue(), re.MULTILINE)) - {
+        "--help"
+    }
+
+
+@pytest.mark.parametrize("name", DISTINCT.values())
+def test_the_help_of_an_experiment_has_every_flag_in_80_columns(name, monkeypatch):
+    default = training(name)
+    assert names(Training, default) == flags_of_tyro(Training, monkeypatch, default=default)
+    text = help_text(Training, f"train {name}", default)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert all(flag.text for group in groups(Training, default) for flag in group.flags)
+    for internal in ("shape", "parent", "name", "axis-name", "out"):
+        assert f".{internal} " not in text
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_help_of_a_command_has_every_flag_with_its_text(kind, monkeypatch):
+    own = {name for name in names(kind) if name.startswith("-")}
+    assert own == flags_of_tyro(kind, monkeypatch)
+    assert all(flag.text for group in groups(kind) for flag in group.flags)
+
+
+def test_the_help_states_kinds_texts_and_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(Training, ["--steps", "3", "--help"], "train vae_digits", training("vae_digits"))
+    assert not caught.value.code
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "usage: python -m experiments train vae_digits [FLAGS]",
+        "--steps INT number of training steps [3000]",
+        "--binarize {none,threshold,dynamic} pixels:",
+        "--model.encoder.hidden INT ... widths of the hidden layers [256 128]",
+        "--out PATH run folder (default: runs/NAME-seedN)",
+        "--no-keep-programs switch off: keep compiled programs",
+        "--model.optimizer: optimiser of both networks",
+    ):
+        assert part in text
+    assert "evaluate RUN [FLAGS]" in help_text(commands.Evaluate, "evaluate")
+    assert "list [NAME] [FLAGS]" in help_text(commands.List, "list")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr", ["--model.optimizer.learning-rate"]),
+        ("--learning_rate", ["--model.optimizer.learning-rate"]),
+        ("--model.learning-rate", ["--model.optimizer.learning-rate"]),
+        ("--hidden", ["--model.encoder.hidden", "--model.decoder.hidden"]),
+        ("--model.latnt", ["--model.latent"]),
+        ("--step", ["--steps"]),
+        ("--tensorboard", []),
+    ],
+)
+def test_a_mistyped_flag_is_answered_by_the_nearest(typed, meant):
+    flags = [flag.name for each in groups(Training, training("vae_digits")) for flag in each.flags]
+    assert nearest(typed, flags)[: len(meant) or None] == meant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--lr", "3"], "unknown flag --lr: did you mean --model.optimizer.learning-rate?"),
+        (["--zzz=3"], "unknown flag --zzz: python -m experiments train vae_digits --help lists"),
+        (["3"], "'3' belongs to no flag"),
+        (["--steps", "few"], "--steps: invalid literal for int() with base 10: 'few'"),
+        (["--steps"], "Missing value for argument '--steps'"),
+        (["--binarize", "grey"], "invalid choice 'grey'"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(arguments, named):
+    with pytest.raises(UserError) as caught:
+        parse(Training, arguments, "train vae_digits", training("vae_digits"))
+    message = str(caught.value)
+    assert named in message
+    assert "\n" not in message
+    assert not re.search("[─│╭╰]", message)

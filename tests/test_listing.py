@@ -1,0 +1,70 @@
+"""The list of experiments: one line each in 80 columns, filters, and the details of one."""
+
+import pytest
+
+from experiments import listing
+from experiments.__main__ import main
+from experiments.folder import RESULTS
+from experiments.registry import EXPERIMENTS
+from gen.core import UserError, capabilities
+
+
+def test_every_experiment_has_one_line_of_at_most_80_columns_under_its_family(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= listing.WIDTH
+    rows = {line.split()[0]: i for i, line in enumerate(lines) if line.split()[:1]}
+    families = [lines.index(each.model.family) for each in EXPERIMENTS.values()]
+    for (name, experiment), family in zip(EXPERIMENTS.items(), families, strict=True):
+        assert lines[rows[name]].split()[:2] == [name, experiment.data]
+        assert "" not in lines[family : rows[name]]
+    for part in ("≤ 23.25±0.26 nats", "≤ 1.1363±0.0029 bits/dim", "6.57±0.13 nats/step", " 4.3*"):
+        assert part in "\n".join(lines)
+
+
+def test_filters_leave_the_experiments_that_meet_all_of_them():
+    vaes = listing.select(EXPERIMENTS, family="vae")
+    assert {each.model.family for each in vaes.values()} == {"VAE"}
+    both = listing.select(EXPERIMENTS, data="digits", can=("sample", "log_prob"))
+    assert {"nade_digits", "pixelcnn_digits"} <= both.keys()
+    for experiment in both.values():
+        assert experiment.data == "digits"
+        assert {"sample", "log_prob"} <= {*capabilities(experiment.model)}
+    assert listing.select(EXPERIMENTS) == EXPERIMENTS
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ({"family": "flow"}, "no family 'flow': choose from autoencoder, VAE"),
+        ({"data": "mnits"}, "no experiment on 'mnits': choose from mnist, digits"),
+        ({"can": ("sample", "fly")}, "no model can 'fly': choose from begin, sample"),
+    ],
+)
+def test_an_unknown_filter_is_refused_with_the_choices(filters, named):
+    with pytest.raises(UserError, match=named):
+        listing.select(EXPERIMENTS, **filters)
+
+
+def test_filters_that_nothing_meets_together_say_so():
+    nothing = listing.select(EXPERIMENTS, family="GAN", can=("log_prob",))
+    assert listing.overview(nothing, RESULTS) == "no experiment has all of this\n"
+
+
+def test_the_details_have_the_model_the_command_and_every_estimate(capsys):
+    assert main(["list", "vae_digits"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "family VAE (VAE)",
+        "density explicit, approximated",
+        "can sample, encode, decode, reconstruct",
+        "command python -m experiments train vae_digits --seeds 0 1 2",
+        "parameters 383,572",
+        "nll 23.25 ± 0.26 (upper bound, n = 250)",
+        "kl 5.491 ± 0.062",
+    ):
+        assert part in text
+    unpublished = listing.details("dbm_mnist", EXPERIMENTS["dbm_mnist"], RESULTS)
+    assert "not published" in unpublished
+    assert main(["list", "vae"]) == 2
+    assert "did you mean vae_mnist or vae_digits" in capsys.readouterr().err
