@@ -38,6 +38,7 @@ usage: python -m experiments COMMAND ...
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
+  export RUN FILE  write the weights of a run to a .safetensors or an .npz file
   table            write all published results to experiments/results/RESULTS.md
   bench [NAME...]  measure the speed of training and sampling
 
@@ -112,16 +113,18 @@ class Compare:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples from the trained model, as RUN/samples/seedS_nN.png and .npy."""
+    """Draw samples from a trained model, as RUN/samples/seedS_nN.png and .npy."""
 
     run: tyro.conf.Positional[Path]
-    """run folder"""
+    """run folder, or the name of an experiment with published weights"""
     n: int = 100
     """number of samples"""
     seed: int = 0
     """seed of the draws"""
     label: tuple[int, ...] = ()
     """classes to draw from, one or several in turn (default: the model's choice)"""
+    out: Path | None = None
+    """folder of the files (default: RUN/samples; for published weights samples/NAME)"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     keep_programs: bool = True
@@ -136,6 +139,18 @@ class Describe:
     """folder of images, file (.npz, .npy, .csv, .tsv, .txt, .mat) or name of a data set"""
     reading: Annotated[Any, tyro.conf.arg(name="")]
     """how your own data are read"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the weights of a trained model, with their names, shapes and model in the header."""
+
+    run: tyro.conf.Positional[Path]
+    """run folder, or the name of an experiment with published weights"""
+    file: tyro.conf.Positional[Path]
+    """file that ends in .safetensors or .npz"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
 
@@ -373,12 +388,22 @@ def sample_command(arguments: list[str]) -> int:
     chosen = parse(Sample, arguments, "sample")
     from experiments.compilation import keep_programs
     from experiments.evaluation import sample_run
-    from experiments.run import load_run
+    from experiments.run import load_trained
 
     keep_programs(chosen.keep_programs)
-    run = load_run(chosen.run, chosen.data_dir)
-    for path in sample_run(run, chosen.n, chosen.seed, chosen.label):
+    run = load_trained(chosen.run, chosen.data_dir)
+    own = chosen.run / "samples" if chosen.run.is_dir() else Path("samples") / run.name
+    for path in sample_run(run, chosen.n, chosen.seed, chosen.label, chosen.out or own):
         print(path)
+    return 0
+
+
+def export_command(arguments: list[str]) -> int:
+    chosen = parse(Export, arguments, "export")
+    from experiments.evaluation import export
+    from experiments.run import load_trained
+
+    print(export(load_trained(chosen.run, chosen.data_dir), chosen.file))
     return 0
 
 
@@ -439,6 +464,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "compare": compare_command,
     "sample": sample_command,
+    "export": export_command,
     "table": table_command,
     "bench": bench_command,
 }

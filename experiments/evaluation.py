@@ -12,13 +12,17 @@ import jax
 import numpy as np
 
 from experiments import own, pictures
-from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
+from experiments.experiment import Experiment
+from experiments.folder import RESULTS, commit, is_clean, read_json, write_json, write_text
 from experiments.run import Run
-from gen import estimate, plots, train, weights
-from gen.core import UserError, capabilities, facts
+from gen import estimate, plots, weights
+from gen.core import UserError
+from gen.data import Dataset
+from gen.trained import WEIGHTS, Trained
 from gen.uses.features import probe
 
-WEIGHTS = "weights.safetensors"
+HALF_SHIFT = 0.1
+"""Standard errors by which float16 weights may move an estimate."""
 LARGEST_COMMITTED = 6_000_000
 """Bytes of weights above which RESULTS/.gitignore lists their file."""
 
@@ -71,12 +75,33 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     return record
 
 
+def evaluate_state(
+    experiment: Experiment, dataset: Dataset, state: Any, split: str, seed: int
+) -> dict[str, estimate.Estimate]:
+    """Return the estimates of one state by name, and of its codes if the experiment probes them.
+
+    They are in the units of the data, as `own.in_own_units` says.
+
+    Args:
+      experiment: the experiment, on its data.
+      dataset: the data.
+      state: a state of the model.
+      split: train, validation or test.
+      seed: the seed of the binarisation and of all draws.
+    """
+    model = experiment.model
+    rows, key = experiment.decoded(dataset, split, seed)
+    results = estimate.evaluate(model, state, rows, key, levels=experiment.levels(dataset))
+    if experiment.probe:
+        splits = {name: experiment.decoded(dataset, name, seed)[0] for name in dataset.splits}
+        results |= probe(model, state, splits, split, seed)
+    return own.in_own_units(results, dataset)
+
+
 def evaluate_seeds(
     run: Run, split: str, draws: int | None = None
 ) -> dict[int, dict[str, estimate.Estimate]]:
     """Return the estimates of each seed of a run, or of the best restart, by seed.
-
-    They are in the units of the data, as `own.in_own_units` says.
 
     Args:
       run: the run.
@@ -84,21 +109,12 @@ def evaluate_seeds(
       draws: the seed of the binarisation and of all draws; None for the seed of each model, so that
         one seed of a run is evaluated as a run of that seed alone.
     """
-    experiment, model = run.experiment, run.experiment.model
-    by_seed = {}
+    experiment, by_seed = run.experiment, {}
     seeds = [experiment.all_seeds[run.shown]] if experiment.restarts else experiment.all_seeds
     for seed in seeds:
         drawn = seed if draws is None else draws
         state = experiment.of_seed(run.state, experiment.all_seeds.index(seed))
-        rows, key = experiment.decoded(run.dataset, split, drawn)
-        levels = experiment.levels(run.dataset)
-        results = estimate.evaluate(model, state, rows, key, levels=levels)
-        if experiment.probe:
-            splits = {
-                name: experiment.decoded(run.dataset, name, drawn)[0] for name in run.dataset.splits
-            }
-            results |= probe(model, state, splits, split, drawn)
-        by_seed[seed] = own.in_own_units(results, run.dataset)
+        by_seed[seed] = evaluate_state(experiment, run.dataset, state, split, drawn)
     return by_seed
 
 
@@ -157,12 +173,55 @@ def publish(run: Run, record: dict[str, Any]) -> Path:
         (folder / name).unlink(missing_ok=True)  # an earlier run may have had other pictures
         if (run.folder / "samples" / name).exists():
             shutil.copyfile(run.folder / "samples" / name, folder / name)
-    state = run.experiment.of_seed(run.state, run.shown)
-    step = int(np.ravel(run.chosen_step)[run.shown])
-    weights.save(folder / WEIGHTS, state, experiment=run.name, step=step)
-    _list_if_large(folder / WEIGHTS)
     path = RESULTS / f"{run.name}.json"
     write_json(path, record)
+    state = run.experiment.of_seed(run.state, run.shown)
+    step = int(np.ravel(run.chosen_step)[run.shown])
+    seed = run.experiment.all_seeds[run.shown]
+    publish_weights(run.name, run.experiment, run.dataset, state, step, seed)
+    return path
+
+
+def publish_weights(
+    name: str, experiment: Experiment, dataset: Dataset, state: Any, step: int, seed: int
+) -> Path:
+    """Write the weights of a published result, experiments/results/NAME/weights.safetensors.
+
+    The header has the model and the format of the data, so that `gen.load` needs nothing else. The
+    weights are float16 if no estimate on the test split moves by a tenth of its standard error, and
+    float32 otherwise.
+
+    Args:
+      name: the name of the experiment, of which NAME.json exists.
+      experiment: the experiment, on its data.
+      dataset: the data.
+      state: the state of the seed that the pictures show.
+      step: the step of that state.
+      seed: that seed.
+
+    Returns:
+      The path of the file.
+    """
+    record = read_json(RESULTS / f"{name}.json", "per_seed") or {"per_seed": []}
+    published = next(each for each in record["per_seed"] if each["seed"] == seed)
+    halved = evaluate_state(experiment, dataset, weights.halved(state), "test", seed)
+    shifts = [
+        abs(value.value - published[of]["value"]) / value.stderr
+        for of, value in halved.items()
+        if value.stderr > 0  # not of quantities that are no means over examples, such as log Z
+    ]
+    path = RESULTS / name / WEIGHTS
+    weights.save(
+        path,
+        state,
+        name,
+        step,
+        model=experiment.for_run().model,
+        format=dataset.format,
+        binarize=experiment.binarize,
+        half=bool(shifts) and max(shifts) < HALF_SHIFT,
+    )
+    _list_if_large(path)
     return path
 
 
@@ -181,50 +240,57 @@ def _of_sessions(run: Run, field: str) -> str:
     return " and ".join(dict.fromkeys(str(session[field]) for session in run.sessions))
 
 
-def sample_run(run: Run, n: int, seed: int, labels: Sequence[int] = ()) -> list[Path]:
-    """Draw samples from the model of the seed that a run shows.
+def sample_run(run: Trained, n: int, seed: int, labels: Sequence[int], folder: Path) -> list[Path]:
+    """Draw samples from a trained model.
 
     Args:
-      run: the run.
+      run: the model.
       n: the number of samples.
       seed: the seed of the draws.
       labels: classes to draw from, cycled over the samples; empty for the model's own choice.
+      folder: the folder of the files.
 
     Returns:
-      The paths of an .npy file with the floats [n, *shape], in the units of the data where these
-      were standardised, and before it of a PNG grid of images, a text of symbols, or a table of
-      named columns.
+      The paths of an .npy file with the samples [n, *shape], and before it of a PNG grid of images,
+      a text of symbols, or a table of named columns.
 
     Raises:
       UserError: the model has no sampler, or does not have the labels; n is out of range.
     """
-    model = run.experiment.model
-    name, classes = type(model).__name__, facts(model).classes
-    if "sample" not in capabilities(model):
-        raise UserError(
-            f"{name} cannot sample: it has no sampler; "
-            f"what it can do: {', '.join(capabilities(model))}"
-        )
-    if not 1 <= n <= 100_000:
-        raise UserError(f"{n} samples: take 1 … 100000")
-    train.check_seeds(seed)
-    if labels and not classes:
-        raise UserError(f"{name} of {run.folder} takes no labels: leave --label out")
-    if wrong := [label for label in labels if not 0 <= label < classes]:
-        raise UserError(f"label {wrong[0]} is out of range: take 0 … {classes - 1}")
-    given = {"label": np.resize(np.array(labels, np.int32), n)} if labels else {}
-    state = run.experiment.of_seed(run.state, run.shown)
-    draw = jax.jit(model.sample, static_argnums=2)
-    x = np.asarray(draw(state, train.streams(seed).sample, n, **given))
+    x = run.sample(n, seed, labels or None)
     suffix = f"_label{'-'.join(map(str, labels))}" if labels else ""
-    stem = run.folder / "samples" / f"seed{seed}_n{n}{suffix}"
+    stem = folder / f"seed{seed}_n{n}{suffix}"
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
-    format = run.dataset.format
-    pictures.save_array(format.restore(x) if format.scale else x, array)
-    if len(model.shape) != 3:
-        return [*own.write_samples(stem, x, format), array]
-    pictures.save(plots.grid(x, math.ceil(math.sqrt(n))), picture)
+    pictures.save_array(x, array)
+    if x.ndim != 4:
+        return [*own.write_samples(stem, x, run.format), array]
+    values = x / run.format.peak if x.dtype.kind in "iu" else x
+    pictures.save(plots.grid(values, math.ceil(math.sqrt(n))), picture)
     return [picture, array]
+
+
+def export(run: Trained, path: Path) -> Path:
+    """Write the arrays of a trained model to a safetensors file or an .npz file.
+
+    Args:
+      run: the model.
+      path: the file, which ends in `.safetensors` or `.npz`.
+
+    Returns:
+      The path.
+    """
+    if path.suffix not in (".safetensors", ".npz"):
+        raise UserError(f"{path} is of no known type: end it in .safetensors or .npz")
+    weights.save(
+        path,
+        run.state,
+        run.name,
+        run.step,
+        model=run.model,
+        format=run.format,
+        binarize=run.binarize,
+    )
+    return path
 
 
 def summary(record: dict[str, Any]) -> Any:

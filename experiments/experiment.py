@@ -6,19 +6,17 @@ import json
 import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
-import numpy as np
 import tyro
 from flax import linen as nn
 
 from experiments import own
-from gen import checks, optimize, parallel, train
+from gen import checks, config, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
 from gen.data import DATASETS, Binarize, Dataset, Reading
 from gen.train import Decode, Precision
@@ -208,9 +206,7 @@ class Experiment:
 
     def shown(self, carry: train.Carry) -> int:
         """Return the index of the seed whose model is shown: the first, or the best restart."""
-        if not (self.restarts and self.seeds and isinstance(carry.best, train.Best)):
-            return 0
-        return int(np.argmin(carry.best.validation))
+        return train.shown_seed(carry, bool(self.restarts and self.seeds))
 
     def stalled(self, step: int, carry: train.Carry) -> bool:
         """Return whether validation ends the training at a step, see `gen.train.stalled`."""
@@ -288,28 +284,28 @@ def _sized(model: Any, levels: int, classes: int) -> Any:
 def to_config(name: str, experiment: Experiment) -> dict[str, Any]:
     """Return the experiment as JSON: its name and every field.
 
-    A field whose value JSON cannot hold, such as a function or an optax transformation in place of
-    an `Optimizer`, is left out: it stands in the registry.
+    Of a value that JSON cannot hold, such as an optax transformation in place of an `Optimizer`, it
+    has the class alone: the value stands in the registry.
     """
-    return {"experiment": name, **_to_json(experiment)}
+    return {"experiment": name, **config.fields_to_json(experiment)}
 
 
-def from_config(config: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
+def from_config(stored: Mapping[str, Any], registry: Mapping[str, Experiment]) -> Experiment:
     """Return the experiment that `to_config` described.
 
     Args:
-      config: the experiment as JSON. A field that it lacks takes its default.
+      stored: the experiment as JSON. A field that it lacks takes its default.
       registry: the experiments by name. They give the values that JSON cannot hold.
 
     Raises:
       UserError: the registry has no such experiment, or a field is unknown, is of another type or
         is out of its range.
     """
-    values = dict(config)
+    values = dict(stored)
     name = values.pop("experiment", None)
     if not isinstance(name, str) or name not in registry:
         raise UserError(f"the experiment {reprlib.repr(name)} is not in the registry")
-    return _rebuild(registry[name], values)
+    return config.with_fields(registry[name], values)
 
 
 def missing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -320,7 +316,11 @@ def missing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
       new: the same configuration with every field.
       prefix: the name of the part that both describe, with a dot.
     """
-    lacking = [f"{prefix}{field} = {new[field]}" for field in new if field not in old]
+    lacking = [
+        f"{prefix}{field} = {new[field]}"
+        for field in new
+        if field not in old and field != "class"  # which follows from the registry
+    ]
     for field, value in old.items():
         if isinstance(value, dict):
             lacking += missing(value, new[field], f"{prefix}{field}.")
@@ -353,7 +353,7 @@ def field_types(part: Any, prefix: str = "") -> dict[str, Any]:
       prefix: the path of the part, with a dot.
     """
     hints, types = get_type_hints(type(part)), {}
-    for name in _stored(part):
+    for name in config.stored_fields(type(part)):
         value = getattr(part, name)
         if is_dataclass(value):
             types |= field_types(value, f"{prefix}{name}.")
@@ -379,99 +379,5 @@ def read_value(text: str, hint: Any) -> Any:
 
     items = [read(word) for word in text.split(",")]
     candidates = (items[0] if len(items) == 1 else text, text, items)
-    value = next((value for value in candidates if _has_type(value, hint)), candidates[0])
+    value = next((value for value in candidates if config.has_type(value, hint)), candidates[0])
     return float(value) if hint is float and type(value) is int else value
-
-
-def _to_json(value: Any) -> Any:
-    """Return a part as an object of its fields and a tuple as a list, as JSON gives them back."""
-    if is_dataclass(value):
-        return {name: _to_json(getattr(value, name)) for name in _stored(value)}
-    return [_to_json(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _stored(part: Any) -> list[str]:
-    """Return the names of the fields that config.json holds.
-
-    A Flax module has further fields, which Flax or the model sets.
-    """
-    internal = (*getattr(type(part), "set_by_model", ()), "parent", "name")
-    return [
-        field.name
-        for field in fields(part)
-        if not (isinstance(part, nn.Module) and field.name in internal)
-        and _holds(getattr(part, field.name))
-    ]
-
-
-def _holds(value: Any) -> bool:
-    """Return whether JSON can hold a value."""
-    if isinstance(value, tuple | list):
-        return all(map(_holds, value))
-    part = is_dataclass(value) and not isinstance(value, type)
-    return part or value is None or isinstance(value, bool | int | float | str)
-
-
-def _rebuild(default: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Return the part `default` with the values of its fields that `_to_json` described.
-
-    Args:
-      default: a part of the registered experiment.
-      values: JSON values by field.
-      prefix: the name of the part, with a dot, for messages.
-    """
-    stored = _stored(default)
-    if unknown := values.keys() - set(stored):
-        raise UserError(
-            f"{type(default).__name__} lacks the fields {', '.join(sorted(unknown))} "
-            "(was the run made by another version?)"
-        )
-    hints = get_type_hints(type(default))
-    own_defaults = {field.name: field.default for field in fields(default)}
-    changes = {}
-    for name in stored:
-        if name in values:
-            registered = getattr(default, name)
-            changes[name] = _value(registered, hints[name], values[name], f"{prefix}{name}")
-        elif own_defaults[name] is not MISSING:
-            changes[name] = own_defaults[name]
-    return replace(default, **changes)
-
-
-def _value(default: Any, hint: Any, value: Any, name: str) -> Any:
-    """Return a field's value from JSON. Raise `UserError` unless it has the field's type.
-
-    Args:
-      default: the registered value of the field.
-      hint: the field's type.
-      value: the value from JSON.
-      name: the name of the field, for messages.
-    """
-    if is_dataclass(default) and isinstance(value, dict):
-        return _rebuild(default, value, f"{name}.")
-    if is_dataclass(default) or isinstance(value, dict) or not _has_type(value, hint):
-        needed = ", ".join(map(repr, get_args(hint))) if get_origin(hint) is Literal else hint
-        needed = needed.__name__ if isinstance(needed, type) else needed
-        raise UserError(f"{name} is {reprlib.repr(value)}, must be {needed}")
-    if isinstance(value, list):  # a tuple, of numbers or of parts
-        same = isinstance(default, tuple) and len(default) == len(value)
-        parts = default if same else [None] * len(value)
-        return tuple(_value(part, Any, item, name) for part, item in zip(parts, value, strict=True))
-    return value
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    """Return whether a value from JSON has a field's type. A list stands for a tuple."""
-    kind, options = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return isinstance(value, str) and value in options
-    if kind in (Union, UnionType):
-        return any(_has_type(value, each) for each in options)
-    if kind is tuple and isinstance(value, list):
-        kinds = [options[0]] * len(value) if options[-1] is ... else options
-        return len(value) == len(kinds) and all(map(_has_type, value, kinds))
-    if hint is float:
-        return type(value) in (float, int)
-    if hint in (bool, int, str, NoneType):
-        return type(value) is hint  # True is an int for `isinstance`
-    return kind is not tuple  # a type that a network of the user's has

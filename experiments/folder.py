@@ -1,7 +1,8 @@
 """The files of a run folder.
 
 config.json      the experiment with every field, and a SHA-256 of them
-manifest.json    the data's SHA-256; the command, versions, commit, device and flags of each session
+manifest.json    the data's SHA-256, their format, and the types and shapes of the training arrays;
+                 the command, versions, commit, device and flags of each session
 metrics.jsonl    a line for each report; deterministic, so it holds no times
 checkpoints/     see `gen.checkpoint`; damaged checkpoints are moved to damaged/
 samples/         pictures
@@ -40,22 +41,20 @@ from experiments.experiment import (
     to_config,
 )
 from experiments.registry import EXPERIMENTS
+from gen import config as parts
+from gen import trained
 from gen.core import UserError
 from gen.data import Dataset
-from gen.files import replacing, writing
+from gen.files import damaged, json_sum, read_json, replacing, writing
 
 Log = Callable[[int, dict[str, np.ndarray]], None]
 """A log is a function of (step, metrics) that appends a report to metrics.jsonl."""
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = trained.PUBLISHED
 """Folder of the published results."""
 
 NO_RESULTS = ":(top,exclude)experiments/results"
 """This path specification excludes the published results from a git command."""
-
-
-CONFIG_KEYS = ("experiment", "model", "steps")
-"""Keys that every config.json has."""
 
 
 class Config(NamedTuple):
@@ -106,28 +105,6 @@ def hold(folder: Path) -> Iterator[None]:
             yield
 
 
-def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None if there is no such file.
-
-    Args:
-      path: the file.
-      *needed: keys that the object must have.
-
-    Raises:
-      UserError: the file is damaged or lacks a key.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    absent = needed if not isinstance(value, dict) else [key for key in needed if key not in value]
-    if absent or not isinstance(value, dict):
-        raise _damaged(path, f"it lacks {', '.join(absent)}")
-    return value
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with replacing(path) as file:
@@ -145,14 +122,8 @@ def read_config(folder: Path) -> Config | None:
     Raises:
       UserError: the file is damaged or was edited, or this version has no such experiment.
     """
-    path = folder / "config.json"
-    config = read_json(path, *CONFIG_KEYS)
-    if config is None:
-        return None
-    # An older version wrote no sum.
-    if config.pop("sha256", None) not in (None, _sum(config)):
-        raise _damaged(path, "it was changed, its SHA-256 differs")
-    return _config(path, config)
+    config = trained.read_config(folder)
+    return None if config is None else _config(folder / "config.json", config)
 
 
 def read_template(path: Path) -> Config:
@@ -164,7 +135,7 @@ def read_template(path: Path) -> Config:
     Raises:
       UserError: there is no such file, it is damaged, or this version has no such experiment.
     """
-    config = read_json(path, *CONFIG_KEYS)
+    config = read_json(path, *trained.CONFIG_KEYS)
     if config is None:
         raise UserError(f"there is no file {path}: --config takes the config.json of a run")
     config.pop("sha256", None)
@@ -202,7 +173,7 @@ def write_config(folder: Path, name: str, experiment: Experiment) -> None:
       experiment: the experiment.
     """
     config = to_config(name, experiment)
-    write_json(folder / "config.json", {**config, "sha256": _sum(config)})
+    write_json(folder / "config.json", {**config, "sha256": json_sum(config)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -217,7 +188,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     sessions = manifest["sessions"]
     if not (isinstance(sessions, list) and sessions and all(map(_is_session, sessions))):
-        raise _damaged(path, "a session lacks its command, device or commit")
+        raise damaged(path, "a session lacks its command, device or commit")
     return manifest
 
 
@@ -289,8 +260,16 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
       dataset: its data.
     """
     sessions = (read_manifest(folder) or {"sessions": []})["sessions"]
-    record = {"name": dataset.name, "sha256": dataset.sha256}
-    write_json(folder / "manifest.json", {"data": record, "sessions": [*sessions, _session()]})
+    manifest = {
+        "data": {"name": dataset.name, "sha256": dataset.sha256},
+        "format": parts.to_json(dataset.format),
+        "arrays": {
+            name: {"dtype": str(values.dtype), "shape": values.shape}
+            for name, values in dataset.train.items()
+        },
+        "sessions": [*sessions, _session()],
+    }
+    write_json(folder / "manifest.json", manifest)
     write_config(folder, name, experiment)
     (folder / "samples").mkdir(exist_ok=True)
 
@@ -308,7 +287,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     lines: list[dict[str, Any]] = []
     before, shape = 0, None
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
@@ -500,16 +479,6 @@ def _session() -> dict[str, Any]:
         "processes": jax.process_count(),
         "flags": flags,
     }
-
-
-def _sum(config: dict[str, Any]) -> str:
-    """Return the SHA-256 of a configuration."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(path: Path, reason: object) -> UserError:
-    """Return the error that a file of the run folder is damaged."""
-    return UserError(f"{path} is damaged ({reason}): restore it or use another run")
 
 
 def _is_session(session: Any) -> bool:

@@ -153,23 +153,21 @@ def write_samples(stem: Path, x: np.ndarray, format: Format) -> list[Path]:
 
     Args:
       stem: the path without its suffix.
-      x: decoded samples, [n, *shape].
+      x: samples as `gen.Trained.sample` returns them, [n, *shape].
       format: the format of the data.
 
     Returns:
       The path of the file, or nothing if the samples are neither.
     """
-    if format.symbols and x.ndim == 2:
-        index = np.round(x * (len(format.symbols) - 1)).astype(int)
+    if format.symbols and x.ndim == 2 and x.dtype.kind in "iu":
         join = "" if isinstance(format.symbols, str) else " "
-        lines = [join.join(format.symbols[i] for i in row) for row in index]
+        lines = [join.join(format.symbols[i] for i in row) for row in x]
         return [_write(stem.with_suffix(".txt"), "\n\n".join(lines) + "\n")]
     if format.words and x.ndim == 2:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(format.words)
-        rows = format.restore(x) if format.scale else x
-        writer.writerows([[f"{value:.6g}" for value in row] for row in np.asarray(rows)])
+        writer.writerows([[f"{value:.6g}" for value in row] for row in x])
         return [_write(stem.with_suffix(".csv"), file.getvalue())]
     return []
 

@@ -21,11 +21,12 @@ from experiments import fitting, interruption
 from experiments import folder as files
 from experiments.experiment import Experiment, Options, to_config
 from experiments.interruption import INTERRUPTED, Interruption
-from gen import data, parallel, train
+from gen import data, parallel, train, trained
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities, facts
 from gen.data import Dataset
 from gen.files import delete_leftovers
+from gen.trained import Trained
 
 LINE_EVERY = 30.0
 """Seconds between two lines about the progress of a run, where there is no terminal."""
@@ -229,10 +230,9 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
     experiment = config.experiment
     dataset = data.load(experiment.data, data_dir, experiment.reading)
     files.check_data(folder, manifest, dataset)
-    with open_checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(carry_shapes(experiment, dataset, None))
-    if restored is None:
-        raise UserError(f"{folder} has no checkpoint yet: train it for longer")
+    restored = trained.restore(
+        folder, to_config(config.name, experiment), experiment.model, dataset.train, dataset.format
+    )
     _name_damaged(restored.damaged)
     return Run(
         folder,
@@ -240,19 +240,39 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         experiment,
         dataset,
         restored.step,
-        _chosen_step(restored.step, restored.tree),
-        restored.tree.chosen,
-        experiment.shown(restored.tree),
-        restored.info["seconds"],
+        restored.chosen_step,
+        restored.state,
+        restored.shown,
+        restored.seconds,
         manifest["sessions"],
-        experiment.stalled(restored.step, restored.tree),
+        experiment.stalled(restored.step, restored.carry),
     )
 
 
-def _chosen_step(step: int, carry: train.Carry) -> np.ndarray:
-    """Return the step of `carry.chosen`, [] or [S]."""
-    best = np.asarray(carry.best.step) if isinstance(carry.best, train.Best) else np.zeros((), int)
-    return np.where(best == 0, step, best)
+def load_trained(path: Path, data_dir: Path | None = None) -> Trained:
+    """Return the model of a run folder or a published model, for which no data are needed.
+
+    The model of a run is the registry's with the values of config.json, so that it can have
+    networks which config.json cannot hold. A run of an older version did not store the format of
+    its data, so they are loaded.
+
+    Args:
+      path: a run folder, or the name of an experiment whose weights are published.
+      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+    """
+    config = files.read_config(path)
+    if config is None:
+        return trained.load(path)
+    if "format" in (files.read_manifest(path) or {}):
+        _name_missing(path, config)
+        return trained.load(path, model=config.experiment.model)
+    run = load_run(path, data_dir)
+    experiment = run.experiment
+    state, step = experiment.of_seed((run.state, run.chosen_step), run.shown)
+    stored, format = to_config(run.name, experiment), run.dataset.format
+    return Trained(
+        run.name, experiment.model, state, int(step), stored, format, experiment.binarize
+    )
 
 
 def lines_until(
@@ -286,23 +306,16 @@ def carry_shapes(experiment: Experiment, dataset: Dataset, mesh: Any, seed: Any 
       mesh: devices that hold the carry, or None.
       seed: the seeds, where they are not the experiment's.
     """
-    shapes = jax.eval_shape(
-        lambda: train.begin(
-            experiment.model,
-            dataset.train,
-            experiment.batch_size,
-            experiment.fit_seed if seed is None else seed,
-            decode=experiment.decode(dataset),
-            validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
-        )
-    )
-    placement = (
-        jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return trained.carry_shapes(
+        experiment.model,
+        dataset.train,
+        experiment.batch_size,
+        experiment.fit_seed if seed is None else seed,
+        decode=experiment.decode(dataset),
+        validated=experiment.validate_every > 0 and train.has_objective(experiment.model),
+        placement=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if mesh is None
-        else parallel.replicated(mesh)
-    )
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), shapes
+        else parallel.replicated(mesh),
     )
 
 
@@ -565,6 +578,6 @@ def _final_pictures(
         folder / "samples" / LAST_PICTURE,
         files.read_metrics(folder),
         facts(experiment.model).metric_units,
-        np.atleast_1d(_chosen_step(step, carry)).tolist() if experiment.validate_every else (),
+        np.atleast_1d(train.chosen_step(step, carry)).tolist() if experiment.validate_every else (),
     )
     signals.end()

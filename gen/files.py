@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gen.core import UserError
 
@@ -49,6 +51,38 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None if there is no such file.
+
+    Args:
+      path: the file.
+      *needed: keys that the object must have.
+
+    Raises:
+      UserError: the file is damaged or lacks a key.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    absent = needed if not isinstance(value, dict) else [key for key in needed if key not in value]
+    if absent or not isinstance(value, dict):
+        raise damaged(path, f"it lacks {', '.join(absent)}")
+    return value
+
+
+def json_sum(value: Any) -> str:
+    """Return the SHA-256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def damaged(path: Path, reason: object) -> UserError:
+    """Return the error that a file of a run folder is damaged."""
+    return UserError(f"{path} is damaged ({reason}): restore it or use another run")
 
 
 def temporary(path: Path) -> Path:

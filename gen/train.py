@@ -564,6 +564,19 @@ def fit(
         yield Progress(step, carry, metrics or None)
 
 
+def chosen_step(step: int, carry: Carry) -> np.ndarray:
+    """Return the step of `carry.chosen`, [] or [S], after `step` steps."""
+    best = np.asarray(carry.best.step) if isinstance(carry.best, Best) else np.zeros((), int)
+    return np.where(best == 0, step, best)
+
+
+def shown_seed(carry: Carry, restarts: bool) -> int:
+    """Return the index of the seed whose model is shown: the first, or the best of restarts."""
+    if not (restarts and isinstance(carry.best, Best)):
+        return 0
+    return int(np.argmin(carry.best.validation))
+
+
 def stalled(step: int, carry: Carry, validate_every: int, early_stop: int) -> bool:
     """Return whether the last `early_stop` validations brought no better state.
 

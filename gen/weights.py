@@ -1,7 +1,7 @@
-"""Save a trained state as a safetensors file, and load it.
+"""Save a trained state as a safetensors or an .npz file, and load it.
 
-    weights.save("weights.safetensors", state, experiment="vae_digits", step=3_000)
-    state = weights.load("weights.safetensors", model)
+    weights.save("weights.safetensors", state, "vae_digits", step=3_000, model=model)
+    state = weights.load("weights.safetensors")
 
 Each array has its path in the state as its name, such as `params/encoder/Dense_0/kernel`. Arrays
 under `opt_state` are left out: samples and estimates do not need them, and `load` takes them from
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -21,54 +23,94 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from gen import optimize
+from gen import config, optimize
 from gen.core import UserError
+from gen.data.dataset import Binarize, Format
 from gen.files import replacing
 
 ANY_STEPS = 10**9
 """A length for falling schedules; an optimiser's first state is the same for every length."""
 
 
-def save(path: str | os.PathLike[str], state: Any, experiment: str, step: int) -> None:
-    """Write a state, except for its optimiser's arrays, to a safetensors file.
+def save(
+    path: str | os.PathLike[str],
+    state: Any,
+    experiment: str,
+    step: int,
+    *,
+    model: Any = None,
+    format: Format | None = None,
+    binarize: Binarize = "none",
+    half: bool = False,
+) -> None:
+    """Write a state, except for its optimiser's arrays, to a safetensors file or an .npz file.
+
+    The header is a JSON object: the entry `gen` of a safetensors file's metadata, or the string
+    `header` of an .npz file. It has the arguments below, the model and the format as
+    `config.to_json` returns them, and under `arrays` the type and the shape of each array by name.
 
     Args:
-      path: the file.
+      path: the file; its ending chooses the type, `.npz` or any other for safetensors.
       state: the state of a model.
-      experiment: the name of the experiment, for the file's header.
-      step: the training step of the state, for the header.
+      experiment: the name of the experiment.
+      step: the training step of the state.
+      model: the model, with the shape of its data; with it, `gen.load` takes the file.
+      format: the format of the data.
+      binarize: the rule by which they were binarised.
+      half: whether to store float32 arrays as float16. `load` returns them as float32.
 
     Raises:
       UserError: the file cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items() if _is_stored(name)}
+    arrays: dict[str, Any] = {
+        name: np.asarray(leaf) for name, leaf in _named(state).items() if _is_stored(name)
+    }
+    if half:
+        arrays = {name: _halved(array) for name, array in arrays.items()}
+    about = {"experiment": experiment, "step": step}
+    if model is not None:
+        about |= {"model": config.to_json(model), "binarize": binarize}
+        about |= {"format": config.to_json(format or Format())}
+    about["arrays"] = {name: _describe(array) for name, array in sorted(arrays.items())}
     # One entry: several would stand in a random order, and equal states would give unequal files.
-    about = json.dumps({"experiment": experiment, "step": step})
+    text = json.dumps(about)
     with replacing(Path(path)) as file:
-        file.write(safetensors.numpy.save(arrays, metadata={"gen": about}))
+        if Path(path).suffix == ".npz":
+            np.savez(file, header=np.array(text), **arrays)
+        else:
+            file.write(safetensors.numpy.save(arrays, metadata={"gen": text}))
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the `experiment` and the `step` of a file that `save` has written."""
+    """Return the header of a file that `save` has written."""
     return _read(path)[1]
 
 
-def load(path: str | os.PathLike[str], model: Any) -> Any:
+def load(path: str | os.PathLike[str], model: Any = None) -> Any:
     """Return the state of a model from a file that `save` has written.
 
     Args:
       path: the file.
-      model: the model, with the shape of its data: `EXPERIMENTS[name].on(dataset).model`.
+      model: the model, with the shape of its data; None takes the model of the header.
 
     Raises:
-      UserError: the file cannot be read, or its arrays differ from the arrays of the model's state
-        in name, shape or type.
+      UserError: the file cannot be read or names no model, or its arrays differ from the arrays of
+        the model's state in name, shape or type.
     """
     arrays, about = _read(path)
-    # Only the optimiser's arrays stay of this state, and the key does not determine them.
-    state = jax.jit(optimize.for_run(model, ANY_STEPS).init)(jax.random.key(0))
-    first = _named(state)
+    model = model_of(path, about) if model is None else model
+    init = optimize.for_run(model, ANY_STEPS).init
+
+    def optimizer_arrays(key: jax.Array) -> dict[str, Any]:
+        return {name: leaf for name, leaf in _named(init(key)).items() if not _is_stored(name)}
+
+    # The key does not determine the optimiser's arrays. The others are not computed.
+    state = jax.eval_shape(init, jax.random.key(0))
+    first = _named(state) | jax.jit(optimizer_arrays)(jax.random.key(0))
     needed = {name: _describe(leaf) for name, leaf in first.items() if _is_stored(name)}
+    for name in needed.keys() & arrays.keys():
+        if arrays[name].dtype == np.float16:
+            arrays[name] = arrays[name].astype(first[name].dtype)
     stored = {name: _describe(array) for name, array in arrays.items()}
     if stored != needed:
         different = [
@@ -81,17 +123,56 @@ def load(path: str | os.PathLike[str], model: Any) -> Any:
             f"{path} does not fit this {type(model).__name__}: {different[0]}{more}; "
             f"take the model of the experiment {about.get('experiment')} on its data"
         )
-    leaves = [jnp.asarray(arrays.get(name, leaf)) for name, leaf in first.items()]
+    leaves = [jnp.asarray(arrays.get(name, first[name])) for name in _named(state)]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def model_of(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Any:
+    """Return the model that the header of a file describes.
+
+    Args:
+      path: the file, for messages.
+      about: its header.
+
+    Raises:
+      UserError: the header has no model, or one with a network or an optimiser of the user's own.
+    """
+    if "model" not in about:
+        raise UserError(f"the header of {path} has no model: pass the model")
+    try:
+        return config.from_json(about["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def halved(state: Any) -> Any:
+    """Return the state that `load` gives back after `save` has stored it as float16."""
+
+    def rounded(path: Any, leaf: Any) -> Any:
+        stored = _is_stored(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return jnp.asarray(_halved(np.asarray(leaf)), leaf.dtype) if stored else leaf
+
+    return jax.tree_util.tree_map_with_path(rounded, state)
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    """Return a float32 array as float16, where no value is too large, and others as they are."""
+    finite = array[np.isfinite(array)] if array.dtype == np.float32 else array
+    fits = array.dtype == np.float32 and np.all(np.abs(finite) <= np.finfo(np.float16).max)
+    return array.astype(np.float16) if fits else array
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of a file by name, and its header."""
     try:
+        if Path(path).suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            return arrays, json.loads(str(arrays.pop("header", "{}")))
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return arrays, json.loads((file.metadata() or {}).get("gen", "{}"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
 
 

@@ -18,10 +18,11 @@ SOURCES = sorted([*ROOT.glob("gen/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 NOT_MODELS = {
     "gen/nets.py": "fields of a network that its model sets, and nonlinearities of flax by name",
     "gen/optimize.py": "fields of an optimiser, and the parts of a path in a tree",
+    "gen/config.py": "fields of a model and of its parts, to and from JSON",
     "gen/sklearn.py": "fields of a model and of its parts, which are parameters of an estimator",
     "gen/data/tables.py": "the columns of a data frame",
     "gen/data/prepared.py": "the names of a feature's classes",
-    "experiments/experiment.py": "fields of an experiment and of its parts, to and from JSON",
+    "experiments/experiment.py": "fields of an experiment",
     "experiments/flags.py": "the names of flags, and the fields of their values",
     "experiments/folder.py": "functions of the operating system",
 }

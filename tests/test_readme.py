@@ -68,7 +68,7 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
-    assert len(blocks(README, "python")) == 6
+    assert len(blocks(README, "python")) == 7
     for code in blocks(README, "python"):
         exec(compile(code, "README.md", "exec"), namespace)
 
@@ -92,8 +92,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
             continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
-    commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "bench"}
-    assert ran == commands_run | {"table"}
+    commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "export"}
+    assert ran == commands_run | {"bench", "table"}
 
 
 def check_training_parses(arguments):
