@@ -92,10 +92,12 @@ def parse(
                 **extra,
             )
     except SystemExit:
-        # tyro frames its message, and a horizontal line separates it from the advice.
+        # tyro frames its message under a title. A horizontal line separates it from the advice, and
+        # from the title where the terminal has no signs for a frame.
         lines = [line.strip(" │|") for line in box.getvalue().splitlines()[1:]]
-        end = next((i for i, line in enumerate(lines) if re.match("[─-]{4}", line)), len(lines))
-        raise UserError(f"{' '.join(lines[:end]).rstrip('.')}; {_see_help(command)}") from None
+        parts = re.split("[─-]{4,}", " ".join(lines))
+        message = next(part.strip(" .") for part in parts if part.strip())
+        raise UserError(f"{message}; {_see_help(command)}") from None
     if unknown:
         names = [flag.name for group in groups(kind, default) for flag in group.flags]
         raise UserError(refusal(unknown[0], names, command))
