@@ -59,7 +59,7 @@ def test_the_help_of_a_command_has_every_flag_with_its_text(kind, monkeypatch):
 
 def test_an_argument_without_a_default_is_no_option(capsys):
     assert commands.main(["data"]) == 2
-    assert "DATA" in capsys.readouterr().err
+    assert "folder of images" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         commands.main(["data", "--help"])
     assert "usage: python -m experiments data DATA [FLAGS]\n" in capsys.readouterr().out
