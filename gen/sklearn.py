@@ -38,7 +38,6 @@ METHODS: Mapping[str, Callable[..., jax.Array]] = {
     "encode": lambda model, state, batch, key: model.encode(state, batch),
     "decode": lambda model, state, batch, key: model.decode(state, batch["z"]),
     "score": lambda model, state, batch, key: model.score(state, batch, key),
-    "objective": lambda model, state, batch, key: model.objective(state, batch, key),
 }
 """The methods of a model that act on rows, as functions of the same arguments."""
 
@@ -84,7 +83,7 @@ class Estimator(BaseEstimator):
     | `transform` | `encode` | codes, [n, codes] |
     | `inverse_transform` | `decode` | examples, [n, features] |
     | `score_samples` | −`score` | [n], higher is more normal: log p(x) where it is exact |
-    | `score` | −`score` or −`objective` | the mean, for model selection |
+    | `score` | −`score` | the mean of `score_samples`, for model selection |
     | `decision_function` | −`score` | `score_samples` − `offset_`, negative for outliers |
     | `predict` | `score` | [n], −1 for outliers and 1 for inliers |
 
@@ -246,18 +245,15 @@ class Estimator(BaseEstimator):
         """
         return -self._each("score", self._values(X, y)).astype(np.float64)
 
-    @available_if(_can("score", "objective"))
+    @available_if(_can("score"))
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean of `score_samples`, which is the mean of log p(x) where that is exact.
-
-        A model without a score has minus the mean training loss in its place.
 
         Args:
           X: examples, [n, features].
           y: labels [n] for a model with classes.
         """
-        method = "score" if _can("score")(self) else "objective"
-        return -float(self._each(method, self._values(X, y)).mean(dtype=np.float64))
+        return float(self.score_samples(X, y).mean())
 
     @available_if(_detects)
     def decision_function(self, X: Any, y: Any = None) -> np.ndarray:

@@ -298,3 +298,14 @@ def test_grey_pixels_have_no_nll(digits):
 def test_impossible_hyperparameters_are_refused(flags):
     with pytest.raises(UserError, match=f"VAE: {'beta' if 'beta' in flags else next(iter(flags))}"):
         VAE(**flags)
+
+
+@pytest.mark.parametrize("bound_samples", [1, 3])
+def test_the_mean_score_is_the_bound_of_the_evaluation(digits, bound_samples):
+    model = VAE(digits.shape, MLP((8,)), 2, MLP((8,)), bound_samples=bound_samples, beta=1.0)
+    state = model.init(jax.random.key(0))
+    x = np.round(digits.test["x"] / 16).astype(np.float32)
+    scores = jax.jit(model.score)(state, {"x": x}, jax.random.key(1))
+    nll = model.evaluate(state, {"x": x}, jax.random.key(2))["nll"]
+    assert scores.shape == (len(x),)
+    assert float(scores.mean()) == pytest.approx(nll.value, rel=0.01)  # of other draws of z

@@ -188,6 +188,13 @@ class VAE:
         terms = self.terms(state, batch, key)
         return terms.reconstruction + self.beta * terms.kl
 
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the negative bound of `evaluate`, with `bound_samples` draws of z, [B] nats."""
+        if self.bound_samples > 1:
+            return -self.bound(state, batch, key, self.bound_samples).log_mean
+        terms = self.terms(state, batch, key)
+        return terms.reconstruction + terms.kl
+
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the negative bound as `nll`, and the terms of −ELBO, `reconstruction` and `kl`.
 
