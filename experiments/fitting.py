@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments.experiment import Experiment
+from experiments.folder import RESULTS
 from experiments.own import columns_of_few_values, flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from gen import train
@@ -31,7 +32,6 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 """flags with which an experiment is tried on a data set, the first that fits is taken"""
 
-RESULTS = Path(__file__).parent / "results"
 LARGEST_STATE = 100_000_000
 """numbers in the state of the largest model that `candidates` names"""
 WIDTH = 80
