@@ -18,6 +18,8 @@ if __name__ == "__main__":  # before the imports, which take their time
 
 import difflib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +34,7 @@ USAGE = """\
 usage: python -m experiments COMMAND ...
 
   list [NAME]      every experiment with its result, or the details of one
-  data PATH        what your own data hold, and which experiments fit them
+  data DATA        what your own data hold, and which experiments fit them
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
@@ -187,8 +189,8 @@ def main(arguments: list[str]) -> int:
     """Run one command.
 
     Returns:
-      The exit code: 0; 1 if training failed; 2 for an error that the user can mend; 75 if training
-      was interrupted, and the same command resumes it.
+      The exit code: 0; 1 if training failed; 2 for an error that the user can mend; 75 if a signal
+      interrupted the command; the same `train` or `sweep` command goes on.
     """
     from gen.core import UserError
     from gen.memory import keep_freed_memory
@@ -321,8 +323,7 @@ def sweep_command(arguments: list[str]) -> int:
     if code:
         return code
     print("evaluating on the validation split", flush=True)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    with warnings_in_one_line():
         outcomes = sweep.outcomes(combinations, chosen.options.data_dir)
     out = combinations[0].folder.parent
     write_json(out / "sweep.json", sweep.to_json(outcomes))
@@ -354,8 +355,7 @@ def evaluate_command(arguments: list[str]) -> int:
     run = load_run(chosen.run, chosen.data_dir)
     if chosen.publish:  # before the evaluation, which may take minutes
         check_publishable(run, chosen.split, commit())
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    with warnings_in_one_line():
         record = evaluate_run(run, chosen.split)
     Console().print(summary(record))
     if chosen.publish:
@@ -374,8 +374,7 @@ def compare_command(arguments: list[str]) -> int:
     keep_programs(chosen.keep_programs)
     runs = compare.load_runs(chosen.runs, chosen.data_dir)
     print(compare.save_curves(runs, chosen.out), flush=True)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    with warnings_in_one_line():
         rows = compare.rows(runs, chosen.split)
     Console().print(compare.terminal(rows, chosen.split))
     print(compare.explanation(rows))
@@ -442,6 +441,14 @@ def bench_command(arguments: list[str]) -> int:
     if chosen.json:
         write_json(chosen.json, record)
     return 0
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Print each warning of the body as one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        yield
 
 
 def check_name(name: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import numpy as np
 
 from experiments import own, pictures
 from experiments.experiment import Experiment
-from experiments.folder import RESULTS, commit, is_clean, read_json, write_json, write_text
+from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
+from experiments.registry import EXPERIMENTS
 from experiments.run import Run
 from gen import estimate, plots, weights
 from gen.core import UserError
-from gen.data import Dataset
+from gen.data import Dataset, Format
 from gen.trained import WEIGHTS, Trained
 from gen.uses.features import probe
 
@@ -133,9 +136,16 @@ def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
       evaluated_at: the commit of the evaluation.
 
     Raises:
-      UserError: the run is unfinished, the split is not the test split, or the run was not trained
-        and evaluated at a commit without later changes.
+      UserError: the run is unfinished, it was trained on other data than the registered ones, the
+        split is not the test split, or the run was not trained and evaluated at a commit without
+        later changes.
     """
+    registered = EXPERIMENTS[run.name].data if run.name in EXPERIMENTS else "nothing"
+    if run.experiment.data != registered:
+        raise UserError(
+            f"{run.folder} was trained on {run.experiment.data}, and the results of {run.name} are "
+            f"of {registered}: only these are published"
+        )
     if run.step < run.experiment.steps and not run.stopped_early:
         raise UserError(
             f"{run.folder} stands at step {run.step} of {run.experiment.steps}: finish it first"
@@ -154,7 +164,8 @@ def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
 def publish(run: Run, record: dict[str, Any]) -> Path:
     """Write the record, the final pictures and the weights of a run to experiments/results.
 
-    The record is NAME.json. The pictures and the weights of the seed that they show are in NAME/.
+    The record is NAME.json, which is written last. The pictures and the weights of the seed that
+    they show are in NAME/.
 
     Args:
       run: a finished run.
@@ -167,23 +178,28 @@ def publish(run: Run, record: dict[str, Any]) -> Path:
       UserError: the run may not be published, see `check_publishable`.
     """
     check_publishable(run, record["split"], record["evaluated_at_commit"])
+    state = run.experiment.of_seed(run.state, run.shown)
+    step = int(np.ravel(run.chosen_step)[run.shown])
+    seed = run.experiment.all_seeds[run.shown]
+    by_seed = next(each for each in record["per_seed"] if each["seed"] == seed)
+    publish_weights(run.name, run.experiment, run.dataset, state, step, by_seed)
     folder = RESULTS / run.name
-    folder.mkdir(parents=True, exist_ok=True)
     for name in pictures.FINAL:
         (folder / name).unlink(missing_ok=True)  # an earlier run may have had other pictures
         if (run.folder / "samples" / name).exists():
             shutil.copyfile(run.folder / "samples" / name, folder / name)
     path = RESULTS / f"{run.name}.json"
     write_json(path, record)
-    state = run.experiment.of_seed(run.state, run.shown)
-    step = int(np.ravel(run.chosen_step)[run.shown])
-    seed = run.experiment.all_seeds[run.shown]
-    publish_weights(run.name, run.experiment, run.dataset, state, step, seed)
     return path
 
 
 def publish_weights(
-    name: str, experiment: Experiment, dataset: Dataset, state: Any, step: int, seed: int
+    name: str,
+    experiment: Experiment,
+    dataset: Dataset,
+    state: Any,
+    step: int,
+    published: Mapping[str, Any],
 ) -> Path:
     """Write the weights of a published result, experiments/results/NAME/weights.safetensors.
 
@@ -192,18 +208,17 @@ def publish_weights(
     float32 otherwise.
 
     Args:
-      name: the name of the experiment, of which NAME.json exists.
+      name: the name of the experiment.
       experiment: the experiment, on its data.
       dataset: the data.
       state: the state of the seed that the pictures show.
       step: the step of that state.
-      seed: that seed.
+      published: that seed's entry of `per_seed` in the record.
 
     Returns:
       The path of the file.
     """
-    record = read_json(RESULTS / f"{name}.json", "per_seed") or {"per_seed": []}
-    published = next(each for each in record["per_seed"] if each["seed"] == seed)
+    seed = published["seed"]
     halved = evaluate_state(experiment, dataset, weights.halved(state), "test", seed)
     shifts = [
         abs(value.value - published[of]["value"]) / value.stderr
@@ -211,6 +226,7 @@ def publish_weights(
         if value.stderr > 0  # not of quantities that are no means over examples, such as log Z
     ]
     path = RESULTS / name / WEIGHTS
+    path.parent.mkdir(parents=True, exist_ok=True)
     weights.save(
         path,
         state,
@@ -219,7 +235,7 @@ def publish_weights(
         model=experiment.for_run().model,
         format=dataset.format,
         binarize=experiment.binarize,
-        half=bool(shifts) and max(shifts) < HALF_SHIFT,
+        half=bool(shifts) and all(shift < HALF_SHIFT for shift in shifts),  # not of a NaN
     )
     _list_if_large(path)
     return path
@@ -263,8 +279,13 @@ def sample_run(run: Trained, n: int, seed: int, labels: Sequence[int], folder: P
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npy")
     pictures.save_array(x, array)
     if x.ndim != 4:
-        return [*own.write_samples(stem, x, run.format), array]
-    values = x / run.format.peak if x.dtype.kind in "iu" else x
+        return [*write_named(stem, x, run.format), array]
+    if x.dtype.kind in "iu":
+        values = x / run.format.peak
+    elif run.format.scale:
+        values = (x - run.format.center[0]) / run.format.scale[0]
+    else:
+        values = x
     pictures.save(plots.grid(values, math.ceil(math.sqrt(n))), picture)
     return [picture, array]
 
@@ -291,6 +312,34 @@ def export(run: Trained, path: Path) -> Path:
         binarize=run.binarize,
     )
     return path
+
+
+def write_named(stem: Path, x: np.ndarray, format: Format) -> list[Path]:
+    """Write samples of symbols as a text, or of named columns as a table.
+
+    Args:
+      stem: the path without its suffix.
+      x: samples as `gen.Trained.sample` returns them, [n, *shape].
+      format: the format of the data.
+
+    Returns:
+      The path of the file, or nothing if the samples are neither.
+    """
+    if format.symbols and x.ndim == 2 and x.dtype.kind in "iu":
+        join = "" if isinstance(format.symbols, str) else " "
+        lines = [join.join(format.symbols[i] for i in row) for row in x]
+        path = stem.with_suffix(".txt")
+        write_text(path, "\n\n".join(lines) + "\n")
+        return [path]
+    if format.words and x.ndim == 2:
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(format.words)
+        writer.writerows([[f"{value:.6g}" for value in row] for row in x])
+        path = stem.with_suffix(".csv")
+        write_text(path, file.getvalue())
+        return [path]
+    return []
 
 
 def summary(record: dict[str, Any]) -> Any:

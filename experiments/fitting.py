@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import textwrap
@@ -15,7 +14,8 @@ import jax
 import numpy as np
 
 from experiments.experiment import Experiment
-from experiments.folder import RESULTS
+from experiments.flags import WIDTH
+from experiments.folder import RESULTS, read_json
 from experiments.own import columns_of_few_values, flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from gen import train
@@ -34,8 +34,6 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 LARGEST_STATE = 100_000_000
 """numbers in the state of the largest model that `candidates` names"""
-WIDTH = 80
-"""characters in a line of a description"""
 
 
 class Candidate(NamedTuple):
@@ -143,7 +141,8 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         text = ", ".join(f"{names[k]} ({sizes[k]:,})" for k in range(min(dataset.classes, 20)))
         yield from _wrapped("classes", f"{dataset.classes}: {text}")
     sizes = ", ".join(f"{name} {len(split['x']):,}" for name, split in splits.items())
-    shared = sum(each in set(sums["train"]) for each in (*sums["validation"], *sums["test"]))
+    training = set(sums["train"])
+    shared = sum(each in training for each in (*sums["validation"], *sums["test"]))
     warning = f"; {shared:,} rows of the others also stand in train" if shared else ""
     yield from _wrapped("splits", f"{sizes}{warning}")
     if format.words and len(dataset.shape) == 1:
@@ -238,10 +237,8 @@ def _sensible(experiment: Experiment, dataset: Dataset) -> bool:
 
 def _cost(name: str) -> float:
     """Return the seconds that the published run of an experiment took, or its steps if unknown."""
-    try:
-        return float(json.loads((RESULTS / f"{name}.json").read_text())["train_seconds"])
-    except (OSError, ValueError, KeyError):
-        return 1e6 + EXPERIMENTS[name].steps
+    record = read_json(RESULTS / f"{name}.json", "train_seconds")
+    return float(record["train_seconds"]) if record else 1e6 + EXPERIMENTS[name].steps
 
 
 def _form(dataset: Dataset) -> str:

@@ -38,7 +38,7 @@ from tyro.conf import Positional, Suppress
 from gen.core import UserError
 
 WIDTH = 80
-"""Columns of the help."""
+"""Columns of help, of lists and of descriptions."""
 TEXT_COLUMN = 22
 """Column at which the text of a flag begins. A longer flag has its text in the next line."""
 INTERNAL = ("parent", "name")

@@ -2,11 +2,13 @@
 
 config.json      the experiment with every field, and a SHA-256 of them
 manifest.json    the data's SHA-256, their format, and the types and shapes of the training arrays;
-                 the command, versions, commit, device and flags of each session
+                 the command, versions, commit, device and flags of each session; `stopped_early`
 metrics.jsonl    a line for each report; deterministic, so it holds no times
 checkpoints/     see `gen.checkpoint`; damaged checkpoints are moved to damaged/
 samples/         pictures
-evaluation.json  estimates, from `evaluate`
+tensorboard/     events, with `--logger tensorboard`
+evaluation.json  estimates on the test split, from `evaluate`; evaluation-SPLIT.json on another
+diverged.json    the reason why a run of a sweep ended
 """
 
 from __future__ import annotations

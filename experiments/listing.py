@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.experiment import Experiment
+from experiments.flags import WIDTH
 from experiments.folder import read_json
 from experiments.table import NEEDED, number
 from gen.core import CAPABILITIES, UserError, capabilities
 from gen.estimate import MARKS, from_json
-
-WIDTH = 80
-"""Columns of a listing of the registered experiments, at most."""
 
 HEADLINES = {"bits_per_dim": "bits/dim", "nll": "nats", "mse": "mse", "d_accuracy": "accuracy"}
 """Units of the estimates that can be the headline of an experiment, which is the first it has."""

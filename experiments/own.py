@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gen.core import UserError, facts
-from gen.data import Dataset, Format, Reading, log_scale
+from gen.data import Dataset, Reading, log_scale
 from gen.estimate import Estimate
-from gen.files import replacing
 from gen.levels import span
 
 FEW = 10
@@ -146,37 +142,6 @@ def _map(estimate: Estimate, convert: Callable[[Any], Any]) -> Estimate:
         value=convert(estimate.value),
         per_example=None if each is None else convert(each),
     )
-
-
-def write_samples(stem: Path, x: np.ndarray, format: Format) -> list[Path]:
-    """Write samples of symbols as a text, or of named columns as a table.
-
-    Args:
-      stem: the path without its suffix.
-      x: samples as `gen.Trained.sample` returns them, [n, *shape].
-      format: the format of the data.
-
-    Returns:
-      The path of the file, or nothing if the samples are neither.
-    """
-    if format.symbols and x.ndim == 2 and x.dtype.kind in "iu":
-        join = "" if isinstance(format.symbols, str) else " "
-        lines = [join.join(format.symbols[i] for i in row) for row in x]
-        return [_write(stem.with_suffix(".txt"), "\n\n".join(lines) + "\n")]
-    if format.words and x.ndim == 2:
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(format.words)
-        writer.writerows([[f"{value:.6g}" for value in row] for row in x])
-        return [_write(stem.with_suffix(".csv"), file.getvalue())]
-    return []
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a text file, and return its path."""
-    with replacing(path) as file:
-        file.write(text.encode())
-    return path
 
 
 def _floats(dataset: Dataset) -> list[Any]:

@@ -13,7 +13,10 @@ from gen.estimate import MARKS, Estimate, from_json
 Record = dict[str, Any]
 """The content of a result file."""
 
-NEEDED = ("experiment", "data", "binarize", "estimates", "seeds", "parameters", "train_seconds")
+NEEDED = (
+    *("experiment", "data", "binarize", "estimates", "seeds", "parameters", "train_seconds"),
+    *("device", "command", "commit"),
+)
 """Keys that every result file has."""
 
 TITLES = {

@@ -14,7 +14,10 @@ from experiments.flags import WIDTH, groups, help_text, nearest, parse
 from experiments.registry import EXPERIMENTS
 from gen.core import UserError
 
-CLASSES = (commands.List, commands.Evaluate, commands.Sample, commands.Table, commands.Bench)
+CLASSES = (
+    *(commands.List, commands.Evaluate, commands.Compare, commands.Sample, commands.Export),
+    *(commands.Table, commands.Bench),
+)
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from experiments import listing
 from experiments.__main__ import main
-from experiments.folder import RESULTS
+from experiments.folder import RESULTS, read_json
 from experiments.registry import EXPERIMENTS
 from gen.core import UserError, capabilities
-from gen.estimate import from_json
+from gen.estimate import Estimate, from_json, to_json
 
 
 def test_every_experiment_has_one_line_of_at_most_80_columns_under_its_family(capsys):
@@ -21,8 +21,25 @@ def test_every_experiment_has_one_line_of_at_most_80_columns_under_its_family(ca
     for (name, experiment), family in zip(EXPERIMENTS.items(), families, strict=True):
         assert lines[rows[name]].split()[:2] == [name, experiment.data]
         assert "" not in lines[family : rows[name]]
-    for part in ("≤ 98.25±0.30 nats", "≤ 1.1363±0.0029 bits/dim", "6.57±0.13 nats/step", " 4.3*"):
-        assert part in "\n".join(lines)
+    record = read_json(RESULTS / "vae_digits.json")
+    assert record
+    assert lines[rows["vae_digits"]].endswith(listing.minutes(record))
+    assert listing.headline(record) in lines[rows["vae_digits"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind", "device", "shown"),
+    [
+        ("nll", {}, "upper bound", "CPU: x", ("≤ 98.25±0.30 nats", "4.3")),
+        ("nll", {"per": "step"}, "exact", "CPU: x", ("98.25±0.30 nats/step", "4.3")),
+        ("bits_per_dim", {}, "AIS", "a GPU", ("≈ 98.25±0.30 bits/dim", "4.3*")),
+        ("error", {}, "exact", "CPU: x", ("–", "4.3")),
+    ],
+)
+def test_a_line_has_the_main_estimate_and_the_minutes(name, settings, kind, device, shown):
+    estimate = to_json(Estimate(98.2467, 0.2987, kind, 10_000, settings))
+    record = {"estimates": {name: estimate}, "train_seconds": 258.0, "device": device}
+    assert (listing.headline(record), listing.minutes(record)) == shown
 
 
 def test_filters_leave_the_experiments_that_meet_all_of_them():
@@ -65,7 +82,7 @@ def test_the_details_have_the_model_the_command_and_every_estimate(capsys):
         "density explicit, approximated",
         "can sample, encode, decode, reconstruct",
         "command python -m experiments train vae_digits --seeds 0 1 2",
-        "parameters 383,572",
+        f"parameters {record['parameters']:,}",
         *(f"{name} {value}" for name, value in estimates.items()),
     ):
         assert part in text
