@@ -40,16 +40,22 @@ def select(
 
     Args:
       experiments: experiments by name.
-      family: a part of the name of a family, in any case; empty for all.
+      family: a part of the name of a family, or of its room in `gen/models`, in any case; empty for
+        all.
       data: a data set; empty for all.
       can: optional methods of a model, names of `core.CAPABILITIES`.
 
     Raises:
       UserError: no experiment has the family or the data set, or there is no such method.
     """
+
+    def of_family(experiment: Experiment) -> bool:
+        names = (experiment.model.family, type(experiment.model).__module__.split(".")[2])
+        return any(family.lower() in name.lower() for name in names)
+
     families = list(dict.fromkeys(each.model.family for each in experiments.values()))
     sets = list(dict.fromkeys(each.data for each in experiments.values()))
-    if not any(family.lower() in each.lower() for each in families):
+    if not any(map(of_family, experiments.values())):
         raise UserError(f"no family {family!r}: choose from {', '.join(families)}")
     if data and data not in sets:
         raise UserError(f"no experiment on {data!r}: choose from {', '.join(sets)}")
@@ -58,9 +64,7 @@ def select(
     return {
         name: each
         for name, each in experiments.items()
-        if family.lower() in each.model.family.lower()
-        and data in ("", each.data)
-        and {*can} <= {*capabilities(each.model)}
+        if of_family(each) and data in ("", each.data) and {*can} <= {*capabilities(each.model)}
     }
 
 

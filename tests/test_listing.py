@@ -51,6 +51,8 @@ def test_filters_leave_the_experiments_that_meet_all_of_them():
         assert experiment.data == "digits"
         assert {"sample", "log_prob"} <= {*capabilities(experiment.model)}
     assert listing.select(EXPERIMENTS) == EXPERIMENTS
+    nets = listing.select(EXPERIMENTS, family="autoregressive")
+    assert {each.model.family for each in nets.values()} == {"fully visible belief net"}
 
 
 @pytest.mark.parametrize(
