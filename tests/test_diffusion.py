@@ -1961,3 +1961,14 @@ def test_data_between_the_levels_is_refused():
 def test_images_are_needed_by_a_u_net():
     with pytest.raises(UserError, match="images"):
         GaussianDiffusion(UNet((8,)), (5,)).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", [GaussianDiffusion, FlowMatching])
+def test_continuous_values_have_no_bounds(kind):
+    """Standardised columns lie outside of [0, 1], and so must their samples."""
+    model = kind(ResidualMLP(8, 1), shape=(2,), levels=0)
+    x = jnp.array([[-3.0, 0.5], [4.0, 1.5]])
+    np.testing.assert_allclose(model.to_values(model.to_continuous(x)), x, rtol=1e-6)
+    samples = model.sample(model.init(jax.random.key(0)), jax.random.key(1), 200)
+    assert samples.min() < 0
+    assert samples.max() > 1

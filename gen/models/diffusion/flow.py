@@ -179,7 +179,7 @@ class FlowMatching:
         return denoise
 
     def to_continuous(self, x: jax.Array, within: jax.Array | float = 0.5) -> jax.Array:
-        """Return values in [0, 1] as points in [−1, 1]; levels as points of their cells.
+        """Return 2 x − 1 of values, or of points of the cells of levels: [0, 1] becomes [−1, 1].
 
         Args:
           x: values, [B, *shape].
@@ -188,9 +188,9 @@ class FlowMatching:
         return scaled(dequantize(x, self.levels, within) if self.levels else to_floats(x, 0))
 
     def to_values(self, x: jax.Array) -> jax.Array:
-        """Return the level in whose cell each point in [−1, 1] lies, or x in [0, 1] without."""
+        """Return the level in whose cell each point lies; without levels invert `to_continuous`."""
         x = unscaled(x)
-        return quantize(x, self.levels) if self.levels else jnp.clip(x, 0.0, 1.0)
+        return quantize(x, self.levels) if self.levels else x
 
     @property
     def _net(self) -> nn.Module:

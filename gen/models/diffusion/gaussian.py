@@ -359,13 +359,15 @@ class GaussianDiffusion:
         return denoise
 
     def to_continuous(self, x: jax.Array) -> jax.Array:
-        """Return values in [0, 1], or integer levels, as points in [−1, 1]."""
+        """Return 2 x − 1 of values, or of integer levels: [0, 1] becomes [−1, 1]."""
         return scaled(to_floats(x, self.levels))
 
     def to_values(self, x: jax.Array) -> jax.Array:
-        """Return the level nearest to each point in [−1, 1], or x in [0, 1] without levels."""
-        x = jnp.clip(unscaled(x), 0.0, 1.0)
-        return to_value(to_index(x, self.levels), self.levels) if self.levels else x
+        """Return the level nearest to each point; without levels the inverse of `to_continuous`."""
+        x = unscaled(x)
+        if not self.levels:
+            return x
+        return to_value(to_index(jnp.clip(x, 0.0, 1.0), self.levels), self.levels)
 
     @property
     def _net(self) -> nn.Module:
