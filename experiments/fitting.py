@@ -26,6 +26,7 @@ from gen.data.arrays import row_sums
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"binarize": "none"},
+    {"binarize": "none", "model.output": "linear"},
     {"binarize": "none", "model.likelihood": "gaussian"},
     {"binarize": "none", "model.units": "gaussian"},
     {"binarize": "threshold"},

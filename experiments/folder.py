@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -351,10 +352,8 @@ def _no_logger(folder: Path, last: int) -> Iterator[Log]:
 @contextmanager
 def _tensorboard(folder: Path, last: int) -> Iterator[Log]:
     """Yield a function that writes TensorBoard events of the steps after `last`."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise _lacks("tensorboard", "tensorboardX") from None
+    from tensorboardX import SummaryWriter
+
     events = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
 
     def send(step: int, metrics: dict[str, np.ndarray]) -> None:
@@ -375,10 +374,8 @@ def _wandb(folder: Path, last: int) -> Iterator[Log]:
     The id of the run derives from the folder and the start of its first session. Weights & Biases
     keeps the first values that it was sent for a step.
     """
-    try:
-        import wandb  # type: ignore
-    except ImportError:
-        raise _lacks("wandb", "wandb") from None
+    import wandb  # type: ignore
+
     manifest = read_manifest(folder)
     began = manifest["sessions"][0].get("started") if manifest else None
     identity = hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16]
@@ -405,9 +402,11 @@ def _wandb(folder: Path, last: int) -> Iterator[Log]:
         run.finish()
 
 
-def _lacks(logger: Logger, package: str) -> UserError:
-    """Return the error that the package of a logger is not installed."""
-    return UserError(f"--logger {logger} needs {package}: pip install 'gen[{logger}]'")
+def check_logger(logger: Logger) -> None:
+    """Raise `UserError` unless the package of a logger is installed."""
+    package = {"tensorboard": "tensorboardX", "wandb": "wandb"}.get(logger)
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"--logger {logger} needs {package}: pip install -e '.[{logger}]'")
 
 
 LOGGERS = {"none": _no_logger, "tensorboard": _tensorboard, "wandb": _wandb}

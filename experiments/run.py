@@ -78,6 +78,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     if devices > 1 or options.coordinator:
         mesh = parallel.make_mesh(devices)
         parallel.check_batch(experiment.batch_size, devices)
+    files.check_logger(options.logger)
     experiment = fitting.with_absolute_path(experiment)
     dataset = data.load(experiment.data, options.data_dir, experiment.reading)
     experiment = fitting.fit(name, experiment, dataset)

@@ -93,7 +93,8 @@ def curves(
     for i, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         if name != "validation":
-            axes.plot(*metrics[name], linewidth=1)
+            single = len(metrics[name][0]) == 1  # no line joins a single report
+            axes.plot(*metrics[name], linewidth=1, marker="o" if single else "")
         if name == "validation" or (shared and name == "loss"):
             _validation(axes, *metrics["validation"], chosen)
         if axes.get_legend_handles_labels()[0]:
@@ -281,6 +282,8 @@ def overlaid(panels: Mapping[tuple[str, str], Sequence[Curve]], runs: Sequence[s
             style |= {"linestyle": "--", "marker": "."} if curve.validation else {}
             if values.shape[1] > 1:
                 axes.plot(curve.steps, values, linewidth=0.5, alpha=0.4, color=style["color"])
+            if len(curve.steps) == 1:  # no line joins a single report
+                style["marker"] = "o"
             axes.plot(curve.steps, values.mean(axis=1), linewidth=1.2, **style)
         axes.set(title=name, xlabel="training steps", ylabel=unit)
         axes.locator_params(axis="x", nbins=5)

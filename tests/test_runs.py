@@ -1102,13 +1102,13 @@ def test_wandb_gets_the_metrics_and_a_resumed_run_goes_on(copy, monkeypatch):
 @pytest.mark.parametrize(
     ("logger", "module"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")]
 )
-def test_a_logger_that_is_not_installed_names_its_extra(logger: Any, module, tmp_path, monkeypatch):
+def test_a_logger_that_is_not_installed_names_its_extra_and_leaves_nothing(
+    logger, module, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, module, None)
-    with (
-        pytest.raises(UserError, match=rf"pip install 'gen\[{logger}\]'"),
-        files.open_log(tmp_path, [], logger),
-    ):
-        pass
+    assert main(command(tmp_path / "run", "--logger", logger)) == 2
+    assert f"pip install -e '.[{logger}]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_config_of_a_run_stands_for_the_flags(reference, copy, falling, capsys):

@@ -75,6 +75,12 @@ class Autoencoder:
     def __post_init__(self):
         check_fields(self)
 
+    @property
+    def unit_interval(self) -> bool:
+        """A sigmoid or ReLU output cannot reach negative values, such as those of columns that are
+        standardised: x lies in [0, 1]."""
+        return self.output in ("sigmoid", "relu")
+
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)
         x = jnp.zeros((1, *self.shape))
