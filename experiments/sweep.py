@@ -412,14 +412,11 @@ def stopped_early_at(combination: Combination) -> int | None:
 
     With another --early-stop the training goes on.
     """
-    config, manifest = (
-        files.read_config(combination.folder),
-        files.read_manifest(combination.folder),
-    )
-    if not config or not manifest:
-        return None
-    same = config.experiment.early_stop == combination.experiment.early_stop
-    return manifest.get("stopped_early") if same else None
+    experiment, folder = combination.experiment, combination.folder
+    config, manifest = files.read_config(folder), files.read_manifest(folder)
+    if config and manifest and config.experiment.early_stop == experiment.early_stop:
+        return manifest.get("stopped_early")
+    return None
 
 
 def diverged_at(combination: Combination) -> int | None:
