@@ -463,7 +463,7 @@ def train_group(
     Args:
       name: the name of the experiment.
       group: the combinations. A single one is trained as `train` trains it.
-      together: those of them that are not finished. The others stay in the program, because
+      together: the members that train on. The others stay in the program, because
         rounding depends on their number, and their folders stay as they are.
       folder: the folder of the checkpoints.
       dataset: their data.
