@@ -55,9 +55,10 @@ the validation split. The same command again resumes the sweep.
   --over FIELD VALUE VALUE ...  a field of the experiment and its values, such as
                                 --over model.latent 2 5 10; a tuple has commas,
                                 --over model.encoder.hidden 256,128 64
-  --out DIR                     folder of the sweep (default: runs/NAME-sweep)
+  --out DIR                     folder of the sweep (default: runs/NAME-sweep, or
+                                runs/NAME-DATA-sweep for other data)
 
-python -m experiments train NAME --help lists the other flags.
+python -m experiments sweep NAME --help lists the other flags.
 """
 
 
@@ -280,12 +281,17 @@ def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
     Args:
       command: the command, for the help.
       arguments: the command line after it: a name, or --config in its place, and flags.
+
+    Raises:
+      UserError: no experiment is given or there is none of that name, a flag is wrong, or --seed is
+        given for a run of several seeds.
     """
     from experiments.experiment import Options, Training
     from experiments.registry import EXPERIMENTS
     from gen.core import UserError
 
-    name, *flags = ["", *arguments] if arguments[0].startswith("-") else arguments
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name, *flags = arguments if named else ["", *arguments]
     given = parse_config(flags)
     if given:
         from experiments.folder import read_template
@@ -297,12 +303,18 @@ def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
             )
         name, default = template.name, template.experiment
     elif not name:
-        raise UserError("no experiment given: train NAME, or train --config FILE")
+        raise UserError(f"no experiment given: {command} NAME, or {command} --config FILE")
     else:
         check_name(name)
         default = EXPERIMENTS[name]
 
-    return name, parse(Training, flags, f"{command} {name}", Training(default, Options()))
+    chosen = parse(Training, flags, f"{command} {name}", Training(default, Options()))
+    if chosen.experiment.seeds and any(flag.partition("=")[0] == "--seed" for flag in flags):
+        seeds = " ".join(map(str, chosen.experiment.seeds))
+        raise UserError(
+            f"--seed has no effect on a run of several seeds, here {seeds}: give --seeds instead"
+        )
+    return name, chosen
 
 
 def sweep_command(arguments: list[str]) -> int:
@@ -315,6 +327,8 @@ def sweep_command(arguments: list[str]) -> int:
     from experiments.compilation import keep_programs
     from experiments.folder import write_json
 
+    if {"-h", "--help"} & {*arguments}:
+        print(SWEEP_USAGE)
     others, over = sweep.split_arguments(arguments)
     name, chosen = parse_training("sweep", others)
     flags = others if others[0].startswith("-") else others[1:]
@@ -331,7 +345,7 @@ def sweep_command(arguments: list[str]) -> int:
     if figure := sweep.picture(outcomes):
         pictures.save(figure, out / "sweep.png")
         print(out / "sweep.png")
-    print(sweep.conclusion(name, flags, outcomes))
+    print(sweep.conclusion(name, chosen.experiment, flags, outcomes))
     return 0
 
 

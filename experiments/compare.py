@@ -63,10 +63,19 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     parts = [folder.absolute().parts for folder in folders]
     if twice := {path for path in parts if parts.count(path) > 1}:
         raise UserError(f"{Path(*twice.pop())} is given twice: take different runs")
+    return ["/".join(end) for end in shortest_ends(parts)]
+
+
+def shortest_ends(paths: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Return the ends of paths, all of one length, that are just long enough to differ.
+
+    Args:
+      paths: different paths, each as its parts.
+    """
     length = 1
-    while len({path[-length:] for path in parts}) < len(parts):
+    while len({tuple(path[-length:]) for path in paths}) < len(paths):
         length += 1
-    return ["/".join(path[-length:]) for path in parts]
+    return [tuple(path[-length:]) for path in paths]
 
 
 def load_runs(folders: Sequence[Path], data_dir: Path | None = None) -> dict[str, Run]:
@@ -146,9 +155,10 @@ def rows(runs: Mapping[str, Run], split: str) -> list[Row]:
 
 def other_data(a: Run, b: Run) -> str:
     """Return why two runs have no examples in common; "" if they have the same ones."""
-    if (a.dataset.name, a.dataset.sha256) != (b.dataset.name, b.dataset.sha256):
-        names = dict.fromkeys((a.dataset.name, b.dataset.name))
-        return f"different data: {', '.join(names)}"
+    if a.dataset.name != b.dataset.name:
+        return f"different data: {a.dataset.name}, {b.dataset.name}"
+    if a.dataset.sha256 != b.dataset.sha256:
+        return f"different data of the name {a.dataset.name}"
     if a.experiment.binarize != b.experiment.binarize:
         return f"binarised differently: {a.experiment.binarize}, {b.experiment.binarize}"
     return ""

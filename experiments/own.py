@@ -150,16 +150,20 @@ def _floats(dataset: Dataset) -> list[Any]:
 
 
 def flag_words(flags: Mapping[str, Any]) -> list[str]:
-    """Return flags as words of a command line."""
+    """Return flags as words of a command line.
+
+    Args:
+      flags: the values by the paths of their fields, such as `model.latent`. A switch that is off
+        has `no-` before its last part, as in `--model.no-bias`.
+    """
     words = []
-    for flag, value in flags.items():
-        option = "--" + flag.replace("_", "-")
-        if value is True or value is False:
-            words.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, tuple):
-            words += [option, *map(str, value)]
+    for path, value in flags.items():
+        part, dot, name = path.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            words.append(f"--{part}{dot}{'' if value else 'no-'}{name}")
         else:
-            words += [option, str(value)]
+            values = value if isinstance(value, tuple | list) else [value]
+            words += [f"--{part}{dot}{name}", *map(str, values)]
     return words
 
 

@@ -15,7 +15,6 @@ sweep.png        its picture
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import json
 import shlex
@@ -23,18 +22,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from experiments import fitting, interruption
 from experiments import folder as files
-from experiments import interruption
 from experiments import run as running
-from experiments.compare import estimate_unit
+from experiments.compare import estimate_unit, shortest_ends
 from experiments.evaluation import evaluate_run
 from experiments.experiment import (
+    MAY_CHANGE,
     Experiment,
     Options,
     field_types,
@@ -43,20 +44,23 @@ from experiments.experiment import (
     to_config,
 )
 from experiments.interruption import Interruption
+from experiments.own import flag_words
 from experiments.table import number
 from gen import data, estimate, optimize, plots, train
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, require
 from gen.data import Dataset
+from gen.files import json_sum
 
 CRITERIA = ("nll", "bce_bound", "bce_elbo", "mse")
 """Estimates that rank combinations, lower is better: the first that a model has."""
 NOT_SWEPT = {
     "data": "results on different data cannot be compared",
+    "reading": "results on differently read data cannot be compared",
     "binarize": "results on differently binarised data cannot be compared",
     "seeds": "give --seeds, with which every combination trains",
 }
-"""Fields that a sweep does not vary, with the reason."""
+"""Fields that a sweep does not vary, nor any part of them, with the reason."""
 DIVERGED = "diverged.json"
 """File of a run folder whose training diverged: the step of the report that showed it."""
 
@@ -82,10 +86,10 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
     """Split a command line into the flags of `train` and the fields to vary.
 
     Args:
-      arguments: the command line after the name of the experiment.
+      arguments: the command line after `sweep`.
 
     Returns:
-      The other flags, and (field, its values as text) for each `--over FIELD VALUE VALUE ...`.
+      The other words, and (field, its values as text) for each `--over FIELD VALUE VALUE ...`.
 
     Raises:
       UserError: an --over names no field or no value.
@@ -152,13 +156,15 @@ def expand(
 def _path_of(field: str, types: Mapping[str, Any]) -> str:
     """Return the path of a field that --over names. Raise `UserError`, with the nearest fields."""
     path = field.replace("-", "_")
-    if reason := NOT_SWEPT.get(path):
+    top = "reading" if f"reading.{path}" in types else path.partition(".")[0]
+    if reason := NOT_SWEPT.get(top):
         raise UserError(f"--over {field} is not swept: {reason}")
     if path in types:
         return path
-    ends = {each: each.rpartition(".")[2] for each in types}
+    swept = [each for each in types if each.partition(".")[0] not in NOT_SWEPT]
+    ends = {each: each.rpartition(".")[2] for each in swept}
     near = [each for each, end in ends.items() if path.rpartition(".")[2] in (end, _initials(end))]
-    near += difflib.get_close_matches(path, types)
+    near += difflib.get_close_matches(path, swept)
     near += [
         each
         for close in difflib.get_close_matches(path, set(ends.values()))
@@ -185,6 +191,11 @@ def _with_value(config: Any, path: Sequence[str], value: Any) -> Any:
     return {**config, path[0]: _with_value(config[path[0]], path[1:], value)}
 
 
+def _value_at(config: Any, path: Sequence[str]) -> Any:
+    """Return a value of nested JSON objects."""
+    return _value_at(config[path[0]], path[1:]) if path else config
+
+
 def labels(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a folder name for each combination, such as `latent=5,learning-rate=0.001`.
 
@@ -199,11 +210,8 @@ def labels(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def short_fields(paths: Sequence[str]) -> dict[str, str]:
     """Return the shortest ends of paths that tell the fields apart, as flags, by path."""
-    parts = [path.split(".") for path in paths]
-    length = 1
-    while len({tuple(each[-length:]) for each in parts}) < len(parts):
-        length += 1
-    return {path: _flag(".".join(path.split(".")[-length:])) for path in paths}
+    ends = shortest_ends([path.split(".") for path in paths])
+    return {path: _flag(".".join(end)) for path, end in zip(paths, ends, strict=True)}
 
 
 def _text(value: Any, separator: str = " ") -> str:
@@ -211,11 +219,14 @@ def _text(value: Any, separator: str = " ") -> str:
     return separator.join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def command_alone(name: str, others: Sequence[str], values: Mapping[str, Any]) -> str:
+def command_alone(
+    name: str, base: Experiment, others: Sequence[str], values: Mapping[str, Any]
+) -> str:
     """Return the command that trains one combination alone.
 
     Args:
       name: the name of the experiment.
+      base: the experiment as the other flags have changed it.
       others: the flags of the sweep beside --over.
       values: the values of the combination by path.
     """
@@ -225,14 +236,19 @@ def command_alone(name: str, others: Sequence[str], values: Mapping[str, Any]) -
         if not skip and word != "--out" and not word.startswith("--out="):
             flags.append(word)
         skip = word == "--out"
-    for path, value in values.items():
-        before, _, last = path.rpartition(".")
-        dotted = f"{before}." if before else ""
-        if isinstance(value, bool):
-            flags.append(f"--{_flag(dotted + ('' if value else 'no-') + last)}")
-        else:
-            flags += [f"--{_flag(path)}", *_text(value).split(" ")]
-    return shlex.join(["python", "-m", "experiments", "train", name, *flags])
+    config = to_config(name, base)
+    changed = {  # a switch has a flag for the value alone that is not its default
+        path: value
+        for path, value in values.items()
+        if not (isinstance(value, bool) and value == _value_at(config, path.split(".")))
+    }
+    return shlex.join(["python", "-m", "experiments", "train", name, *flags, *flag_words(changed)])
+
+
+def default_folder(name: str, experiment: Experiment) -> Path:
+    """Return runs/NAME-sweep, or runs/NAME-DATA-sweep for other data than the registered set."""
+    run = files.default_folder(name, experiment)  # which ends in -seedN
+    return run.with_name(f"{run.name.rpartition('-seed')[0]}-sweep")
 
 
 def run_sweep(
@@ -254,15 +270,17 @@ def run_sweep(
     """
     if options.coordinator or options.devices > 1:
         raise UserError("a sweep trains on one device: leave --devices and --coordinator out")
+    if options.logger == "wandb":
+        raise UserError("--logger wandb takes one run: leave it out of a sweep")
+    experiment = fitting.with_absolute_path(experiment)
     expanded = list(expand(name, experiment, over))
-    dataset = data.load(experiment.data, options.data_dir)
-    out = options.out or Path("runs") / f"{name}-sweep"
+    dataset = data.load(experiment.data, options.data_dir, experiment.reading)
+    out = options.out or default_folder(name, experiment)
     combinations = []
     names = labels([values for values, _ in expanded])
     for label, (values, each) in zip(names, expanded, strict=True):
         try:
-            each = each.on(dataset)
-            train.check_batch_size(each.batch_size, len(dataset.train["x"]))
+            each = fitting.fit(name, each, dataset)
             each.for_run()
         except UserError as error:
             raise UserError(f"--over {label}: {error}") from error
@@ -275,15 +293,40 @@ def run_sweep(
     for each in combinations:
         if each.folder.exists():
             files.check(each.folder, name, each.experiment, dataset)
+            _check_length(each.folder, each.experiment.steps)
     with files.hold(out):
-        for members in by_structure.values():
-            for group in groups(out, members):
-                if all(is_done(each) for each in group):
-                    continue
-                code = train_group(name, group, group_folder(out, group), dataset, options)
-                if code:
-                    return code, combinations
+        grouped = [
+            (group_folder(out, name, group, dataset), group)
+            for members in by_structure.values()
+            for group in groups(out, name, members, dataset)
+        ]
+        for folder, group in grouped:
+            _check_length(folder, group[0].experiment.steps)
+        for folder, group in grouped:
+            # A combination that stopped early, or was trained alone, has a checkpoint at another
+            # step than its group. It goes on from there by itself.
+            together, alone, reached = [], [], last_step(folder)
+            for each in group:
+                if not is_done(each):
+                    own = last_step(each.folder)
+                    (together if own in (0, reached) else alone).append(each)
+            code = 0
+            if together:
+                code = train_group(name, group, together, folder, dataset, options)
+            for each in alone:
+                code = code or train_alone(name, each, options)
+            if code:
+                return code, combinations
     return 0, combinations
+
+
+def _check_length(folder: Path, steps: int) -> None:
+    """Raise `UserError` if a folder has a checkpoint beyond the steps of the sweep."""
+    if (reached := last_step(folder)) > steps:
+        raise UserError(
+            f"{folder} stands at step {reached}, beyond --steps {steps}: give --steps {reached} "
+            "or choose another --out"
+        )
 
 
 def structure(name: str, experiment: Experiment) -> str:
@@ -299,7 +342,9 @@ def structure(name: str, experiment: Experiment) -> str:
     return json.dumps(config, sort_keys=True)
 
 
-def groups(out: Path, members: Sequence[Combination]) -> list[list[Combination]]:
+def groups(
+    out: Path, name: str, members: Sequence[Combination], dataset: Dataset
+) -> list[list[Combination]]:
     """Return the groups in which combinations of one structure train.
 
     Combinations that have begun together stay together, because rounding depends on the number of
@@ -307,40 +352,71 @@ def groups(out: Path, members: Sequence[Combination]) -> list[list[Combination]]
 
     Args:
       out: the folder of the sweep.
+      name: the name of the experiment.
       members: combinations of one structure.
+      dataset: their data.
     """
     left = {each.folder.name: each for each in members}
     found = []
     for path in sorted((out / "groups").glob("*/members.json")):
         names = (files.read_json(path, "members") or {"members": []})["members"]
         if names and set(names) <= set(left):
-            found.append([left.pop(name) for name in names])
+            group = [left[each] for each in names]
+            if group_folder(out, name, group, dataset) == path.parent:
+                found.append(group)
+                left = {each: left[each] for each in left if each not in names}
     rest = [each for each in left.values() if not is_done(each)]
     return [*found, *([rest] if rest else [])]
 
 
-def group_folder(out: Path, group: Sequence[Combination]) -> Path:
-    """Return the folder of the checkpoints of a group, which is named after its members."""
-    names = json.dumps([each.folder.name for each in group])
-    return out / "groups" / hashlib.sha256(names.encode()).hexdigest()[:12]
+def group_folder(out: Path, name: str, group: Sequence[Combination], dataset: Dataset) -> Path:
+    """Return the folder of the checkpoints of a group.
+
+    Its name is a sum of the members, their configurations and their data, so that the checkpoints
+    of other runs are never taken for its own. Fields that a resumed run may change do not count.
+
+    Args:
+      out: the folder of the sweep.
+      name: the name of the experiment.
+      group: the combinations.
+      dataset: their data.
+    """
+    configs = [to_config(name, each.experiment.for_run()) for each in group]
+    fixed = [
+        {field: value for field, value in config.items() if field not in MAY_CHANGE}
+        for config in configs
+    ]
+    identity = {
+        "members": [each.folder.name for each in group],
+        "configs": fixed,
+        "data": dataset.sha256,
+    }
+    return out / "groups" / json_sum(identity)[:12]
 
 
 def is_done(combination: Combination) -> bool:
     """Return whether training has reached its last step, has stopped early or has diverged."""
     ended = diverged_at(combination), stopped_early_at(combination)
-    return last_step(combination) >= combination.experiment.steps or ended != (None, None)
+    long_enough = last_step(combination.folder) >= combination.experiment.steps
+    return long_enough or ended != (None, None)
 
 
-def last_step(combination: Combination) -> int:
-    """Return the step of the last checkpoint in the folder of a combination, or 0."""
-    names = [path.name for path in (combination.folder / "checkpoints").glob("*")]
+def last_step(folder: Path) -> int:
+    """Return the step of the last checkpoint in the folder of a run or of a group, or 0."""
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def stopped_early_at(combination: Combination) -> int | None:
-    """Return the step at which early stopping ended the training, or None."""
-    manifest = files.read_manifest(combination.folder)
-    return manifest.get("stopped_early") if manifest else None
+    """Return the step at which early stopping ended the training, or None.
+
+    With another --early-stop the training goes on.
+    """
+    experiment, folder = combination.experiment, combination.folder
+    config, manifest = files.read_config(folder), files.read_manifest(folder)
+    if config and manifest and config.experiment.early_stop == experiment.early_stop:
+        return manifest.get("stopped_early")
+    return None
 
 
 def diverged_at(combination: Combination) -> int | None:
@@ -349,8 +425,34 @@ def diverged_at(combination: Combination) -> int | None:
     return record["step"] if record else None
 
 
+def train_alone(name: str, combination: Combination, options: Options) -> int:
+    """Resume one combination from its own checkpoint, as `train --out` resumes it.
+
+    Args:
+      name: the name of the experiment.
+      combination: the combination.
+      options: the options of the sweep.
+
+    Returns:
+      0, or `INTERRUPTED` of `experiments.interruption`.
+    """
+    experiment, folder = combination.experiment, combination.folder
+    code = running.train_run(name, experiment, replace(options, out=folder))
+    if code != 1:
+        return code
+    reported = [line["step"] for line in files.read_metrics(folder)]
+    step = min(max(reported, default=0) + experiment.report_every, experiment.steps)
+    files.write_json(folder / DIVERGED, {"step": step})
+    return 0
+
+
 def train_group(
-    name: str, group: Sequence[Combination], folder: Path, dataset: Dataset, options: Options
+    name: str,
+    group: Sequence[Combination],
+    together: Sequence[Combination],
+    folder: Path,
+    dataset: Dataset,
+    options: Options,
 ) -> int:
     """Train combinations of one structure as one program, and write a run folder for each.
 
@@ -361,6 +463,8 @@ def train_group(
     Args:
       name: the name of the experiment.
       group: the combinations. A single one is trained as `train` trains it.
+      together: the members that train on. The others stay in the program, because
+        rounding depends on their number, and their folders stay as they are.
       folder: the folder of the checkpoints.
       dataset: their data.
       options: the service that receives the metrics, too.
@@ -391,18 +495,17 @@ def train_group(
         start, done, seconds = None, 0, 0.0
         if restored:
             done, seconds, carry = restored.step, restored.info["seconds"], restored.tree
-            old = files.read_config(group[0].folder)
+            old = files.read_config(together[0].folder)
             if old and old.experiment.report_every != experiment.report_every:
                 carry = train.without_sums(carry)
             start = done, carry
             signals.saved = f"step {done} is saved"
 
         logs = {}  # of the combinations that still train
+        unfinished = {each.folder for each in together}
         for index, each in enumerate(group):
-            ended = [diverged_at(each), stopped_early_at(each)]
-            if any(step is not None and step <= done for step in ended):
+            if each.folder not in unfinished:
                 continue
-            (each.folder / DIVERGED).unlink(missing_ok=True)
             old = files.read_config(each.folder)
             old_interval = old and old.experiment.report_every
             lines = running.lines_until(done, each.folder, experiment.report_every, old_interval)
@@ -424,7 +527,7 @@ def train_group(
 
         what = f"{len(group)} combinations as one program" if len(group) > 1 else "1 combination"
         print(f"training {what}, from step {done}:", flush=True)
-        for each in group:
+        for each in together:
             print(f"  {each.folder}", flush=True)
         display = stack.enter_context(running.show_progress(name, done, experiment.steps))
         display.say("compiling")
@@ -463,7 +566,7 @@ def train_group(
                     if experiment.early_stop and experiment.stalled(step, part(carry, index)):
                         finish(index, step, carry)
                 if not logs:
-                    return 0
+                    break
                 finished = step == experiment.steps
                 if finished or signals.received or step % experiment.checkpoint_every == 0:
                     for index in list(logs):
@@ -479,11 +582,13 @@ def train_group(
         except train.NonFiniteError:  # in every combination
             for index in list(logs):
                 drop(index, min((done // every + 1) * every, experiment.steps))
-            return 0
-        assert start is not None
         for index in list(logs):
+            assert start is not None
             finish(index, *start)
-    print(f"{experiment.steps} steps in {seconds:.1f} s", flush=True)
+    print(f"{done} steps in {seconds:.1f} s", flush=True)
+    if signals.received:
+        print(f"{signals.received}: these runs are finished; the same command goes on")
+        return interruption.INTERRUPTED
     return 0
 
 
@@ -508,7 +613,8 @@ def swept_rates(group: Sequence[Combination]) -> dict[str, list[float]]:
 def outcomes(combinations: Sequence[Combination], data_dir: Path | None) -> list[Outcome]:
     """Evaluate every finished combination on the validation split.
 
-    An evaluation that an earlier command wrote is read from the run folder.
+    An evaluation that an earlier sweep wrote is read from the run folder, if it is of the same
+    step, configuration and data.
 
     Args:
       combinations: finished or diverged combinations.
@@ -519,12 +625,21 @@ def outcomes(combinations: Sequence[Combination], data_dir: Path | None) -> list
         if (step := diverged_at(each)) is not None:
             results.append(Outcome(each, {}, None, step))
             continue
-        record = files.read_json(each.folder / "evaluation-validation.json", "step", "estimates")
-        if record is None or record["step"] != last_step(each):
+        path, of = each.folder / "evaluation-validation.json", _evaluated(each.folder)
+        record = files.read_json(path, "step", "estimates")
+        if record is None or record.get("of") != of or record["step"] != last_step(each.folder):
             record = evaluate_run(running.load_run(each.folder, data_dir), "validation")
+            files.write_json(path, {**record, "of": of})
         estimates = {key: estimate.from_json(value) for key, value in record["estimates"].items()}
         results.append(Outcome(each, estimates, record["chosen_step"], None))
     return results
+
+
+def _evaluated(folder: Path) -> dict[str, Any]:
+    """Return the sums of the configuration and the data of a run, which tell evaluations apart."""
+    config = files.read_json(folder / "config.json", "sha256") or {}
+    manifest = files.read_manifest(folder) or {"data": {}}
+    return {"config": config.get("sha256"), "data": manifest["data"].get("sha256")}
 
 
 def criterion(results: Sequence[Outcome]) -> str | None:
@@ -640,11 +755,14 @@ def to_json(results: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def conclusion(name: str, flags: Sequence[str], results: Sequence[Outcome]) -> str:
+def conclusion(
+    name: str, base: Experiment, flags: Sequence[str], results: Sequence[Outcome]
+) -> str:
     """Return the best combination and the command that trains it alone, or why there is none.
 
     Args:
       name: the name of the experiment.
+      base: the experiment as the other flags have changed it.
       flags: the flags of the sweep beside --over.
       results: the outcomes.
     """
@@ -656,7 +774,7 @@ def conclusion(name: str, flags: Sequence[str], results: Sequence[Outcome]) -> s
             "that could rank them"
         )
     best, *others_ranked = [each.combination for each in ranked(results) if each.estimates]
-    lines = [f"best: {best.folder}", f"alone: {command_alone(name, flags, best.values)}"]
+    lines = [f"best: {best.folder}", f"alone: {command_alone(name, base, flags, best.values)}"]
     if others_ranked:
         folders = shlex.join([str(best.folder), str(others_ranked[0].folder)])
         lines.append(f"next: python -m experiments compare {folders} --split validation")

@@ -190,6 +190,9 @@ def test_seeds_other_data_and_other_binarisation_are_told(runs):
     assert difference
     assert difference.seeds_stderr > 0
     assert rows["data"].reason == "different data: digits, other"
+    train = {**b.dataset.train, "x": b.dataset.train["x"][::-1]}
+    reordered = b._replace(dataset=replace(b.dataset, train=train))
+    assert compare.other_data(a, reordered) == "different data of the name digits"
     assert rows["threshold"].reason == "binarised differently: dynamic, threshold"
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import chex
@@ -14,9 +16,10 @@ import numpy as np
 import pytest
 from conftest import QUICK, equal
 
-from experiments import sweep
-from experiments.__main__ import main, parse
+from experiments import interruption, sweep
+from experiments.__main__ import main, parse, parse_training
 from experiments.experiment import Experiment, Options, Training, to_config
+from experiments.own import flag_words
 from experiments.registry import EXPERIMENTS
 from experiments.run import load_run
 from gen import data, train
@@ -79,6 +82,8 @@ def test_every_combination_is_made_and_named_by_the_shortest_ends():
         (("steps", ["4", "4"]), "4 stands twice"),
         (("data", ["digits"]), "data is not swept: results on different data"),
         (("seeds", ["1"]), "give --seeds"),
+        (("reading.levels", ["2"]), "is not swept: results on differently read data"),
+        (("columns", ["a"]), "is not swept: results on differently read data"),
     ],
 )
 def test_wrong_fields_and_values_are_refused_in_one_line(over, message):
@@ -96,10 +101,56 @@ def test_wrong_command_lines_are_refused_before_anything_is_written(tmp_path, ca
         (["--over", "batch-size", "10", "100000"], "batch-size=100000: a batch of 100000 from"),
         ([*RATES, "--devices", "2"], "a sweep trains on one device"),
         ([*OVER, "--seeds", "1", "2"], "--over seed and --seeds set the same"),
+        ([*RATES, "--logger", "wandb"], "--logger wandb takes one run"),
+        ([*RATES, "--seed", "1", "--seeds", "2", "3"], "--seed has no effect on a run of several"),
     ):
         assert main(command(out, *over)) == 2
         assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_sweep_without_a_name_is_refused_by_its_own_name(capsys):
+    assert main(["sweep", "--over", "model.latent", "2", "5"]) == 2
+    assert "no experiment given: sweep NAME, or sweep --config FILE" in capsys.readouterr().err
+
+
+def test_the_help_of_an_experiment_has_the_flags_of_a_sweep(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "ae_digits", "--help"])
+    printed = capsys.readouterr().out
+    assert "--over FIELD VALUE" in printed
+    assert "--model.encoder.hidden INT" in printed
+
+
+def test_flags_are_written_as_they_are_read():
+    """A switch has no flag for its default."""
+    assert flag_words({"model.kind": "x", "model.no_bias": False, "hidden": [4, 2]}) == (
+        shlex.split("--model.kind x --model.no-no-bias --hidden 4 2")
+    )
+    for probe in (True, False):
+        values = {"probe": probe, "model.encoder.hidden": [4, 2]}
+        words = shlex.split(sweep.command_alone("ae_digits", AE, ["--steps", "7"], values))
+        _, chosen = parse_training("train", words[4:])
+        assert chosen.experiment.probe is probe
+        assert chosen.experiment.model.encoder.hidden == (4, 2)
+        assert chosen.experiment.steps == 7
+
+
+def test_the_default_folder_names_other_data():
+    assert sweep.default_folder("ae_digits", AE) == Path("runs/ae_digits-sweep")
+    other = replace(AE, data="/x/my-seed.csv", seeds=(1, 2))
+    assert sweep.default_folder("ae_digits", other) == Path("runs/ae_digits-my-seed-sweep")
+
+
+def test_checkpoints_of_other_runs_are_in_another_folder(digits, tmp_path):
+    def folder(dataset=digits, **changes):
+        each = sweep.Combination({}, replace(AE, **changes).on(dataset), tmp_path / "latent=2")
+        return sweep.group_folder(tmp_path, "ae_digits", [each], dataset)
+
+    train = {**digits.train, "x": digits.train["x"][::-1]}
+    assert folder() == folder(steps=AE.steps + 1, early_stop=0, checkpoint_every=500)
+    others = folder(seed=5), folder(batch_size=3), folder(replace(digits, train=train))
+    assert len({folder(), *others}) == 4
 
 
 def test_rates_alone_make_no_new_program():
@@ -176,6 +227,111 @@ def test_a_finished_sweep_is_not_trained_again(swept, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "evaluate_run", None)
     assert main(command(swept, *OVER)) == 0
     assert "best: " in capsys.readouterr().out
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    """Return a copy of the finished sweep."""
+    return shutil.copytree(swept, tmp_path / "copied")
+
+
+def test_an_evaluation_of_another_configuration_or_of_other_data_is_repeated(copied, monkeypatch):
+    first, second, *_ = run_folders(copied)
+    records = {}
+    for folder, of in ((first, "config"), (second, "data")):
+        path = folder / "evaluation-validation.json"
+        record = records[folder] = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "of": {**record["of"], of: "other"}}))
+    repeated = []
+
+    def evaluate_run(run, split):
+        repeated.append(run.folder)
+        return records[run.folder]
+
+    monkeypatch.setattr(sweep, "evaluate_run", evaluate_run)
+    for _ in range(2):
+        assert main(command(copied, *OVER)) == 0
+        assert sorted(repeated) == [first, second]
+
+
+def test_fewer_steps_than_a_folder_has_are_refused(swept, capsys):
+    assert main(command(swept, *OVER, steps=4)) == 2
+    assert "stands at step 6, beyond --steps 4: give --steps 6" in capsys.readouterr().err
+
+
+def test_another_early_stop_resumes_what_has_stopped_early(copied):
+    folder, *_ = run_folders(copied)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "stopped_early": 4}))
+    for early_stop, step in ((0, 4), (3, None)):
+        experiment = replace(EXPERIMENTS["vae_digits"], early_stop=early_stop, validate_every=100)
+        assert sweep.stopped_early_at(sweep.Combination({}, experiment, folder)) == step
+
+
+def test_a_combination_goes_on_from_its_own_checkpoint(copied, monkeypatch):
+    """Its group has one of another step, as where it stopped early or was trained alone."""
+    behind, *others = run_folders(copied)
+    (behind / "checkpoints" / "6").rename(behind / "checkpoints" / "4")
+    trained = []
+
+    def train_group(name, group, together, *_):
+        trained.append(("together", {each.folder for each in together}))
+        return 0
+
+    def train_alone(name, combination, options):
+        trained.append(("alone", combination.folder))
+        return interruption.INTERRUPTED
+
+    monkeypatch.setattr(sweep, "train_group", train_group)
+    monkeypatch.setattr(sweep, "train_alone", train_alone)
+    assert main(command(copied, *OVER, steps=8)) == interruption.INTERRUPTED
+    assert trained == [("together", set(others)), ("alone", behind)]
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_signal_in_the_last_step_ends_the_sweep_after_its_group(
+    copied, diverged, monkeypatch, capsys
+):
+    """The folder of a combination that is finished stays as it is."""
+    finished, *others = run_folders(copied)
+    for folder in others:
+        shutil.rmtree(folder / "checkpoints")
+    log = finished / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 8, "loss": 1.0}\n')
+    before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    acts = []
+
+    def watch(act):
+        acts.append(act)
+        return lambda: None
+
+    def fit(*arguments, **options):
+        acts[-1].__self__.end()  # of compiling
+        acts[-1]("SIGINT")
+        if diverged:
+            raise train.NonFiniteError("the loss is NaN")
+        yield from ()
+
+    monkeypatch.setattr(interruption, "watch", watch)
+    monkeypatch.setattr(train, "fit", fit)
+    assert main(command(copied, *OVER)) == interruption.INTERRUPTED
+    assert "SIGINT: these runs are finished" in capsys.readouterr().out
+    for folder in others:
+        assert (folder / ("diverged.json" if diverged else "checkpoints/6")).exists()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_own_data_are_swept_and_evaluated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).normal(size=(100, 3))
+    rows = "\n".join(",".join(f"{value:.4f}" for value in row) for row in x)
+    Path("points.csv").write_text(f"a,b,c\n{rows}\n")
+    words = ["--data", "points.csv", "--columns", "a", "c", *SMALL, "--batch-size", "20"]
+    assert main(["sweep", "ae_digits", *words, "--steps", "2", "--over", "seed", "3"]) == 0
+    run = load_run(Path("runs/ae_digits-points-sweep/seed=3"))
+    assert run.experiment.reading.columns == ("a", "c")
+    assert run.dataset.shape == (2,)
+    assert main(["evaluate", str(run.folder)]) == 0
 
 
 class Killed(BaseException):
@@ -292,6 +448,11 @@ def test_early_stopping_ends_each_combination_where_it_ends_the_run_alone(tmp_pa
     before = (out / "sweep.json").read_bytes()
     assert main(arguments) == 0
     assert (out / "sweep.json").read_bytes() == before
+    assert main([*arguments, "--early-stop", "0"]) == 0
+    for folder in run_folders(out):
+        assert load_run(folder).step == 40
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [*range(2, 41, 2)]
 
 
 @pytest.mark.slow
