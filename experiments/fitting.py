@@ -125,7 +125,7 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         length = np.concatenate([split["length"] for split in splits.values()])
         yield _entry("length", f"{length.min()} … {length.max()} steps, {length.sum():,} in all")
         seen = x[np.arange(x.shape[1])[None] < length[:, None]]
-    yield _entry("kind", _kind(dataset))
+    yield from _wrapped("kind", _kind(dataset))
     finite = seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen
     yield _entry("range", f"{finite.min():g} … {finite.max():g}")
     missing = seen.size - finite.size
@@ -151,10 +151,12 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     yield ""
     fitting = candidates(dataset, source, reading)
     if not fitting:
-        other = (
-            "--missing mean or --missing drop" if missing else "another --kind, or other --columns"
-        )
-        yield f"No experiment fits: give {other}."
+        if missing:
+            yield "No experiment takes the missing values of these columns. Leave their rows out:"
+            own = [source, *reading_flags(replace(reading, missing="drop"))]
+            yield from _command(["python", "-m", "experiments", "data", *own])
+        else:
+            yield "No experiment fits: give another --kind, or other --columns."
         return
     yield "Experiments that fit, the cheapest of each family first:"
     families: dict[str, list[Candidate]] = {}
@@ -167,6 +169,22 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         for name, flags, *_ in members:
             words = ["python", "-m", "experiments", "train", name, *data, *flag_words(flags)]
             yield from _command(words)
+    yield ""
+    if columns := densities(dataset):
+        yield from textwrap.wrap(
+            f"Models of a density fit with --columns {' '.join(map(shlex.quote, columns))}, too.",
+            WIDTH,
+            break_on_hyphens=False,
+        )
+    yield "Add --steps 100 for a first look."
+
+
+def densities(dataset: Dataset) -> list[str]:
+    """Return the names of the columns that a density can describe, if there are others, too."""
+    few, words = columns_of_few_values(dataset), dataset.format.words
+    if not few:
+        return []
+    return [word for i, word in enumerate(words) if i not in few and "=" not in word]
 
 
 def _fitted(experiment: Experiment, dataset: Dataset) -> Experiment:
@@ -266,7 +284,9 @@ def _kind(dataset: Dataset) -> str:
         return f"{format.levels} levels"
     if len(format.scale) > 1 or (format.scale and len(dataset.shape) == 1):
         few = len(columns_of_few_values(dataset))
-        mixed = f"; {few} columns have few values, and no density there" if few else ""
+        mixed = (
+            f"; {few} columns take few values, and models of a density refuse them" if few else ""
+        )
         return f"continuous, standardised by the training split{mixed}"
     return "continuous, scaled to [0, 1]" if format.scale else "continuous"
 

@@ -28,6 +28,8 @@ from gen.data import Dataset
 from gen.files import delete_leftovers
 from gen.trained import Trained
 
+LAST_METRICS = ("loss", "validation")
+"""Metrics that the last line of a training has, where the model logs them."""
 LINE_EVERY = 30.0
 """Seconds between two lines about the progress of a run, where there is no terminal."""
 LAST_PICTURE = "curves.png"
@@ -147,7 +149,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         display.say("compiling")
         signals.begin("compiling")
 
-        saved = done
+        saved, reported = done, {}
         began = time.perf_counter() - seconds
         try:
             for step, carry, metrics in train.fit(
@@ -172,6 +174,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 done, seconds = step, time.perf_counter() - began
                 if metrics:
                     log(step, metrics)
+                    reported |= metrics
                 display.show(step, metrics)
                 stop = _agree(bool(signals.received), at_report=metrics is not None)
                 stalled = experiment.stalled(step, carry)
@@ -207,7 +210,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         return INTERRUPTED
     if stalled:
         _say(f"stopped early: {experiment.early_stop} validations brought no better state")
-    _say(f"{done} steps in {seconds:.1f} s; pictures in {folder}/samples")
+    last = [f"{each} {_spread(reported[each])}" for each in LAST_METRICS if each in reported]
+    _say("; ".join([f"{done} steps in {seconds:.1f} s", *last, f"pictures in {folder}/samples"]))
     _say(f"next: python -m experiments evaluate {folder}")
     return 0
 

@@ -272,6 +272,7 @@ def run_sweep(
         raise UserError("a sweep trains on one device: leave --devices and --coordinator out")
     if options.logger == "wandb":
         raise UserError("--logger wandb takes one run: leave it out of a sweep")
+    files.check_logger(options.logger)
     experiment = fitting.with_absolute_path(experiment)
     expanded = list(expand(name, experiment, over))
     dataset = data.load(experiment.data, options.data_dir, experiment.reading)

@@ -327,7 +327,23 @@ def test_own_data_are_swept_and_evaluated(tmp_path, monkeypatch):
     rows = "\n".join(",".join(f"{value:.4f}" for value in row) for row in x)
     Path("points.csv").write_text(f"a,b,c\n{rows}\n")
     words = ["--data", "points.csv", "--columns", "a", "c", *SMALL, "--batch-size", "20"]
-    assert main(["sweep", "ae_digits", *words, "--steps", "2", "--over", "seed", "3"]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                "ae_digits",
+                *words,
+                "--model.output",
+                "linear",
+                "--steps",
+                "2",
+                "--over",
+                "seed",
+                "3",
+            ]
+        )
+        == 0
+    )
     run = load_run(Path("runs/ae_digits-points-sweep/seed=3"))
     assert run.experiment.reading.columns == ("a", "c")
     assert run.dataset.shape == (2,)

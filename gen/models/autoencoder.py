@@ -77,8 +77,7 @@ class Autoencoder:
 
     @property
     def unit_interval(self) -> bool:
-        """A sigmoid or ReLU output cannot reach negative values, such as those of columns that are
-        standardised: x lies in [0, 1]."""
+        """With a sigmoid or ReLU output x lies in [0, 1]: such an output is never negative."""
         return self.output in ("sigmoid", "relu")
 
     def init(self, key: jax.Array) -> State:
