@@ -267,7 +267,7 @@ def _kind(dataset: Dataset) -> str:
         few = len(columns_of_few_values(dataset))
         mixed = f"; {few} columns have few values, and no density there" if few else ""
         return f"continuous, standardised by the training split{mixed}"
-    return "continuous, scaled to [0, 1]" if format.scale else "continuous"
+    return "continuous, scaled to [0, 1]" if format.scale or format.peak > 1 else "continuous"
 
 
 def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:
