@@ -14,6 +14,7 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
+import gen
 from experiments import fitting, own
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
@@ -151,6 +152,8 @@ def test_a_number_of_levels_alone_makes_levels_or_symbols():
     assert kind_of(from_arrays(grey, levels=256)) == ("levels", 256)
     assert kind_of(from_arrays(grey, levels=2)) == ("levels", 2)
     assert kind_of(from_arrays(RNG.integers(0, 5, (40, 3)) / 4, levels=5)) == ("levels", 5)
+    with pytest.raises(UserError, match="5 levels and the kind counts: leave one of them out"):
+        from_arrays(grey, levels=5, kind="counts")
     steps = from_arrays(np.arange(400) % 5 + 3, levels=9)
     assert (kind_of(steps), steps.shape) == (("levels", 9), (200,))
 
@@ -161,6 +164,15 @@ def test_black_and_white_bytes_are_stored_as_they_are():
     assert (dataset.format, dataset.train["x"].dtype) == (Format(255, levels=2), np.uint8)
     assert set(np.unique(dataset.train["x"])) == {0, 255}
     assert set(np.unique(decoded(dataset))) == {0, 1}
+
+
+def test_a_model_takes_and_draws_black_and_white_bytes():
+    dataset = from_arrays(255 * RNG.integers(0, 2, (40, 6), np.uint8))
+    model = replace(EXPERIMENTS["bernoulli_uci_nips"].model, shape=(6,))
+    run = gen.Trained("bytes", model, model.init(jax.random.key(0)), 0, {}, dataset.format)
+    x = dataset.test["x"]
+    np.testing.assert_array_equal(run.log_prob(x), run.log_prob(x / 255.0))
+    assert set(np.unique(run.sample(9))) == {0, 255}
 
 
 def test_images_of_16_bits_are_stored_with_their_scale():
@@ -385,6 +397,11 @@ def test_texts_of_a_column_are_kept_where_a_later_cell_is_no_number(tmp_path, mo
     table = tables.read_csv(path)
     assert table.words == (*(f"code={cell}" for cell in sorted(set(cells))), "size")
     assert table.x[:, -1].tolist() == [1.5] * 8
+
+
+def test_long_cells_of_columns_that_are_not_taken_are_skipped(tmp_path):
+    path = write(tmp_path / "a.csv", f"a,review\n1.5,{'x' * 2_000}\n2.5,y\n3.5,z\n")
+    assert data.load(path, reading=Reading(columns=("a",))).format.words == ("a",)
 
 
 def test_labels_can_be_called_none(tmp_path):
@@ -660,7 +677,7 @@ WRONG = {
         table('a,b\n\n1,"u\nv"\n' + "1,u\n" * 20 + "x,u\n"),
         r"line 25, column a: 'x' is no number",
     ),
-    "long cell": (table("a\n1\n" + "x" * 2_000), "line 3, has a cell of more than 1,000 letters"),
+    "long cell": (table("a\n1\n" + "x" * 2_000), "line 3, column a, has more than 1,000 "),
     "too many categories": (
         table("name\n" + "".join(f"n{i}\n" for i in range(60))),
         "60 different texts",

@@ -470,6 +470,8 @@ def _code(
         if levels and levels != found:
             kind = "symbols" if sequences and x.ndim == 2 else "levels"
         levels = levels or found
+    elif levels and (kind in ("counts", "continuous") or (kind == "binary" and levels != 2)):
+        raise UserError(f"{name} has {levels} levels and the kind {kind}: leave one of them out")
     elif kind in ("levels", "symbols"):
         levels = levels or (
             _number_of_levels(finite) if kind == "levels" else int(finite.max()) + 1

@@ -152,12 +152,20 @@ def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> 
                     f"{path}, line {line}, has {len(row)} cells and the first line {len(titles)}: "
                     "give each line as many"
                 )
-        for column, cells in zip(chunks, zip(*rows, strict=True), strict=False):
+        for title, column, cells in zip(titles, chunks, zip(*rows, strict=True), strict=False):
+            if chosen and title not in (*chosen, label_column):
+                continue
+            if max(map(len, cells)) > LONGEST_CELL:
+                row = next(i for i, cell in enumerate(cells) if len(cell) > LONGEST_CELL)
+                raise UserError(
+                    f"{path}, line {starts[row]}, column {title}, has more than {LONGEST_CELL:,} "
+                    "letters: name the columns to take with --columns"
+                )
             column.append(np.char.strip(np.array(cells)))
     if not lines:
         raise UserError(f"{path} has no rows of values")
     columns = {
-        title: np.concatenate(parts) if title == label_column else _joined(parts)
+        title: _joined(parts, texts=title == label_column)
         for title, parts in zip(titles, chunks, strict=True)
     }
     return of_columns(columns, str(path), label_column, chosen, lines)
@@ -175,11 +183,6 @@ def _chunks(path: Path, delimiter: str) -> Iterator[tuple[list[int], list[list[s
         reader = csv.reader(file, delimiter=delimiter)
         try:
             for row in reader:
-                if any(len(cell) > LONGEST_CELL for cell in row):
-                    raise UserError(
-                        f"{path}, line {start}, has a cell of more than {LONGEST_CELL:,} letters: "
-                        "leave its column out of the file"
-                    )
                 if row:
                     starts.append(start)
                     rows.append(row)
@@ -215,15 +218,20 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     return no_numbers and alone and not again
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return a column of texts as numbers, or as it is if any part of it has other texts."""
+def _joined(parts: Sequence[np.ndarray], texts: bool) -> np.ndarray:
+    """Return a column of texts as numbers, or as it is if any part of it has other texts.
+
+    Args:
+      parts: texts of some rows at a time; none of a column that is not taken.
+      texts: keep the texts of numbers, too.
+    """
     numbers = []
     for part in parts:
-        converted = _floats(part)
+        converted = None if texts else _floats(part)
         if converted is None:
             return np.concatenate(parts)
         numbers.append(converted)
-    return np.concatenate(numbers)
+    return np.concatenate(numbers) if numbers else np.array([])
 
 
 def _numbers_or_texts(cells: np.ndarray, title: str, name: str, lines: Sequence[int]) -> np.ndarray:
