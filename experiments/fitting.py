@@ -288,7 +288,7 @@ def _kind(dataset: Dataset) -> str:
             f"; {few} columns take few values, and models of a density refuse them" if few else ""
         )
         return f"continuous, standardised by the training split{mixed}"
-    return "continuous, scaled to [0, 1]" if format.scale else "continuous"
+    return "continuous, scaled to [0, 1]" if format.scale or format.peak > 1 else "continuous"
 
 
 def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:

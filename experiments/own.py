@@ -44,7 +44,7 @@ def check(model: Any, dataset: Dataset) -> None:
             f"--missing drop{fill}"
         )
     if known.unit_interval and not format.levels:
-        x = dataset.train["x"]
+        x = dataset.train["x"] / format.peak
         if format.scale and not rows_of_columns:
             x = (x - format.center[0]) / format.scale[0]
         if rows_of_columns or x.min() < 0 or x.max() > 1:

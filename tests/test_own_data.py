@@ -14,12 +14,14 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
+import gen
 from experiments import fitting, own
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
 from gen import data, estimate
 from gen.core import UserError, facts
-from gen.data import Reading, containers, folders, from_arrays
+from gen.data import Format, Reading, containers, folders, from_arrays, tables
+from gen.data import own as own_files
 
 RNG = np.random.default_rng(0)
 
@@ -145,6 +147,67 @@ def test_a_kind_can_be_given():
         from_arrays(counts, kind="levels", levels=4)
 
 
+def test_a_number_of_levels_alone_makes_levels_or_symbols():
+    grey = 255 * RNG.integers(0, 2, (40, 3, 3), np.uint8)
+    assert kind_of(from_arrays(grey, levels=256)) == ("levels", 256)
+    assert kind_of(from_arrays(grey, levels=2)) == ("levels", 2)
+    assert kind_of(from_arrays(RNG.integers(0, 5, (40, 3)) / 4, levels=5)) == ("levels", 5)
+    with pytest.raises(UserError, match="5 levels and the kind counts: leave one of them out"):
+        from_arrays(grey, levels=5, kind="counts")
+    steps = from_arrays(np.arange(400) % 5 + 3, levels=9)
+    assert (kind_of(steps), steps.shape) == (("levels", 9), (200,))
+
+
+def test_black_and_white_bytes_are_stored_as_they_are():
+    x = 255 * RNG.integers(0, 2, (40, 3, 3), np.uint8)
+    dataset = from_arrays(x)
+    assert (dataset.format, dataset.train["x"].dtype) == (Format(255, levels=2), np.uint8)
+    assert set(np.unique(dataset.train["x"])) == {0, 255}
+    assert set(np.unique(decoded(dataset))) == {0, 1}
+
+
+def test_a_model_takes_and_draws_black_and_white_bytes():
+    dataset = from_arrays(255 * RNG.integers(0, 2, (40, 6), np.uint8))
+    model = replace(EXPERIMENTS["bernoulli_uci_nips"].model, shape=(6,))
+    run = gen.Trained("bytes", model, model.init(jax.random.key(0)), 0, {}, dataset.format)
+    x = dataset.test["x"]
+    np.testing.assert_array_equal(run.log_prob(x), run.log_prob(x / 255.0))
+    assert set(np.unique(run.sample(9))) == {0, 255}
+
+
+def test_images_of_16_bits_are_stored_with_their_scale():
+    x = RNG.integers(0, 60_000, (40, 3, 3), np.uint16)
+    dataset = from_arrays(x)
+    assert (dataset.format, dataset.train["x"].dtype) == (Format(65_535, levels=0), np.uint16)
+    np.testing.assert_allclose(decoded(dataset), dataset.train["x"] / 65_535, rtol=1e-6)
+    sequences = from_arrays(x, length=np.full(40, 3), kind="continuous")
+    assert decoded(sequences).max() > 1_000
+
+
+def test_sequences_of_one_length_are_images_unless_they_are_called_a_series(tmp_path):
+    x = RNG.normal(size=(40, 5, 3))
+    images = from_arrays(x)
+    assert images.shape == (5, 3, 1)
+    assert decoded(images).max() <= 1
+    assert from_arrays(RNG.integers(0, 4_096, (40, 5, 3), np.int32)).shape == (5, 3, 1)
+    np.save(tmp_path / "walks.npy", x)
+    sequences = data.load(tmp_path / "walks.npy", reading=Reading(series=True))
+    assert sequences.shape == (5, 3)
+    assert set(sequences.train["length"]) == {5}
+    with pytest.raises(UserError, match=r"has the shape \(2, 2, 2, 2\)"):
+        from_arrays(np.zeros((2, 2, 2, 2)), series=True)
+
+
+def test_lengths_that_do_not_apply_are_refused():
+    x, length = np.zeros((6, 4)), np.full(6, 2)
+    with pytest.raises(UserError, match="lengths in one array: give the lengths by split"):
+        from_arrays({"train": x}, length=length)
+    with pytest.raises(UserError, match="lists of sequences and has lengths"):
+        from_arrays({"train": [[1], [1, 2]]}, length={"train": [1, 2]})
+    with pytest.raises(UserError, match="one series and has lengths"):
+        from_arrays(np.arange(9), length=np.full(9, 1))
+
+
 def test_texts_are_spelled_by_the_symbols():
     dataset = from_arrays("to be or not to be " * 50, sequence_length=19)
     letters = [dataset.format.symbols[i] for i in dataset.train["x"][0]]
@@ -160,8 +223,35 @@ def test_labels_of_any_kind_become_classes():
     assert from_arrays(x, [0, 1, 2, 0, 1, 2]).format.labels == ()
     with pytest.raises(UserError, match="5 labels and 6 rows"):
         from_arrays(x, [0, 1, 2, 0, 1])
-    with pytest.raises(UserError, match="no label in row 2"):
-        from_arrays(x, [0, np.nan, 2, 0, 1, 1])
+    missing: Any
+    for missing in ([0, np.nan, 2, 0, 1, 1], ["a", None, *"bcde"], ["a", np.nan, *"bcde"]):
+        with pytest.raises(UserError, match="no label in row 2"):
+            from_arrays(x, missing)
+
+
+def test_names_of_classes_belong_to_their_numbers():
+    x, names = RNG.normal(size=(6, 2)), ("a", "b", "c")
+    dataset = from_arrays(x, [0, 2, 0, 2, 0, 2], labels=names)
+    assert (set(dataset.train["label"]) | set(dataset.test["label"]), dataset.classes) == (
+        {0, 2},
+        3,
+    )
+    assert dataset.format.labels == names
+    label: Any
+    for label, named in (([0, 1, 3, 0, 1, 2], "label 3 "), ([*"abcabc"], "label 'a' ")):
+        with pytest.raises(UserError, match=f"{named}and 3 names of classes: give integers 0 … 2"):
+            from_arrays(x, label, labels=names)
+
+
+def test_columns_are_named_in_data_frames_alone(tmp_path):
+    x = RNG.normal(size=(6, 2))
+    with pytest.raises(UserError, match="no data frame and has no column 'species'"):
+        from_arrays(x, "species")
+    with pytest.raises(UserError, match="leave columns out"):
+        from_arrays(x, columns=["a"])
+    np.save(tmp_path / "a.npy", x)
+    with pytest.raises(UserError, match="is no table: leave --label-column and --columns out"):
+        data.load(tmp_path / "a.npy", reading=Reading(label_column="species"))
 
 
 # Standardisation
@@ -198,6 +288,9 @@ def test_missing_values_are_kept_dropped_or_filled():
     assert sum(sizes(dropped)) == 90
     missing = np.isnan(kept.train["x"])
     np.testing.assert_allclose(decoded(filled)[missing], 0, atol=1e-6)
+    for other in (RNG.integers(0, 2, (50, 3)), RNG.random((50, 3, 3)), np.arange(50.0)):
+        with pytest.raises(UserError, match=r"no continuous columns.*--missing drop"):
+            from_arrays(other, missing="mean")
 
 
 def test_a_column_that_32_bits_do_not_resolve_is_refused():
@@ -297,6 +390,26 @@ def test_tables_have_headers_missing_cells_categories_and_labels(tmp_path):
     assert data.load(bare, reading=Reading(label_column="2")).format.words == ("1",)
 
 
+def test_texts_of_a_column_are_kept_where_a_later_cell_is_no_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LINES_AT_ONCE", 3)
+    cells = ["1234500", "1234501", "007", "7", "x", "y", "z", "7"]
+    path = write(tmp_path / "a.csv", "\n".join(["code,size", *(f"{c},1.5" for c in cells)]))
+    table = tables.read_csv(path)
+    assert table.words == (*(f"code={cell}" for cell in sorted(set(cells))), "size")
+    assert table.x[:, -1].tolist() == [1.5] * 8
+
+
+def test_long_cells_of_columns_that_are_not_taken_are_skipped(tmp_path):
+    path = write(tmp_path / "a.csv", f"a,review\n1.5,{'x' * 2_000}\n2.5,y\n3.5,z\n")
+    assert data.load(path, reading=Reading(columns=("a",))).format.words == ("a",)
+
+
+def test_labels_can_be_called_none(tmp_path):
+    path = write(tmp_path / "a.csv", "a,kind\n" + "1,none\n2,NA\n3,b\n" * 2)
+    dataset = data.load(path, reading=Reading(label_column="kind"))
+    assert dataset.format.labels == ("NA", "b", "none")
+
+
 def test_tables_of_categories_are_binary(tmp_path):
     rows = ["cap,odour"] + [f"{c},{o}" for c in "xyz" for o in "abab?"] * 2
     dataset = data.load(write(tmp_path / "mushrooms.csv", "\n".join(rows)))
@@ -329,6 +442,9 @@ def test_data_frames_are_tables():
     dataset = from_arrays(frame, "kind")
     assert dataset.format.words == ("size", "colour=?", "colour=blue", "colour=red")
     assert (dataset.classes, dataset.format.labels) == (2, ("a", "b"))
+    frame.columns = ["size", "size"]
+    with pytest.raises(UserError, match="two columns 'size': rename one"):
+        from_arrays(frame)
 
 
 def test_texts_are_letters_or_words(tmp_path):
@@ -392,8 +508,9 @@ def test_grey_palettes_transparency_and_16_bits(tmp_path):
     deep = RNG.integers(0, 65_536, (4, 4)).astype(np.uint16)
     Image.fromarray(deep).save(folder / "4.png")
     x = folders.read_images(folder).x
-    np.testing.assert_allclose(x[4, ..., 0], deep / 65_535, atol=1e-6)
-    np.testing.assert_allclose(x[0, ..., 0], grey / 255, atol=1e-6)
+    assert x.dtype == np.uint16
+    np.testing.assert_array_equal(x[4, ..., 0], deep)
+    np.testing.assert_array_equal(x[0, ..., 0], 257 * grey.astype(np.uint16))
 
 
 def test_a_folder_is_cached_until_a_file_changes(tmp_path, monkeypatch):
@@ -403,6 +520,11 @@ def test_a_folder_is_cached_until_a_file_changes(tmp_path, monkeypatch):
         patch.setattr(folders, "read_images", None)
         again = data.load(folder)
     assert (again.sha256, again.format) == (before.sha256, before.format)
+    with monkeypatch.context() as patch:
+        patch.setattr(own_files, "READING_VERSION", 0)  # other rules of reading
+        patch.setattr(folders, "read_images", None)
+        with pytest.raises(TypeError):
+            data.load(folder)
     Image.fromarray(colours()).save(folder / "x" / "new.png")
     assert sum(sizes(data.load(folder))) == 6
 
@@ -436,13 +558,26 @@ def test_any_prepared_set_is_read_without_tensorflow(tmp_path):
         def _generate_examples(self, n):
             for i in range(n):
                 lengths = np.array([i, 2 * i + 0.5], np.float32)
-                yield i, {"lengths": lengths, "colour": i % 2, "label": i % 3}
+                label = -1 if type(self) is Buds and n == 10 else i % 3
+                yield i, {"lengths": lengths, "colour": i % 2, "label": label}
+
+    class Buds(Petals):
+        """Flowers, whose test split has no labels."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = tmp_path
 
     Petals(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     dataset = data.load("petals", tmp_path)
     assert sizes(dataset) == [27, 3, 10]
     assert dataset.format.words == ("colour=blue", "colour=red", "lengths_0", "lengths_1")
     assert dataset.format.labels == ("a", "b", "c")
+    Buds(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    buds = data.load("buds", tmp_path)
+    assert (buds.classes, buds.format.labels, sizes(buds)) == (0, (), [27, 3, 10])
+    assert data.load("petals:1.0.0", tmp_path).sha256 == dataset.sha256
+    with pytest.raises(UserError, match=r"unknown data set .petals:2.0.0."):
+        data.load("petals:2.0.0", tmp_path)
     with pytest.raises(UserError, match=r"unknown data set .petal.: .*petals"):
         data.load("petal", tmp_path)
     features = tmp_path / "petals" / "1.0.0" / "features.json"
@@ -495,6 +630,12 @@ def false_header(folder):
     return folder / "a.npy"
 
 
+def truncated_array(folder):
+    np.save(folder / "a.npy", np.zeros(5))
+    (folder / "a.npy").write_bytes((folder / "a.npy").read_bytes()[:-9])
+    return folder / "a.npy"
+
+
 def mat_bomb(folder):
     scipy.io.savemat(folder / "a.mat", {"x": np.zeros((40, 50))}, do_compression=True)
     return folder / "a.mat"
@@ -524,6 +665,7 @@ WRONG = {
     "pickles": (pickles, "never unpickled"),
     "bomb": (bomb, "unpacks to 5,000 bytes, more than 4,000"),
     "false header": (false_header, "is truncated: it has"),
+    "truncated array": (truncated_array, "is truncated: it has 31 of 40 bytes"),
     "mat bomb": (mat_bomb, "unpacks to more than 4,000 bytes"),
     "mat without arrays": (mat_without_arrays, "no arrays of numbers"),
     "ragged rows": (table("a,b\n1,2\n3\n"), "line 3, has 1 cells"),
@@ -531,6 +673,11 @@ WRONG = {
         table("a\n" + "1\n" * 20 + "x\n" + "2\n" * 20),
         r"line 22, column a: 'x' is no number",
     ),
+    "text behind empty lines and breaks of lines": (
+        table('a,b\n\n1,"u\nv"\n' + "1,u\n" * 20 + "x,u\n"),
+        r"line 25, column a: 'x' is no number",
+    ),
+    "long cell": (table("a\n1\n" + "x" * 2_000), "line 3, column a, has more than 1,000 "),
     "too many categories": (
         table("name\n" + "".join(f"n{i}\n" for i in range(60))),
         "60 different texts",

@@ -14,6 +14,7 @@ prepared are read by `prepared`. The built-in sets come from four places, one mo
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,8 @@ def load(
 
     Args:
       source: one of `DATASETS`; a folder of images or a file .npz, .npy, .csv, .tsv, .txt or .mat;
-        or the name of a set that tensorflow-datasets has prepared.
+        or the name of a set that tensorflow-datasets has prepared, `NAME`, `NAME/CONFIG` or
+        `NAME:VERSION`.
       data_dir: folder with the prepared sets of tensorflow-datasets. The default is the environment
         variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Other sets ignore it.
       reading: how own data are read. Built-in sets ignore it.
@@ -110,7 +112,9 @@ def load(
     if name in READERS:
         return READERS[name]()
     path = Path(name)
-    if path.exists() or path.suffix or path.is_absolute() or name.startswith((".", "~")):
+    versioned = re.fullmatch(r"[^.~]*:[\d.]+", name)  # the end of a version is no suffix of a file
+    is_path = path.suffix or path.is_absolute() or name.startswith((".", "~"))
+    if path.exists() or (is_path and not versioned):
         return read_path(path, reading or Reading())
     folder = prepared_in(data_dir)
     if found := prepared_folder(name, folder):

@@ -68,7 +68,8 @@ def from_arrays(
     """Return a data set of arrays, with three splits.
 
     **Forms of x.** Rows [N, D]; images [N, H, W] or [N, H, W, C]; sequences [N, T] or [N, T, D]
-    with `length`, or a list of sequences of different lengths; a text or a list of texts; one
+    with `length`, or a list of sequences of different lengths; sequences [N, T, D] of one length
+    with `series`, since arrays [N, H, W] are images without it; a text or a list of texts; one
     series [T]; a data frame, whose columns of text become indicators `column=value`. A dict with
     `"train"` and optionally `"validation"` and `"test"` holds the caller's own splits, and so do
     then `label` and `length`.
@@ -84,7 +85,8 @@ def from_arrays(
 
     **Continuous values.** Columns of rows are standardised by the training split, without missing
     values; constant columns and columns of 0 and 1 stay as they are. Images outside of [0, 1] are
-    scaled to it by their smallest and largest value. Sequences stay as they are.
+    scaled to it by their smallest and largest value, images of 16 bits (uint16) by 65535. Sequences
+    stay as they are.
 
     Args:
       x: examples, in one of the forms above.
@@ -92,13 +94,15 @@ def from_arrays(
       length: numbers of steps of padded sequences, [N].
       name: name of the data set, for messages.
       kind: kind of the values, in place of the one that is found.
-      levels: number of levels or symbols, in place of the one that is found.
-      missing: treatment of missing values.
-      series: x [T] or [T, D] are the steps of one series. A vector [T] always is.
+      levels: number of levels or symbols, in place of the one that is found. Where no kind is
+        given, x are then symbols in sequences of integers, and levels elsewhere.
+      missing: treatment of missing values; `mean` is for columns of continuous values.
+      series: x [T] or [T, D] are the steps of one series, or [N, T, D] are N sequences of T steps.
+        A vector [T] always is a series.
       sequence_length: steps of the sequences that a series is cut into.
       columns: columns of a data frame to take (default: all but the labels).
       words: names of the variables.
-      labels: names of the classes 0, 1, … of integer labels.
+      labels: names of the classes 0, 1, … of integer labels, which then are 0 … len(labels) − 1.
       symbols: letters or words that integers stand for.
       format: format of x. With it x is stored unchanged: no kind is found, nothing is standardised.
       log_prob: log-density of the decoded x, if it is known.
@@ -110,6 +114,12 @@ def from_arrays(
         table = tables.of_frame(x, name, label if isinstance(label, str) else "", columns)
         x, words = table.x, table.words
         label = table.label if isinstance(label, str) else label
+    elif isinstance(label, str):
+        raise UserError(
+            f"{name} is no data frame and has no column {label!r}: give the labels as an array"
+        )
+    elif columns:
+        raise UserError(f"{name} is no data frame and has no names of columns: leave columns out")
     texts = _texts(x)
     if texts is not None:
         vocabulary = symbols or "".join(sorted(set().union(*texts)))
@@ -126,14 +136,19 @@ def from_arrays(
     if format is None:
         rows, coded = _code(rows, kind, levels, name, tuple(words), symbols)
         order = _split(rows, name)
+        columns_alone = rows.length is None and rows.x.ndim == 2
+        if missing == "mean" and (coded.levels or coded.counts or not columns_alone):
+            raise UserError(
+                f"{name} has no continuous columns, which alone missing mean is for: give "
+                "--missing drop"
+            )
         if not coded.levels and not coded.counts:
             coded = _standardised(rows, order["train"], coded, missing, name)
     else:
         order, coded = _split(rows, name), format
     class_names = tuple(labels)
     if classes is not None:
-        classes, found = _classes(classes, name)
-        class_names = class_names or found
+        classes, class_names = _classes(classes, class_names or coded.labels, name)
     splits = []
     for split in SPLITS:
         arrays = {"x": rows.x[order[split]]}
@@ -219,9 +234,12 @@ def _encode(x: Any, symbols: str | Sequence[str], name: str) -> Any:
     if not isinstance(x, str):
         return [_encode(text, symbols, name) for text in x]
     position = {symbol: i for i, symbol in enumerate(symbols)}
-    if unknown := set(x) - set(position):
-        raise UserError(f"{name} has the letter {min(unknown)!r}, which is not among the symbols")
-    return np.array([position[letter] for letter in x], np.int32)
+    codes = np.frombuffer(x.encode("utf-32-le", "surrogatepass"), "<u4")
+    different, index = np.unique(codes, return_inverse=True)
+    letters = [chr(code) for code in different]
+    if unknown := [letter for letter in letters if letter not in position]:
+        raise UserError(f"{name} has the letter {unknown[0]!r}, which is not among the symbols")
+    return np.array([position[letter] for letter in letters], np.int32)[index.reshape(-1)]
 
 
 def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) -> Rows:
@@ -229,7 +247,9 @@ def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) 
     if not isinstance(x, Mapping):
         return _rows_of(x, length, name, series, sequence_length)
     x = {split: part for split, part in x.items() if part is not None}
-    lengths = length if isinstance(length, Mapping) else {}
+    if length is not None and not isinstance(length, Mapping):
+        raise UserError(f"{name} has splits and lengths in one array: give the lengths by split")
+    lengths = length or {}
     lists = [each for part in x.values() if isinstance(part, Sequence) for each in part]
     ragged = len({np.shape(each) for each in lists}) > 1
     if "train" not in x or not set(x) <= set(SPLITS):
@@ -237,6 +257,8 @@ def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) 
             f"{name} has the splits {', '.join(map(str, x))}: name them train, validation and "
             "test, and give train at least"
         )
+    if ragged and lengths:
+        raise UserError(f"{name} has lists of sequences and has lengths: leave the lengths out")
     parts = []
     for split, part in x.items():
         if ragged:
@@ -257,7 +279,7 @@ def _rows_of(
       x: an array, or a list of sequences.
       length: the numbers of steps, or None.
       name: the name of the data, for messages.
-      series: x are the steps of one series.
+      series: x are the steps of one series, or sequences [N, T, D] of one length.
       sequence_length: steps of a sequence of a series.
       splits: 3 if a series is split into three parts, else 1.
     """
@@ -269,9 +291,16 @@ def _rows_of(
         return _joined([_padded([_numbers(part, name) for part in x], name)], name)
     x = _numbers(x, name)
     if x.ndim == 1 or (series and x.ndim == 2):
+        if length is not None:
+            raise UserError(f"{name} is one series and has lengths: leave the lengths out")
         return _cut(x, name, sequence_length, splits)
-    if series or x.ndim == 0:
-        raise UserError(f"{name} has the shape {x.shape}: a series has the shape [T] or [T, D]")
+    if x.ndim == 0 or (series and x.ndim > 3):
+        raise UserError(
+            f"{name} has the shape {x.shape}: a series has the shape [T] or [T, D], and sequences "
+            "have [N, T, D]"
+        )
+    if series and length is None:
+        return Rows(x, np.full(len(x), x.shape[1], np.int32), no_splits)
     if length is None:
         return Rows(x, None, no_splits)
     length = np.asarray(length)
@@ -368,8 +397,8 @@ def _gather_label(label: Any, rows: Rows, name: str) -> np.ndarray | None:
             raise UserError(f"{name} has labels by split and one array x: split both, or neither")
         if lacking := [split for split in present if label.get(split) is None]:
             raise UserError(f"{name} has no labels for {lacking[0]}: give them for all splits")
-        label = np.concatenate([np.asarray(label[split]).reshape(-1) for split in present])
-    label = np.asarray(label)
+        label = np.concatenate([_label_array(label[split]).reshape(-1) for split in present])
+    label = _label_array(label)
     label = label.reshape(-1) if label.size == len(label) else label  # [N, 1]
     if label.shape != (len(rows.x),):
         count = f"{label.shape[0]} labels" if label.ndim == 1 else f"labels {list(label.shape)}"
@@ -377,8 +406,22 @@ def _gather_label(label: Any, rows: Rows, name: str) -> np.ndarray | None:
     return label
 
 
-def _classes(label: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels as classes 0 … K − 1, int32, and their names unless they are their numbers."""
+def _label_array(label: Any) -> np.ndarray:
+    """Return labels as an array; texts among missing ones (None, NaN) stay Python objects."""
+    texts = isinstance(label, Sequence) and any(isinstance(each, str) for each in label)
+    return np.asarray(label, object if texts else None)
+
+
+def _classes(
+    label: np.ndarray, labels: tuple[str, ...], name: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels as classes 0 … K − 1, int32, and their names unless they are their numbers.
+
+    Args:
+      label: integers or texts, [N].
+      labels: names of the classes 0 … K − 1, or empty for the classes that occur.
+      name: the name of the data, for messages.
+    """
     if label.dtype.kind == "f":
         if np.isnan(label).any():
             row = int(np.flatnonzero(np.isnan(label))[0])
@@ -387,11 +430,20 @@ def _classes(label: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]
             raise UserError(f"{name} has labels that are no integers: give classes, or no labels")
         label = label.astype(np.int64)
     if label.dtype.kind in "OUS":
-        label = np.array([str(value) for value in label.tolist()])
+        label = tables.as_texts(label)
         if (label == "").any():
             row = int(np.flatnonzero(label == "")[0])
             raise UserError(f"{name} has no label in row {row + 1}: give each row one")
     values, index = np.unique(label, return_inverse=True)
+    if labels:
+        whole = label.dtype.kind in "iub"
+        wrong = [each for each in values.tolist() if not (whole and 0 <= each < len(labels))]
+        if wrong:
+            raise UserError(
+                f"{name} has the label {wrong[0]!r} and {len(labels)} names of classes: give "
+                f"integers 0 … {len(labels) - 1}"
+            )
+        return label.astype(np.int32), labels
     if len(values) > MOST_CLASSES:
         raise UserError(f"{name} has {len(values)} different labels: give at most {MOST_CLASSES}")
     if label.dtype.kind in "iub" and np.array_equal(values, np.arange(len(values))):
@@ -415,13 +467,17 @@ def _code(
         raise UserError(f"{name} has missing values alone: give numbers")
     if kind == "auto":
         kind, found = _kind_of(x, finite, sequences)
+        if levels and levels != found:
+            kind = "symbols" if sequences and x.ndim == 2 else "levels"
         levels = levels or found
+    elif levels and (kind in ("counts", "continuous") or (kind == "binary" and levels != 2)):
+        raise UserError(f"{name} has {levels} levels and the kind {kind}: leave one of them out")
     elif kind in ("levels", "symbols"):
         levels = levels or (
             _number_of_levels(finite) if kind == "levels" else int(finite.max()) + 1
         )
     low, high = float(finite.min()), float(finite.max())
-    whole = _whole(finite)
+    whole, image = _whole(finite), not sequences and x.ndim > 2
     named: Any = {"words": words}
     if kind == "binary":
         top = 255 if high == 255 else 1
@@ -430,7 +486,7 @@ def _code(
                 f"{name} has other values than 0 and 1, {span(finite)}: give another --kind, or "
                 "binarise it with --binarize"
             )
-        x, format = _stored(x / np.float32(top) if top > 1 else x, 1), Format(**named)
+        x, format = _stored(x, top), Format(top, levels=2, **named)
     elif kind in ("levels", "symbols"):
         if not whole and kind == "levels" and low >= 0 and high <= 1 and levels > 1:
             x, whole, high = np.round(x * (levels - 1)), True, levels - 1
@@ -447,14 +503,12 @@ def _code(
         if not whole or low < 0:
             raise UserError(f"{name} has values {span(finite)}, which are no counts 0, 1, 2, …")
         x, format = _stored(x, int(high)), Format(counts=True, **named)
+    elif image and x.dtype == np.uint16:
+        format = Format(65_535, levels=0, **named)
     else:
-        x = x.astype(np.float32) / (65_535 if x.dtype == np.uint16 and x.ndim > 2 else 1)
-        format = Format(levels=0, **named)
-    image = not sequences and x.ndim == 3
-    if image and kind == "continuous" and (low < 0 or high > 1) and rows.x.dtype != np.uint16:
-        # Measurements over time: sequences of one length.
-        return Rows(x, np.full(len(x), x.shape[1], np.int32), rows.split), format
-    if image or (sequences and x.ndim == 2 and kind not in ("symbols", "levels")):
+        x, format = x.astype(np.float32), Format(levels=0, **named)
+    one_channel = image and x.ndim == 3
+    if one_channel or (sequences and x.ndim == 2 and kind not in ("symbols", "levels")):
         x = x[..., None]
     return Rows(x, rows.length, rows.split), format
 
@@ -533,7 +587,7 @@ def _standardised(
     Missing values are replaced in place by the training means if `missing` is mean.
     """
     x = rows.x
-    if rows.length is not None:
+    if rows.length is not None or format.peak > 1:
         return format
     if x.ndim > 2:
         low, high = float(np.nanmin(x)), float(np.nanmax(x))

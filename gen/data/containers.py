@@ -88,7 +88,10 @@ def read_npy(path: Path) -> np.ndarray:
     size = path.stat().st_size
     with path.open("rb") as file:
         _check_header(file, size, str(path))
-    return np.load(path, allow_pickle=False)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): store it again") from error
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -144,8 +147,9 @@ def _check_header(file: Any, size: int, source: str) -> None:
     needed = math.prod(shape) * dtype.itemsize
     if needed > LARGEST:
         raise UserError(f"{source} has {needed:,} bytes, more than {LARGEST:,}: store a part of it")
-    if needed > size:
-        raise UserError(f"{source} is truncated: it has {size:,} of {needed:,} bytes")
+    present = size - file.tell()  # the bytes behind the header
+    if needed > present:
+        raise UserError(f"{source} is truncated: it has {present:,} of {needed:,} bytes")
 
 
 def read_mat(path: Path) -> dict[str, Any]:

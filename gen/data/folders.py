@@ -23,7 +23,7 @@ MOST_PIXELS = 50_000_000
 class Images(NamedTuple):
     """Images and the names of their classes, or dicts of them by split."""
 
-    x: Any  # [N, H, W, C]: bytes, or floats in [0, 1] if any image has 16 bits
+    x: Any  # [N, H, W, C]: bytes, or integers of 16 bits if any image has 16 bits
     label: Any  # [N] texts, or None
 
 
@@ -87,7 +87,10 @@ def _labels(files: Sequence[Path], folder: Path) -> np.ndarray | None:
 
 
 def _read(files: Sequence[Path], resize: int, grey: bool) -> np.ndarray:
-    """Return images of one size, [N, H, W, C], as bytes or as floats in [0, 1]."""
+    """Return images of one size, [N, H, W, C], as bytes or as integers of 16 bits.
+
+    Bytes among images of 16 bits are multiplied by 65535 / 255 = 257.
+    """
     images: list[np.ndarray] = []
     for path in files:
         image = _read_image(path, resize, grey)
@@ -105,10 +108,7 @@ def _read(files: Sequence[Path], resize: int, grey: bool) -> np.ndarray:
             )
         images.append(image)
     if any(image.dtype != np.uint8 for image in images):
-        images = [
-            (image / np.float32(255 if image.dtype == np.uint8 else 65_535)).astype(np.float32)
-            for image in images
-        ]
+        images = [image * np.uint16(257) if image.dtype == np.uint8 else image for image in images]
     colour = any(image.shape[2] == 3 and (image != image[..., :1]).any() for image in images)
     channels = 3 if colour else 1
     return np.stack(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +15,11 @@ import numpy as np
 from gen.core import UserError, check_fields
 from gen.data import containers, folders, tables
 from gen.data.arrays import Kind, Missing, from_arrays
-from gen.data.cache import read_cache, write_cache
+from gen.data.cache import expand_user, read_cache, write_cache
 from gen.data.dataset import Dataset, Format
+
+READING_VERSION = 1
+"""version of the rules by which files are read; another version reads cached files again"""
 
 LARGEST_TABLE = 500_000_000
 """bytes of the largest file of a table or a text"""
@@ -39,7 +43,8 @@ class Reading:
     missing: Missing = "keep"
     """empty cells of a table: kept, dropped with their rows, or filled with the column's mean"""
     series: bool = False
-    """rows are the steps of one series, which is cut into sequences"""
+    """rows are the steps of one series, which is cut into sequences; an array [N, T, D] holds
+    N sequences of T steps"""
     sequence_length: int = 200
     """steps of the sequences that a series or a text is cut into"""
     split_words: bool = False
@@ -71,7 +76,7 @@ def read_path(path: Path, reading: Reading) -> Dataset:
     Raises:
       UserError: there is no such file, or it cannot be read as a data set.
     """
-    path = path.expanduser()
+    path = expand_user(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give a file or a folder of images")
     suffix = path.suffix.lower()
@@ -85,6 +90,8 @@ def read_path(path: Path, reading: Reading) -> Dataset:
         raise UserError(
             f"{path} is of no known kind: give a folder of images, or a file that ends in {known}"
         )
+    if (reading.label_column or reading.columns) and suffix not in (".csv", ".tsv"):
+        raise UserError(f"{path} is no table: leave --label-column and --columns out")
     cached = path.is_dir() or suffix in (".csv", ".tsv", ".txt")
     key = _stamp(path, files, reading) if cached else ""
     entry = f"own-{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]}"
@@ -140,16 +147,15 @@ def read_text(path: Path, reading: Reading) -> Dataset:
     if not reading.split_words:
         return _from(path, reading, text)
     words = text.split()
-    values, counts = np.unique(np.array(words), return_counts=True)
-    frequent = np.argsort(-counts, kind="stable")[
-        : reading.vocabulary - (len(values) > reading.vocabulary)
-    ]
-    vocabulary = tuple(sorted(values[frequent].tolist()))
-    if len(vocabulary) < len(values):
+    counts = Counter(words)
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    frequent = ranked[: reading.vocabulary - (len(counts) > reading.vocabulary)]
+    vocabulary = tuple(sorted(frequent))
+    if len(vocabulary) < len(counts):
         vocabulary = (*vocabulary, UNKNOWN)
     position = {word: i for i, word in enumerate(vocabulary)}
     unknown = len(vocabulary) - 1
-    x = np.array([position.get(word, unknown) for word in words], np.int32)
+    x = np.fromiter((position.get(word, unknown) for word in words), np.int32, len(words))
     options = replace(reading, kind="symbols", levels=len(vocabulary))
     return _from(path, options, x, symbols=vocabulary)
 
@@ -217,7 +223,7 @@ def _check_size(path: Path) -> None:
 def _stamp(path: Path, files: Sequence[Path], reading: Reading) -> str:
     """Return a sum that changes when a file or an option changes."""
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    content = json.dumps([str(path.absolute()), states, asdict(reading)])
+    content = json.dumps([READING_VERSION, str(path.absolute()), states, asdict(reading)])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

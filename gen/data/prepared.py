@@ -46,7 +46,8 @@ def prepared_folder(name: str, data_dir: Path) -> Path | None:
 def read_any(name: str, folder: Path, reading: Reading) -> Dataset:
     """Return a prepared set: its `image` and `label`, or its numbers and classes as columns.
 
-    A class label that is not called `label` becomes indicators of its classes.
+    A class label that is not called `label` becomes indicators of its classes. A set with a row
+    that has no label, which is stored as −1, has no labels.
 
     Args:
       name: its name.
@@ -76,7 +77,9 @@ def read_any(name: str, folder: Path, reading: Reading) -> Dataset:
     label = None
     if "label" in features:
         label = np.array([row["label"] for row in every])
-    labels = tuple(getattr(features.get("label"), "names", ()))
+        if label.dtype.kind in "iu" and (label < 0).any():
+            label = None
+    labels = () if label is None else tuple(getattr(features.get("label"), "names", None) or ())
     words: tuple[str, ...] = ()
     if "image" in features:
         if len({row["image"].shape for row in every}) > 1:
@@ -93,7 +96,7 @@ def read_any(name: str, folder: Path, reading: Reading) -> Dataset:
     return from_arrays(
         by_split["x"],
         by_split.get("label"),
-        name=name.replace("/", "-"),
+        name=name.replace("/", "-").replace(":", "-"),
         kind=reading.kind,
         levels=reading.levels,
         missing=reading.missing,

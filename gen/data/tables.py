@@ -13,12 +13,16 @@ from gen.core import UserError
 
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 """texts of a cell, in lower case, that stand for a missing value"""
+MISSING_LABELS = ("", "?")
+"""texts of a cell of the label column that stand for a missing label"""
 MOST_CATEGORIES = 50
 """largest number of different texts in a column of categories"""
 MOSTLY_NUMBERS = 0.9
 """share of numbers from which a text in a column is an error, and no category"""
 LINES_AT_ONCE = 20_000
 """lines that are converted to numbers at a time"""
+LONGEST_CELL = 1_000
+"""letters of the longest cell"""
 
 
 class Table(NamedTuple):
@@ -43,10 +47,12 @@ def of_frame(frame: Any, name: str, label_column: str = "", chosen: Sequence[str
       label_column: the column of the labels, or empty.
       chosen: the columns to take, or empty for all but the labels.
     """
+    titles = [str(title) for title in frame.columns]
+    _check_titles(titles, name)
     columns = {}
     for title in frame.columns:
         cells = frame[title].to_numpy()
-        columns[str(title)] = cells if cells.dtype.kind in "biuf" else _texts(cells)
+        columns[str(title)] = cells if cells.dtype.kind in "biuf" else as_texts(cells)
     return of_columns(columns, name, label_column, chosen)
 
 
@@ -55,7 +61,7 @@ def of_columns(
     name: str,
     label_column: str = "",
     chosen: Sequence[str] = (),
-    first_line: int = 1,
+    lines: Sequence[int] = (),
 ) -> Table:
     """Return the table of columns: numbers as they are, texts as indicators of their values.
 
@@ -67,7 +73,7 @@ def of_columns(
       name: the name of the table, for messages.
       label_column: the column of the labels, or empty.
       chosen: the columns to take, or empty for all but the labels.
-      first_line: the number of the first row, for messages.
+      lines: the number of the line of each row, for messages (default: 1, 2, …).
     """
     for title in (*chosen, *([label_column] if label_column else [])):
         if title not in columns:
@@ -78,7 +84,7 @@ def of_columns(
     for title in taken:
         cells = columns[title]
         if cells.dtype.kind == "U":
-            cells = _numbers_or_texts(cells, title, name, first_line)
+            cells = _numbers_or_texts(cells, title, name, lines)
         if cells.dtype.kind != "U":
             parts.append(np.asarray(cells, np.float64)[:, None])
             words.append(title)
@@ -99,12 +105,12 @@ def of_columns(
         x = x.astype(np.uint8)
     label = columns[label_column] if label_column else None
     if label is not None and label.dtype.kind == "U":
-        label = np.where(_is_missing(label), "", label)
-        if (label == "").any():
-            line = first_line + int(np.flatnonzero(label == "")[0])
+        absent = np.flatnonzero(np.isin(label, MISSING_LABELS))
+        if absent.size:
+            line = _line(lines, int(absent[0]))
             raise UserError(f"{name}, line {line}, has no label in column {label_column}")
-        numbers = _floats(label)
-        label = label if numbers is None else numbers
+        if not _is_missing(label).any() and (numbers := _floats(label)) is not None:
+            label = numbers
     return Table(x, tuple(words), label)
 
 
@@ -120,8 +126,8 @@ def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> 
       chosen: the columns to take, or empty for all but the labels.
 
     Raises:
-      UserError: the file is no table, has lines of different numbers of cells, or a text in a
-        column of numbers.
+      UserError: the file is no table, has lines of different numbers of cells, a cell that is too
+        long, or a text in a column of numbers.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
@@ -129,50 +135,77 @@ def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> 
     delimiter = max(separators, key=first.count)
     titles: list[str] = []
     chunks: list[list[np.ndarray]] = []
-    first_line = 1
-    for line, rows in _chunks(path, delimiter):
+    lines: list[int] = []
+    for starts, rows in _chunks(path, delimiter):
         if not titles:
             width = len(rows[0])
             head = len(rows) > 1 and _is_header(rows)
             titles = [cell.strip() for cell in rows[0]] if head else []
             titles = titles or [str(column + 1) for column in range(width)]
-            if len(set(titles)) < width:
-                double = next(title for title in titles if titles.count(title) > 1)
-                raise UserError(f"{path} has two columns {double!r}: rename one")
+            _check_titles(titles, str(path))
             chunks = [[] for _ in titles]
-            rows, first_line = rows[head:], 1 + head
-        if wrong := [i for i, row in enumerate(rows) if len(row) != len(titles)]:
-            number = line + wrong[0] + (first_line - 1 if line == 1 else 0)
-            raise UserError(
-                f"{path}, line {number}, has {len(rows[wrong[0]])} cells and the first line "
-                f"{len(titles)}: give each line as many"
-            )
-        for column, cells in zip(chunks, zip(*rows, strict=True), strict=True):
-            texts = np.char.strip(np.array(cells))
-            numbers = _floats(texts)
-            column.append(texts if numbers is None else numbers)
-    if not titles or not chunks[0] or not len(chunks[0][0]):
+            starts, rows = starts[head:], rows[head:]
+        lines += starts
+        for line, row in zip(starts, rows, strict=True):
+            if len(row) != len(titles):
+                raise UserError(
+                    f"{path}, line {line}, has {len(row)} cells and the first line {len(titles)}: "
+                    "give each line as many"
+                )
+        for title, column, cells in zip(titles, chunks, zip(*rows, strict=True), strict=False):
+            if chosen and title not in (*chosen, label_column):
+                continue
+            if max(map(len, cells)) > LONGEST_CELL:
+                row = next(i for i, cell in enumerate(cells) if len(cell) > LONGEST_CELL)
+                raise UserError(
+                    f"{path}, line {starts[row]}, column {title}, has more than {LONGEST_CELL:,} "
+                    "letters: name the columns to take with --columns"
+                )
+            column.append(np.char.strip(np.array(cells)))
+    if not lines:
         raise UserError(f"{path} has no rows of values")
-    columns = {title: _joined(parts) for title, parts in zip(titles, chunks, strict=True)}
-    return of_columns(columns, str(path), label_column, chosen, first_line)
+    columns = {
+        title: _joined(parts, texts=title == label_column)
+        for title, parts in zip(titles, chunks, strict=True)
+    }
+    return of_columns(columns, str(path), label_column, chosen, lines)
 
 
-def _chunks(path: Path, delimiter: str) -> Iterator[tuple[int, list[list[str]]]]:
-    """Yield the number of the first line and the cells of some lines at a time."""
+def _chunks(path: Path, delimiter: str) -> Iterator[tuple[list[int], list[list[str]]]]:
+    """Yield the cells of some rows at a time, and the number of the line that each row begins in.
+
+    Empty lines are left out. A cell in quotes can hold breaks of lines.
+    """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        rows, number = [], 1
+        starts: list[int] = []
+        rows: list[list[str]] = []
+        start = 1
         reader = csv.reader(file, delimiter=delimiter)
         try:
             for row in reader:
                 if row:
+                    starts.append(start)
                     rows.append(row)
+                start = reader.line_num + 1
                 if len(rows) == LINES_AT_ONCE:
-                    yield number, rows
-                    number, rows = number + len(rows), []
+                    yield starts, rows
+                    starts, rows = [], []
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
         if rows:
-            yield number, rows
+            yield starts, rows
+
+
+def _check_titles(titles: Sequence[str], name: str) -> None:
+    """Raise `UserError` if two columns have the same name."""
+    if len(set(titles)) < len(titles):
+        double = next(title for title in titles if titles.count(title) > 1)
+        raise UserError(f"{name} has two columns {double!r}: rename one")
+
+
+def _line(lines: Sequence[int], row: int) -> int:
+    """Return the number of the line of a row, which is counted from 0."""
+    return lines[row] if len(lines) else row + 1
 
 
 def _is_header(rows: Sequence[Sequence[str]]) -> bool:
@@ -185,18 +218,23 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     return no_numbers and alone and not again
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return a column of numbers, or of texts if any part of it has texts."""
-    if all(part.dtype.kind == "f" for part in parts):
-        return np.concatenate(parts)
-    texts = [
-        part if part.dtype.kind == "U" else np.array(["" if v != v else f"{v:g}" for v in part])
-        for part in parts
-    ]
-    return np.concatenate(texts)
+def _joined(parts: Sequence[np.ndarray], texts: bool) -> np.ndarray:
+    """Return a column of texts as numbers, or as it is if any part of it has other texts.
+
+    Args:
+      parts: texts of some rows at a time; none of a column that is not taken.
+      texts: keep the texts of numbers, too.
+    """
+    numbers = []
+    for part in parts:
+        converted = None if texts else _floats(part)
+        if converted is None:
+            return np.concatenate(parts)
+        numbers.append(converted)
+    return np.concatenate(numbers) if numbers else np.array([])
 
 
-def _numbers_or_texts(cells: np.ndarray, title: str, name: str, first_line: int) -> np.ndarray:
+def _numbers_or_texts(cells: np.ndarray, title: str, name: str, lines: Sequence[int]) -> np.ndarray:
     """Return a column of texts as numbers if it has no other text than missing values.
 
     Raises:
@@ -210,8 +248,8 @@ def _numbers_or_texts(cells: np.ndarray, title: str, name: str, first_line: int)
     if numeric.mean() >= MOSTLY_NUMBERS:
         row = int(seen[~numeric][0])
         raise UserError(
-            f"{name}, line {first_line + row}, column {title}: {str(cells[row])!r} is no number as "
-            "the other cells are: mend it, or name the columns to take with --columns"
+            f"{name}, line {_line(lines, row)}, column {title}: {str(cells[row])!r} is no number "
+            "as the other cells are: mend it, or name the columns to take with --columns"
         )
     return cells
 
@@ -229,7 +267,11 @@ def _is_missing(cells: np.ndarray) -> np.ndarray:
     return np.isin(np.char.lower(cells), MISSING)
 
 
-def _texts(cells: np.ndarray) -> np.ndarray:
-    """Return objects as texts, with an empty text for a missing one."""
-    texts = [str(cell) for cell in cells.tolist()]
-    return np.array(["" if text in ("nan", "<NA>", "NaT", "None") else text for text in texts])
+def as_texts(cells: np.ndarray) -> np.ndarray:
+    """Return objects as texts, with an empty text for a missing one (None, NaN, NaT, NA)."""
+    texts = []
+    for cell in cells.tolist():
+        text = cell.decode() if isinstance(cell, bytes) else str(cell)
+        missing = not isinstance(cell, str) and text in ("nan", "<NA>", "NaT", "None")
+        texts.append("" if missing else text)
+    return np.array(texts)
