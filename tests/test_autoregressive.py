@@ -559,7 +559,7 @@ def test_dropout_acts_in_training_steps_alone(net):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_first_weights_of_a_masked_layer_have_the_variance_of_its_fan_in(channels):
     x = jnp.ones((1, 1, 1, 300))
-    kernel = pointwise(300, channels).init(jax.random.key(0), x)["params"]["kernel"]
+    kernel = np.asarray(pointwise(300, channels).init(jax.random.key(0), x)["params"]["kernel"])
     hidden = (channels - 1) / (2 * channels)  # share of the inputs that the mask hides
     np.testing.assert_allclose(np.var(kernel), 2 / (300 * (1 - hidden)), rtol=0.02)
     if channels == 1:  # as Flax initialises
