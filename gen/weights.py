@@ -189,7 +189,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str
         about = None
     if not isinstance(about, dict) or not {"experiment", "step"} <= about.keys():
         raise UserError(
-            f"{path} cannot be read as weights: it has no header with an experiment and a step; take "
+            f"{path} cannot be read as weights: no header with an experiment and a step; take "
             "a file that `python -m experiments export` or gen.weights.save has written"
         )
     return arrays, about
