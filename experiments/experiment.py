@@ -7,7 +7,6 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -18,7 +17,7 @@ from flax import linen as nn
 from experiments import own
 from gen import checks, config, optimize, parallel, train
 from gen.core import Batch, UserError, capabilities, check_fields, require
-from gen.data import DATASETS, Binarize, Dataset, Reading
+from gen.data import DATASETS, Binarize, Dataset, Format, Reading
 from gen.train import Decode, Precision
 
 MAY_CHANGE = {
@@ -31,6 +30,22 @@ MAY_CHANGE = {
     "early_stop",
 }
 """Fields that a resumed run may change: its length, and the intervals of its reports."""
+
+
+@dataclass(frozen=True)
+class FormatDecode:
+    """The function from raw batches to batches as a model takes them, (raw batch, key) ↦ batch.
+
+    It compares by its fields, so that runs on data of equal formats share compiled programs.
+    """
+
+    format: Format
+    """format of the data"""
+    binarize: Binarize = "none"
+    """rule by which x is binarised"""
+
+    def __call__(self, batch: Batch, key: jax.Array) -> Batch:
+        return self.format.decode(batch, key, self.binarize)
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,7 @@ class Experiment:
 
     def decode(self, dataset: Dataset) -> Decode:
         """Return the function from raw batches to batches as the model takes them."""
-        return partial(dataset.format.decode, binarize=self.binarize)
+        return FormatDecode(dataset.format, self.binarize)
 
     def decoded(self, dataset: Dataset, split: str, seed: int) -> tuple[Batch, jax.Array]:
         """Return all of a split as the model takes it, and the key to evaluate it with.

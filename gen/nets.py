@@ -200,6 +200,8 @@ def convolve_by_tiles(x: jax.Array, kernel: jax.Array, around: Sides) -> jax.Arr
     tiles_y, taps, out_y = tile_matrices(height, around[0])
     tiles_x, _, out_x = tile_matrices(width, around[1])
     pixels = len(out_y) * len(out_x)
+    if 0 in (pixels, x.size, features):  # there is nothing to sum
+        return jnp.zeros((batch, len(out_y), len(out_x), features), x.dtype)
     # XLA runs the product of a batch of small matrices on one thread. The two halves of the 36
     # places do not depend on each other, so that two threads compute them at the same time.
     tiles = np.einsum("nih,mjw->nmijhw", tiles_y, tiles_x).reshape(2, -1, height * width)

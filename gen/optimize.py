@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 import optax
 
 from gen.core import UserError, check_fields, pmean, require
@@ -271,6 +273,39 @@ def with_rates(config: Config, values: Mapping[str, Any]) -> Config:
         part = with_rates(getattr(changed, name), {rest: value}) if rest else value
         object.__setattr__(changed, name, part)  # `replace` would compare the traced value with 0
     return changed
+
+
+def check_rates(config: Any, values: Mapping[str, Sequence[float]]) -> None:
+    """Raise `UserError` unless a compiled step of a model can take these rates as arrays.
+
+    Args:
+      config: a model or a part of one.
+      values: rates by the paths that `rates` returns.
+
+    Raises:
+      UserError: a path is no rate of the model, the kind of its optimiser does not use the rate, or
+        a value is out of its range, or is 0 where the model's own is not or the other way round:
+        the program of a rate of 0 leaves out a part.
+    """
+    own = rates(config)
+    for path, given in values.items():
+        if path not in own:
+            has = f"has {', '.join(own)}" if own else "has none"
+            raise UserError(f"{path} is no rate of {type(config).__name__}, which {has}")
+        *parts, name = path.split(".")
+        optimizer = reduce(getattr, parts, config)
+        kinds = ONLY_FOR.get(name, (optimizer.kind,))
+        require(
+            optimizer.kind in kinds,
+            f"{path} has no meaning for {optimizer.kind}, only for {' and '.join(kinds)}",
+        )
+        for value in np.ravel(given).tolist():
+            dataclasses.replace(optimizer, **{name: value})  # checks the range
+            require(
+                (value == 0) == (own[path] == 0),
+                f"{path} has the value {value} and the model {own[path]}: a rate of 0 and other "
+                "rates are different programs, train them by separate calls",
+            )
 
 
 def is_weight(params: Any) -> Any:

@@ -10,7 +10,6 @@ needs `score`, and so on. A method that the model does not support is absent.
 from __future__ import annotations
 
 import math
-import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,20 +25,10 @@ from sklearn.utils import TransformerTags, check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from gen import train
+from gen import blocks, train
 from gen.checks import check_data, check_integer, check_labels, check_seeds
 from gen.core import UserError, capabilities, facts, require
 from gen.levels import as_values
-
-BLOCK = 64
-"""Rows that a method of a model takes at a time."""
-
-METHODS: Mapping[str, Callable[..., jax.Array]] = {
-    "encode": lambda model, state, batch, key: model.encode(state, batch),
-    "decode": lambda model, state, batch, key: model.decode(state, batch["z"]),
-    "score": lambda model, state, batch, key: model.score(state, batch, key),
-}
-"""The methods of a model that act on rows, as functions of the same arguments."""
 
 
 class ArgumentError(UserError, ValueError):
@@ -74,8 +63,9 @@ class Estimator(BaseEstimator):
     X is [n, features]. The model gets examples of its own `shape` where that has as many variables
     as X has columns, such as (28, 28, 1) for 784 columns. Otherwise its shape becomes (features,).
     For a model of sequences each row is a whole sequence. A model with levels takes integers as
-    the indices of levels, and floats as their values in [0, 1] (`gen.levels`). y is ignored unless
-    the model has classes. It then holds the labels 0 … classes − 1.
+    the indices of levels, and floats as their values in [0, 1] (`gen.levels`). Columns are taken as
+    they are: put `StandardScaler` before an estimator of measurements. y is ignored unless the
+    model has classes. It then holds the labels 0 … classes − 1.
 
     | method | the model's | |
     |---|---|---|
@@ -149,6 +139,8 @@ class Estimator(BaseEstimator):
         Raises:
           ArgumentError: the model does not take the data, or a parameter is out of its range.
         """
+        for of_earlier_fit in ("code_shape_", "offset_"):
+            self.__dict__.pop(of_earlier_fit, None)
         share = self.contamination
         if not is_dataclass(self.model) or isinstance(self.model, type):
             raise UserError(f"Estimator: model is {self.model!r}, must be a model, such as VAE()")
@@ -185,10 +177,11 @@ class Estimator(BaseEstimator):
         Args:
           n_samples: the number of draws.
           y: one label or [n_samples], for a model with classes.
-          random_state: the source of the draws, as in the constructor.
+          random_state: the source of the draws, as in the constructor. With None they derive from
+            the estimator's own seed, `seed_`, so that equal calls draw equal rows.
 
         Returns:
-          [n_samples, features].
+          [n_samples, features], floats. Draws of data with levels are values in [0, 1].
         """
         check_is_fitted(self)
         check_integer("n_samples", n_samples, 1)
@@ -197,9 +190,9 @@ class Estimator(BaseEstimator):
             require(facts(self.model_).classes > 0, "y is given, and the model has no classes")
             condition["label"] = np.broadcast_to(np.asarray(y), (n_samples,))
             check_labels(self.model_, condition)
-        key = jax.random.key(_seed(random_state))
-        x = _sample_program(self.model_, n_samples)(self.state_, key, condition)
-        return np.asarray(x).reshape(n_samples, -1)
+        seed = self.seed_ if random_state is None else _seed(random_state)
+        x = blocks.draws(self.model_, self.state_, n_samples, seed, condition)
+        return x.reshape(n_samples, -1)
 
     @available_if(_can("encode"))
     def transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -320,61 +313,15 @@ class Estimator(BaseEstimator):
         return as_values(batch, facts(self.model_).levels)
 
     def _each(self, method: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the result of a method for each row, [n, ...].
-
-        The last block is filled up, so that one compiled program serves any number of rows.
-
-        Args:
-          method: one of `METHODS`.
-          batch: examples as floats, or codes `"z"`, [n, ...].
-        """
-        batch = {name: _narrow(array) for name, array in batch.items()}
-        values = np.ascontiguousarray(next(iter(batch.values())))
-        batch["bits"] = np.array([zlib.crc32(row) for row in values], np.uint32)
-        run, blocks = _block_program(method, self.model_), []
-        with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-            for first in range(0, len(values), BLOCK):
-                rows = np.minimum(np.arange(first, first + BLOCK), len(values) - 1)
-                block = {name: array[rows] for name, array in batch.items()}
-                blocks.append(run(self.state_, block, np.uint32(self.seed_)))
-        return np.concatenate([np.asarray(block) for block in blocks])[: len(values)]
-
-
-@train.keep_programs
-def _block_program(method: str, model: Any) -> Callable[..., jax.Array]:
-    """Return a method as a compiled function of (state, block, seed), with one result for each row.
-
-    The block has arrays of rows, and the checksums `"bits"` of the rows' values. The seed and the
-    checksum make the key of a row.
-    """
-
-    def run(state, block, seed):
-        key = train.streams(seed).evaluate
-
-        def one(row):
-            row_key = jax.random.fold_in(key, row["bits"])
-            batch = {name: value[None] for name, value in row.items() if name != "bits"}
-            return METHODS[method](model, state, batch, row_key)[0]
-
-        return jax.vmap(one)(block)
-
-    return jax.jit(run)
-
-
-@train.keep_programs
-def _sample_program(model: Any, n: int) -> Callable[..., jax.Array]:
-    """Return the drawing of n examples as a compiled function of (state, key, condition)."""
-    return jax.jit(lambda state, key, condition: model.sample(state, key, n, **condition))
+        """Return the result of a method for each row (`gen.blocks.rows`), in blocks of one size."""
+        return blocks.rows(
+            method, self.model_, self.state_, batch, self.seed_, smallest=blocks.BLOCK
+        )
 
 
 def _of_size(model: Any, size: int) -> Any:
     """Return a model of examples with that many variables, which keep its shape if that fits."""
     return model if math.prod(model.shape) == size else replace(model, shape=(size,))
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """Return an array in the types of 32 bits in which JAX computes."""
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int32, copy=False)
 
 
 def _seed(random_state: Any) -> int:

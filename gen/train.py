@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import is_dataclass
 from functools import lru_cache, partial, wraps
+from inspect import unwrap
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -337,9 +339,12 @@ class Programs(NamedTuple):
 def keep_programs(build: Callable[..., Program]) -> Callable[..., Program]:
     """Keep what a function builds for its last PROGRAMS different arguments, so it compiles once.
 
-    Arguments without a hash, such as a network with a list among its fields, build it anew.
+    Compiled functions, and the arguments that they close over, live until PROGRAMS others are built
+    or the process ends. Arguments must therefore compare by their values. Arguments without a hash,
+    such as a network with a list among its fields, build it anew and nothing is kept. The function
+    itself, which keeps nothing, is `inspect.unwrap` of the result.
     """
-    kept = lru_cache(maxsize=PROGRAMS)(build)
+    kept = lru_cache(maxsize=PROGRAMS, typed=True)(build)
 
     @wraps(build)
     def build_or_reuse(*arguments: Any, **settings: Any) -> Program:
@@ -464,7 +469,9 @@ def fit(
       seed: one seed, or several that train independently at once (`vmap`); 32-bit, not negative.
       levels: the number of equally spaced values of x, 0 for continuous data. None infers it:
         integers have levels, and so have floats of at most 256 equally spaced values.
-      decode: maps raw rows to a batch, for example `Format(255).decode`.
+      decode: maps raw rows to a batch, for example `Format(255).decode`. Later calls reuse the
+        compiled programs if it is an equal dataclass with a hash. Other functions compare by
+        identity, so their programs are not kept.
       report_every: steps between two reports; metrics are fetched from the device only there.
       pause_every: a dispatch also ends at every multiple of each of these.
       steps_per_dispatch: steps in one compiled call; 0 takes 1 on a CPU, where loops slow down the
@@ -483,13 +490,15 @@ def fit(
         round their inputs to TF32.
       rates: rates of optimisers by path (`optimize.rates`), one value for each of several seeds,
         which may then repeat. They are arguments of the compiled step, mapped like the seeds, so
-        that runs with different rates are one program, and the carry has the same arrays.
+        that runs with different rates are one program, and the carry has the same arrays. The kind
+        of the optimiser must use the rate, and all values are 0 or none is, as in the model.
       keep_going: go on while the metrics of any seed are finite.
 
     Raises:
       UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
         density's with levels; a batch is larger than the data, or the mesh cannot split it; a
-        setting is no integer or out of its range.
+        setting is no integer or out of its range; rates are out of their range, or none of the
+        model's (`optimize.check_rates`).
       NonFiniteError: a metric was NaN, or beyond LARGEST_METRIC, at a report.
     """
     check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
@@ -518,7 +527,11 @@ def fit(
     for path, values in rate_arrays.items():
         if values.shape != seeds.shape or not several:
             raise UserError(f"{path} has {values.size} values: give one for each of several seeds")
-    programs = _programs(
+    optimize.check_rates(model, rates or {})
+    # A function compares by identity, so its programs would be kept and hardly ever found again.
+    by_value = decode is no_decode or is_dataclass(decode)
+    build = _programs if by_value else unwrap(_programs)
+    programs = build(
         model,
         batch_size,
         decode,

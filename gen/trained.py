@@ -11,7 +11,9 @@ Arrays of examples have one convention, in both directions:
 
 - Integers and Booleans are the stored values: grey bytes 0 … 255, symbols 0 … K − 1, counts. Draws
   of data with levels and of counts are integers.
-- Floats of data with levels are values in [0, 1]. Means, such as the samples of a VAE, are floats.
+- Floats of data with levels are values in [0, 1]. Whole floats whose maximum is above 1, such as
+  0.0, 1.0, …, 16.0, are stored values, as integers are. Means, such as the samples of a VAE, are
+  floats in [0, 1].
 - Floats of continuous data are in the units of the data.
 
 As in training, x is scaled and binarised. Dynamic binarisation draws with a fixed key.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +34,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gen import blocks, optimize, train, weights
 from gen import config as parts
-from gen import optimize, train, weights
 from gen.checkpoint import open_checkpoints
 from gen.checks import (
     check_data,
@@ -43,30 +45,18 @@ from gen.checks import (
     without_padding,
 )
 from gen.core import UserError, capabilities, facts
+from gen.data.cache import expand_user
 from gen.data.dataset import Binarize, Format
 from gen.files import damaged, json_sum, read_json
 
 PUBLISHED = Path(__file__).parent.parent / "experiments" / "results"
-"""Folder of the published results, which is installed beside this package."""
+"""folder of the published results, which is installed beside this package"""
 WEIGHTS = "weights.safetensors"
+"""name of the file of published weights in the folder of an experiment"""
 CONFIG_KEYS = ("experiment", "model", "steps")
-"""Keys that every config.json has."""
-BLOCK = 256
-"""Examples, at most, that are computed at a time."""
+"""keys that every config.json has"""
 MOST_SAMPLES = 100_000
-"""Samples, at most, of one call."""
-
-METHODS: dict[str, Callable[[Any, Any, Any, jax.Array], jax.Array]] = {
-    "encode": lambda model, state, batch, key: model.encode(state, batch),
-    "decode": lambda model, state, batch, key: model.decode(state, batch["x"]),
-    "reconstruct": lambda model, state, batch, key: model.reconstruct(state, batch),
-    "complete": lambda model, state, batch, key: model.complete(
-        state, batch["x"], batch["mask"], key
-    ),
-    "log_prob": lambda model, state, batch, key: model.log_prob(state, batch),
-    "score": lambda model, state, batch, key: model.score(state, batch, key),
-}
-"""Methods of a model that map a batch to an array with a row for each example."""
+"""samples, at most, of one call"""
 
 
 class Restored(NamedTuple):
@@ -113,7 +103,7 @@ class Trained:
     def abilities(self) -> tuple[str, ...]:
         """Return the names of the methods that this model supports."""
         return tuple(
-            name for name in capabilities(self.model) if name == "sample" or name in METHODS
+            name for name in capabilities(self.model) if name == "sample" or name in blocks.METHODS
         )
 
     def sample(
@@ -133,10 +123,10 @@ class Trained:
         self._need("sample")
         check_integer("n", n, 1, MOST_SAMPLES)
         check_seeds(seed)
-        given = {}
+        condition = {}
         if label is not None:
-            given = {"label": np.resize(self._classes(label), n)}
-        return self._draws(_sample(self.model, self.state, train.streams(seed).sample, n, given))
+            condition = {"label": np.resize(self._classes(label), n)}
+        return self._draws(blocks.draws(self.model, self.state, n, seed, condition))
 
     def encode(
         self, x: ArrayLike, *, label: ArrayLike | None = None, length: ArrayLike | None = None
@@ -150,15 +140,18 @@ class Trained:
         """
         self._need("encode")
         batch, single = self._batch(x, label, length)
-        return _unbatched(self._in_blocks("encode", batch), single)
+        return _unbatched(self._each("encode", batch), single)
 
     def decode(self, z: ArrayLike) -> np.ndarray:
         """Return the examples that codes stand for, as floats: [N, *shape].
+
+        The model needs `encode`, too, which gives the shape of a code.
 
         Args:
           z: codes as `encode` returns them, [N, latent], or a single one.
         """
         self._need("decode")
+        self._need("encode")
         z = np.asarray(z, np.float32)
         one: Any = {"x": jax.ShapeDtypeStruct((1, *self.model.shape), np.float32)}
         needed = jax.eval_shape(self.model.encode, self.state, one).shape[1:]
@@ -166,7 +159,7 @@ class Trained:
         z = z[None] if single else z
         if z.shape[1:] != needed or not len(z):
             raise UserError(f"z has the shape {z.shape}: pass codes of shape {('N', *needed)}")
-        return _unbatched(self._values(self._in_blocks("decode", {"x": z})), single)
+        return _unbatched(self._values(self._each("decode", {"z": z})), single)
 
     def reconstruct(self, x: ArrayLike, *, length: ArrayLike | None = None) -> np.ndarray:
         """Return the reconstructions of examples, as floats: [N, *shape].
@@ -177,7 +170,7 @@ class Trained:
         """
         self._need("reconstruct")
         batch, single = self._batch(x, None, length)
-        return _unbatched(self._values(self._in_blocks("reconstruct", batch)), single)
+        return _unbatched(self._values(self._each("reconstruct", batch)), single)
 
     def complete(
         self, x: ArrayLike, mask: ArrayLike, seed: int = 0, *, length: ArrayLike | None = None
@@ -185,7 +178,7 @@ class Trained:
         """Return examples with their hidden variables drawn given the others, [N, *shape].
 
         The masks for which the draws have the model's law p(hidden | shown) depend on the model:
-        see `completion` in `gen.core.Facts`.
+        see `completion` in `gen.core.Facts`. Equal rows are drawn independently of each other.
 
         Args:
           x: examples, [N, *shape] or a single one. The values of hidden variables do not matter.
@@ -207,11 +200,10 @@ class Trained:
         mask = np.broadcast_to(mask, x.shape).astype(bool)
         batch, _ = self._batch(np.where(mask, x, np.zeros((), x.dtype)), None, length)
         if length is not None:
-            within = np.arange(x.shape[1])[None] < np.asarray(length)[:, None]
-            mask = mask & within.reshape(*within.shape, *[1] * (x.ndim - 2))
-        drawn = np.asarray(self._in_blocks("complete", {**batch, "mask": mask}, seed))
+            mask = without_padding(mask, batch["length"])
+        drawn = self._each("complete", {**batch, "mask": mask}, seed)
         if length is not None:
-            drawn = without_padding(drawn, np.asarray(length))
+            drawn = without_padding(drawn, batch["length"])
         return _unbatched(self._draws(drawn), single)
 
     def log_prob(
@@ -228,13 +220,13 @@ class Trained:
         """
         self._need("log_prob")
         batch, single = self._batch(x, label, length)
-        values = self._in_blocks("log_prob", batch)
+        values = self._each("log_prob", batch)
         if self.format.scale:  # p(x) = p(u) Π du/dx, with u = (x − center) / scale
             log_scale = np.broadcast_to(np.log(np.abs(self.format.scale)), batch["x"].shape)
             seen = ~np.isnan(np.asarray(batch["x"]))
             log_scale = np.where(seen, log_scale, 0)
             if length is not None:
-                log_scale = without_padding(log_scale, np.asarray(batch["length"]))
+                log_scale = without_padding(log_scale, batch["length"])
             values = values - log_scale.reshape(len(values), -1).sum(1)
         return _unbatched(values, single)
 
@@ -257,7 +249,7 @@ class Trained:
         self._need("score")
         check_seeds(seed)
         batch, single = self._batch(x, label, length)
-        return _unbatched(self._in_blocks("score", batch, seed), single)
+        return _unbatched(self._each("score", batch, seed), single)
 
     def _need(self, method: str) -> None:
         """Raise `UserError`, which names the methods that there are, if the model lacks one."""
@@ -313,9 +305,9 @@ class Trained:
             batch["length"] = np.atleast_1d(np.asarray(length))
         self._check_shape(x)
         self._check_scale(x)
-        # Floats of data with levels are values already.
-        scaled = np.issubdtype(x.dtype, np.floating) and not self.format.scale
-        format = replace(self.format, peak=1) if scaled else self.format
+        is_float = np.issubdtype(x.dtype, np.floating) and not self.format.scale
+        values = is_float and not self._are_stored(x)
+        format = replace(self.format, peak=1) if values else self.format
         decoded = format.decode(
             {**batch, "x": jax.numpy.asarray(x)}, jax.random.key(0), self.binarize
         )
@@ -334,12 +326,18 @@ class Trained:
                 f"N of them, or one, {needed}"
             )
 
+    def _are_stored(self, x: np.ndarray) -> bool:
+        """Return whether floats of data with levels are whole, with a maximum above 1."""
+        seen = x[~np.isnan(x)]
+        whole = self.format.levels > 0 and bool(np.all(seen == np.floor(seen)))
+        return whole and seen.max(initial=0) > 1
+
     def _check_scale(self, x: np.ndarray) -> None:
-        """Raise `UserError` unless x are stored integers or floats in [0, 1], if x has levels."""
+        """Raise `UserError` unless x are stored values or floats in [0, 1], if x has levels."""
         if not self.format.levels or not x.size:
             return
         low, high, peak = np.nanmin(x), np.nanmax(x), self.format.peak
-        if np.issubdtype(x.dtype, np.floating):
+        if np.issubdtype(x.dtype, np.floating) and not self._are_stored(x):
             if low < 0 or high > 1:
                 raise UserError(
                     f"x has floats from {low:g} to {high:g} and {self.name} takes floats in "
@@ -347,26 +345,14 @@ class Trained:
                 )
         elif low < 0 or high > peak:
             raise UserError(
-                f"x has integers {low} … {high} and {self.name} takes integers 0 … {peak} or "
-                "floats in [0, 1]: divide x by its largest possible value, x / 255 for bytes"
+                f"x has integers {low:.0f} … {high:.0f} and {self.name} takes integers 0 … "
+                f"{peak} or floats in [0, 1]: divide x by its largest possible value, x / 255 for "
+                "bytes"
             )
 
-    def _in_blocks(self, method: str, batch: Mapping[str, Any], seed: int = 0) -> np.ndarray:
-        """Return a method's results for all rows of a batch.
-
-        All blocks have equally many rows, a power of two up to `BLOCK`, so that few programs are
-        compiled: the last block begins again with the first rows.
-        """
-        rows, key = len(batch["x"]), train.streams(seed).sample
-        size = min(BLOCK, 1 << (rows - 1).bit_length())
-        results = []
-        with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-            for index, first in enumerate(range(0, rows, size)):
-                chosen = np.arange(first, first + size) % rows
-                block = {name: values[chosen] for name, values in batch.items()}
-                block_key = jax.random.fold_in(key, index)
-                results.append(np.asarray(_run(method, self.model, self.state, block, block_key)))
-        return np.concatenate(results)[:rows]
+    def _each(self, method: str, batch: Mapping[str, Any], seed: int = 0) -> np.ndarray:
+        """Return a method's result for each row of a batch (`gen.blocks.rows`)."""
+        return blocks.rows(method, self.model, self.state, batch, seed)
 
     def _draws(self, x: Any) -> np.ndarray:
         """Return drawn examples as stored integers, or continuous ones in their own units."""
@@ -382,18 +368,6 @@ class Trained:
         """Return examples as floats, standardised ones in their own units."""
         x = np.asarray(x)
         return np.asarray(self.format.restore(x), np.float32) if self.format.scale else x
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _run(method: str, model: Any, state: Any, batch: Any, key: jax.Array) -> jax.Array:
-    """Run a method by a compiled function that later calls with an equal model reuse."""
-    return METHODS[method](model, state, batch, key)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def _sample(model: Any, state: Any, key: jax.Array, n: int, given: Any) -> jax.Array:
-    """Draw samples by a compiled function that later calls with an equal model reuse."""
-    return model.sample(state, key, n, **given)
 
 
 def _unbatched(results: np.ndarray, single: bool) -> np.ndarray:
@@ -421,7 +395,10 @@ def load(
       UserError: there is no such run, a file of it is damaged, it has no checkpoint yet, or its
         model has parts that this project lacks.
     """
-    path = Path(path)
+    try:
+        path = expand_user(path)
+    except OSError as error:
+        raise UserError(str(error)) from error
     if path.is_file():
         return load_weights(path, model)
     config = read_config(path)

@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from gen import config, optimize
 from gen.core import UserError
+from gen.data.containers import read_npz
 from gen.data.dataset import Binarize, Format
 from gen.files import replacing
 
@@ -82,7 +82,11 @@ def save(
 
 
 def header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the header of a file that `save` has written."""
+    """Return the header of a file that `save` has written.
+
+    Raises:
+      UserError: the file cannot be read, or has no header of `save`.
+    """
     return _read(path)[1]
 
 
@@ -163,17 +167,32 @@ def _halved(array: np.ndarray) -> np.ndarray:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays of a file by name, and its header."""
+    """Return the arrays of a file by name, and its header.
+
+    Raises:
+      UserError: the file is damaged, holds Python objects or unpacks to too much, or its header is
+        no object with the experiment and the step.
+    """
     try:
         if Path(path).suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            return arrays, json.loads(str(arrays.pop("header", "{}")))
-        with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, json.loads((file.metadata() or {}).get("gen", "{}"))
-    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
+            arrays = read_npz(Path(path))
+            text = str(arrays.pop("header", ""))
+        else:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text = (file.metadata() or {}).get("gen", "")
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict) or not {"experiment", "step"} <= about.keys():
+        raise UserError(
+            f"{path} cannot be read as weights: no header with an experiment and a step; take "
+            "a file that `python -m experiments export` or gen.weights.save has written"
+        )
+    return arrays, about
 
 
 def _named(state: Any) -> dict[str, Any]:

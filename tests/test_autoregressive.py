@@ -23,7 +23,7 @@ from gen.models.autoregressive import (
     GatedPixelCNN,
     PixelCNN,
 )
-from gen.models.autoregressive.pixels import causal_mask, groups, image_groups, taps
+from gen.models.autoregressive.pixels import causal_mask, groups, image_groups, pointwise, taps
 from gen.models.autoregressive.vectors import nade_at_once, nade_in_turn
 from gen.nets import MLP
 from gen.optimize import Optimizer
@@ -554,3 +554,15 @@ def test_dropout_acts_in_training_steps_alone(net):
     step = jax.jit(lambda key: model.step(state, {"x": x}, key)[1]["loss"])
     losses = [float(step(jax.random.key(seed))) for seed in range(3)]
     assert len({*losses, -float(log_prob.mean())}) == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_first_weights_of_a_masked_layer_have_the_variance_of_its_fan_in(channels):
+    x = jnp.ones((1, 1, 1, 300))
+    kernel = np.asarray(pointwise(300, channels).init(jax.random.key(0), x)["params"]["kernel"])
+    hidden = (channels - 1) / (2 * channels)  # share of the inputs that the mask hides
+    np.testing.assert_allclose(np.var(kernel), 2 / (300 * (1 - hidden)), rtol=0.02)
+    if channels == 1:  # as Flax initialises
+        dense = nn.Dense(300, kernel_init=nn.initializers.he_normal())
+        equal = dense.init(jax.random.key(0), x)["params"]["kernel"]
+        np.testing.assert_array_equal(kernel, equal)

@@ -326,6 +326,15 @@ def test_convolutions_by_products_equal_those_of_xla(image, kernel, stride, arou
     )
 
 
+@pytest.mark.parametrize("image", [(2, 2, 5, 3), (2, 0, 5, 3), (0, 4, 4, 3)])
+def test_tiles_without_outputs_are_empty(image):
+    x, kernel, around = jnp.zeros(image), jnp.ones((3, 3, 3, 4)), ((0, 0), (1, 1))
+    assert (
+        nets.convolve_by_tiles(x, kernel, around).shape
+        == nets.convolve_by_patches(x, kernel, around).shape
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_convolutions_take_images_of_any_type(form, monkeypatch):
     monkeypatch.setattr(nets, "cpu_form", lambda *_: form)

@@ -12,6 +12,7 @@ import pytest
 from gen import optimize, train
 from gen.core import UserError
 from gen.models.dequantized import Dequantized
+from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 from gen.nets import MLP
 from gen.optimize import Optimizer
@@ -254,3 +255,23 @@ def test_rates_as_arrays_give_what_they_give_as_constants(optimizers):
     for index, optimizer in enumerate(optimizers):
         for name, alone in descend(optimizer).items():
             np.testing.assert_allclose(together[name][index], alone, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "values", "named"),
+    [
+        ({}, "optimizer.rate", [1, 2], "optimizer.rate is no rate of Mixture, which has optimizer"),
+        ({}, "optimizer.learning_rate", [0.1, -1], "learning_rate is -1"),
+        ({}, "optimizer.learning_rate", [0.1, 0.0], "learning_rate is 0.0"),
+        ({}, "optimizer.momentum", [0.0, 0.0], "momentum has no meaning for adam, only for sgd"),
+        ({}, "optimizer.clip_norm", [1.0, 2.0], "value 1.0 and the model 0.0: a rate of 0"),
+        ({"clip_norm": 1.0}, "optimizer.clip_norm", [1.0, 0.0], "value 0.0 and the model 1.0"),
+        ({"weight_decay": 1.0}, "optimizer.weight_decay", [0.0, 0.0], "value 0.0 and the model 1"),
+    ],
+)
+def test_rates_that_a_program_cannot_take_are_refused(settings, path, values, named):
+    model = Mixture((3,), optimizer=Optimizer(**settings))
+    x = {"x": np.eye(3, dtype=np.float32)}
+    with pytest.raises(UserError, match=named) as raised:
+        next(train.fit(model, x, steps=1, batch_size=3, seed=(0, 1), rates={path: values}))
+    assert "\n" not in str(raised.value)

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
-from gen import train
+from gen import blocks, train
 from gen.core import UserError
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
@@ -28,7 +28,7 @@ from gen.models.hmm.model import HMM
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 from gen.nets import MLP
-from gen.sklearn import BLOCK, ArgumentError, Estimator
+from gen.sklearn import ArgumentError, Estimator
 
 AUTOENCODER = Autoencoder(encoder=MLP((8, 2), "elu"), decoder=MLP((8,), "elu"), output="linear")
 GAUSSIAN_HMM = HMM(states=2, emission=Gaussian())
@@ -133,6 +133,9 @@ def test_without_contamination_there_is_no_prediction(clusters):
     estimator = Estimator(AUTOENCODER, **SMALL, contamination=None).fit(clusters)
     assert not hasattr(estimator, "predict")
     assert not hasattr(estimator, "offset_")
+    again: Any = Estimator(AUTOENCODER, **SMALL).fit(clusters)
+    again.set_params(contamination=None).fit(clusters)  # leaves nothing of the fit before
+    assert not hasattr(again, "offset_")
     assert estimator.score_samples(clusters).shape == (80,)
 
 
@@ -244,13 +247,17 @@ def test_levels_are_values_or_indices_and_the_score_is_exact():
         estimator.score_samples(bits), estimator.score_samples(bits.astype(float))
     )
     assert estimator.score(bits) == pytest.approx(float(log_prob.mean()))
-    assert estimator.sample(3, random_state=0).shape == (3, 4)
+    drawn = estimator.sample(3, random_state=7)
+    assert drawn.shape == (3, 4)
+    model, state = estimator.model_, estimator.state_
+    np.testing.assert_array_equal(drawn, blocks.draws(model, state, 3, seed=7).reshape(3, 4))
+    np.testing.assert_array_equal(estimator.sample(3), estimator.sample(3, random_state=0))
     with pytest.raises(ArgumentError, match="y is given, and the model has no classes"):
         estimator.sample(3, y=0)
 
 
 def test_a_random_score_depends_on_the_row_alone():
-    symbols = np.random.default_rng(0).integers(0, 5, (BLOCK + 6, 3))
+    symbols = np.random.default_rng(0).integers(0, 5, (blocks.BLOCK + 6, 3))
     estimator = Estimator(Dequantized(GAUSSIAN_RBM, levels=5), **SMALL).fit(symbols)
     scores = estimator.score_samples(symbols)
     np.testing.assert_array_equal(estimator.score_samples(symbols[::-1])[::-1], scores)

@@ -1,5 +1,6 @@
 """The training loop: the rows it visits, its reports, its validation and its refusals."""
 
+import inspect
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.experiment import FormatDecode
 from gen import parallel, train
 from gen.core import Density, UserError
 from gen.data import Format
+from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 from gen.nets import MLP
 
@@ -421,3 +424,22 @@ def test_the_precision_holds_in_training_steps_and_not_outside(steps_per_dispatc
     for _ in train.fit(Product(), DATA, precision="bfloat16", **options):
         assert default_precision() == before
     assert Product.traced[-1] == "BF16_BF16_F32"
+
+
+def test_fits_with_equal_formats_share_their_programs(monkeypatch):
+    built, programs = [], inspect.unwrap(train._programs)
+
+    @train.keep_programs
+    def counted(*given, **settings):
+        built.append(given)
+        return programs(*given, **settings)
+
+    monkeypatch.setattr(train, "_programs", counted)
+    model, data = Mixture((3,), components=2), {"x": 255 * np.eye(3, dtype=np.uint8)}
+
+    def fit(decode):
+        next(train.fit(model, data, steps=1, batch_size=3, decode=decode))
+        return len(built)
+
+    assert [fit(FormatDecode(Format(255), "threshold")) for _ in range(2)] == [1, 1]
+    assert fit(FormatDecode(Format(255))) == 2

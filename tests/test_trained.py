@@ -6,6 +6,7 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from experiments import evaluation, folder, pictures
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
 from experiments.run import load_run
-from gen import data, trained, weights
+from gen import blocks, data, trained, weights
 from gen.core import UserError
 from gen.data import Binarize, Format
 from gen.models.autoregressive import Autoregressive
@@ -141,7 +142,8 @@ def test_examples_come_in_any_form_that_users_have(vae, digits):
     x = digits.test["x"][:5]  # uint8, [5, 8, 8, 1]
     codes = vae.encode(x)
     assert codes.shape == (5, 3)
-    for same in (x / 16, (x / 16).astype(np.float32), x.astype(np.int64), x[..., 0], x.tolist()):
+    forms = (x / 16, (x / 16).astype(np.float32), x.astype(np.int64), x.astype(float), x[..., 0])
+    for same in (*forms, x.tolist()):
         np.testing.assert_allclose(vae.encode(same), codes, atol=1e-6)
     for single in (x[1], x[1, ..., 0]):
         np.testing.assert_allclose(vae.encode(single), codes[1], atol=1e-6)
@@ -153,7 +155,7 @@ def test_examples_come_in_any_form_that_users_have(vae, digits):
 def test_blocks_give_the_results_of_all_rows_at_once(mixture, digits, monkeypatch):
     x = digits.test["x"][:19]
     expected = mixture.log_prob(x)
-    monkeypatch.setattr(trained, "BLOCK", 8)
+    monkeypatch.setattr(blocks, "BLOCK", 8)
     np.testing.assert_allclose(mixture.log_prob(x), expected, rtol=1e-6)
     black = (x > 8).astype(np.float32)
     by_model = mixture.model.log_prob(mixture.state, {"x": black})
@@ -176,6 +178,25 @@ def test_draws_are_stored_integers_and_means_are_floats(mixture, vae, digits):
     np.testing.assert_array_equal(vae.sample(3, seed=1), vae.sample(3, seed=1))
 
 
+def test_a_row_has_the_same_draws_in_any_order_and_subset(mixture, digits):
+    x, upper = digits.test["x"][:9], np.broadcast_to(np.arange(8)[:, None] < 4, (8, 8))
+    completed = mixture.complete(x, upper, seed=1)
+    np.testing.assert_array_equal(mixture.complete(x[::-1], upper, seed=1)[::-1], completed)
+    np.testing.assert_array_equal(mixture.complete(x[5], upper, seed=1), completed[5])
+    repeated = mixture.complete(x[[5] * 9], upper, seed=1)
+    np.testing.assert_array_equal(repeated[0], completed[5])
+    assert len(np.unique(repeated, axis=0)) > 1  # equal rows are drawn independently
+
+
+def test_a_model_without_a_hash_is_taken():
+    class NoHash(Mixture):
+        __hash__: Any = None
+
+    run = of(NoHash((3,), components=2), Format())
+    assert run.sample(2).shape == (2, 3)
+    assert run.log_prob(np.eye(3)).shape == (3,)
+
+
 def test_symbols_of_sequences_come_back_as_symbols():
     model = HMM((6,), states=2, emission=Categorical(27))
     letters = of(model, Format(peak=26, symbols=" abcdefghijklmnopqrstuvwxyz"))
@@ -186,6 +207,9 @@ def test_symbols_of_sequences_come_back_as_symbols():
     whole = letters.log_prob(drawn[0, :3])  # a single sequence of another length
     padded = letters.log_prob(drawn, length=[3, 6, 6, 6])[0]
     np.testing.assert_allclose(padded, whole, rtol=1e-5)
+    completed = letters.complete(drawn[0], np.arange(6) < 2, length=5)  # a single length
+    assert completed.shape == (6,)
+    np.testing.assert_array_equal(completed[[0, 1, 5]], [*drawn[0, :2], 0])
 
 
 def test_standardised_columns_keep_their_own_units():
@@ -208,7 +232,14 @@ def test_standardised_columns_keep_their_own_units():
         (lambda run, x: run.log_prob(x), "sample, encode, decode, reconstruct, score$"),
         (lambda run, x: run.complete(x, x), "has no method complete"),
         (lambda run, x: run.encode(x * 9), r"integers 0 … 144 .* takes integers 0 … 16 or floats"),
-        (lambda run, x: run.encode(x * 1.0), r"floats from 0 to 16 .* takes floats in \[0, 1\]"),
+        (
+            lambda run, x: run.encode(x + 0.5),
+            r"floats from 0.5 to 16.5 .* takes floats in \[0, 1\]",
+        ),
+        (
+            lambda run, x: run.encode(x * 9.0),
+            r"integers 0 … 144 .* takes integers 0 … 16 or floats",
+        ),
         (lambda run, x: run.encode(x[:, :4]), r"shape \(5, 4, 8, 1\): .* \('N', 8, 8, 1\)"),
         (lambda run, x: run.encode(x[:0]), "no rows"),
         (lambda run, x: run.encode([["a"]]), "x has the dtype <U1"),
@@ -234,6 +265,35 @@ def test_labels_are_numbers_or_names_in_turn():
     for label in ("c", 5, []):
         with pytest.raises(UserError, match="label"):
             run.sample(3, label=label)
+
+
+def damaged_npz(path: Path, name: str) -> None:
+    """Write a file .npz that holds no weights: an .npy, noise in the archive, or another header."""
+    header = {"list": "[]", "text": "{", "empty": "{}"}.get(name, '{"experiment": "a", "step": 1}')
+    np.savez_compressed(path, header=np.array(header), w=np.arange(1000.0))
+    if name == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    if name == "noise":
+        content = bytearray(path.read_bytes())
+        content[600:900] = bytes(300)
+        path.write_bytes(content)
+    if name == "objects":
+        np.savez(path, header=np.array(header), w=np.array([{}], object))
+
+
+@pytest.mark.parametrize("name", ["npy", "noise", "objects", "list", "text", "empty"])
+def test_files_that_hold_no_weights_are_refused_in_one_line(name, tmp_path):
+    path = tmp_path / "weights.npz"
+    damaged_npz(path, name)
+    with pytest.raises(UserError, match=r"weights.npz") as raised:
+        weights.header(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_path_in_the_home_folder_is_found(run_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(run_folder.parent))
+    assert gen.load("~/two").step == gen.load(run_folder).step
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "npz"])

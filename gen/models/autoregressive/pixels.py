@@ -179,24 +179,30 @@ def with_frame(x: jax.Array) -> jax.Array:
 class Dense(nn.Module):
     """A 1 × 1 convolution in which a group of features sees the groups up to its own.
 
-    It has the parameters of `flax.linen.Dense`, under the same names and equally initialised.
+    It has the parameters of `flax.linen.Dense`, under the same names. With one channel they are
+    equally initialised. With several, the fan-in is the one that the mask leaves on average over
+    the outputs.
     """
 
     features: int
     channels: int = 1
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    gain: float = 1.0
+    """variance of a first weight times the fan-in: 1 is LeCun's initialisation, 2 is He's"""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, outputs = groups(x.shape[-1], self.channels), groups(self.features, self.channels)
-        kernel = self.param("kernel", self.kernel_init, (len(inputs), len(outputs)))
+        mask = inputs[:, None] <= outputs
+        scale = self.gain * mask.size / mask.sum()
+        init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros, (len(outputs),))
-        return x @ (kernel * (inputs[:, None] <= outputs)) + bias[None, None, None]
+        return x @ (kernel * mask) + bias[None, None, None]
 
 
 def pointwise(features: int, channels: int = 1) -> Dense:
     """Return a 1 × 1 convolution with He initialisation, for `channels` groups of features."""
-    return Dense(features, channels, nn.initializers.he_normal())
+    return Dense(features, channels, gain=2.0)
 
 
 def drop(net: nn.Module, rate: float, h: jax.Array) -> jax.Array:
