@@ -562,7 +562,8 @@ def _final_pictures(
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])
     test, _ = experiment.decoded(dataset, "test", experiment.all_seeds[shown])
-    shown_rows = np.resize(np.arange(len(test["x"])), max(30, len(test["x"])))[:2000]  # few repeat
+    least = 30 if len(experiment.model.shape) == 3 else 1  # few images repeat in the grids
+    shown_rows = np.resize(np.arange(len(test["x"])), max(least, len(test["x"])))[:2000]
     test = {name: jnp.asarray(values[shown_rows]) for name, values in test.items()}
     stored = {"x": jnp.asarray(dataset.test["x"][shown_rows])}
     originals = dataset.format.decode(stored, keys.evaluate)

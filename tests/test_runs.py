@@ -67,7 +67,8 @@ def no_process_left() -> Iterator[None]:
     """Kill the processes that a failed test left, which would slow down every later one."""
     yield
     while STARTED:
-        STARTED.pop().kill()
+        with STARTED.pop() as process:  # closes its pipes
+            process.kill()
 
 
 def start(arguments: list[str], program: Sequence[str] = ("-m", "experiments"), **environment: str):
