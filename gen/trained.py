@@ -94,6 +94,8 @@ class Trained:
     """format of the stored data"""
     binarize: Binarize = "none"
     """rule by which x is binarised"""
+    padded: bool = False
+    """whether it was trained on padded sequences, so that their lengths must be given"""
 
     def __repr__(self) -> str:
         can = ", ".join(self.abilities)
@@ -303,6 +305,11 @@ class Trained:
             batch["label"] = self._classes(label)
         if length is not None:
             batch["length"] = np.atleast_1d(np.asarray(length))
+        elif self.padded and not single:
+            raise UserError(
+                f"{self.name} was trained on padded sequences and x has no lengths: give length, "
+                "the number of steps of each sequence, or one sequence without its padding"
+            )
         self._check_shape(x)
         self._check_scale(x)
         is_float = np.issubdtype(x.dtype, np.floating) and not self.format.scale
@@ -440,7 +447,14 @@ def load(
     if seeds:
         state, step = jax.tree.map(lambda array: array[index], (state, step))
     return Trained(
-        config["experiment"], model, state, int(step), config, format, config["binarize"]
+        config["experiment"],
+        model,
+        state,
+        int(step),
+        config,
+        format,
+        config["binarize"],
+        padded="length" in arrays,
     )
 
 

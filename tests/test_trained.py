@@ -208,6 +208,10 @@ def test_symbols_of_sequences_come_back_as_symbols():
     assert drawn.max() <= 26
     assert letters.log_prob(drawn).shape == (4,)
     whole = letters.log_prob(drawn[0, :3])  # a single sequence of another length
+    padded_run = replace(letters, padded=True)
+    with pytest.raises(UserError, match="trained on padded sequences and x has no lengths"):
+        padded_run.log_prob(drawn)
+    np.testing.assert_allclose(padded_run.log_prob(drawn[0, :3]), whole, rtol=1e-6)
     padded = letters.log_prob(drawn, length=[3, 6, 6, 6])[0]
     np.testing.assert_allclose(padded, whole, rtol=1e-5)
     completed = letters.complete(drawn[0], np.arange(6) < 2, length=5)  # a single length
