@@ -201,7 +201,7 @@ def test_each_combination_equals_the_run_alone(swept, digits):
         assert alone.metrics
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
         for name, value in alone.metrics.items():
-            np.testing.assert_allclose(last[name], value, rtol=1e-5)
+            np.testing.assert_allclose(last[name], value, rtol=1e-5, atol=1e-6)  # a gap is about 0
 
 
 def test_the_table_is_of_the_validation_split_and_its_command_trains_the_best(swept, capsys):
