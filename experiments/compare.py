@@ -44,7 +44,7 @@ ESTIMATE_UNITS = {
 
 
 class Row(NamedTuple):
-    """One estimate of one run, beside the first run's."""
+    """An estimate of a run, and its difference from the estimate of the first run."""
 
     name: str  # of the estimate
     run: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -213,6 +213,27 @@ class Experiment:
         """
         decode_key, key = jax.random.split(train.streams(seed).evaluate)
         return jax.jit(self.decode(dataset))(dict(dataset.splits[split]), decode_key), key
+
+    def fit(self, dataset: Dataset, **options: Any) -> Iterator[train.Progress]:
+        """Train on a data set by `gen.train.fit`, to which the fields of the experiment go.
+
+        Args:
+          dataset: the data set of the experiment.
+          **options: further arguments of `fit`, or others in place of the experiment's.
+        """
+        arguments: dict[str, Any] = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "seed": self.fit_seed,
+            "levels": self.levels(dataset),
+            "decode": self.decode(dataset),
+            "report_every": self.report_every,
+            "steps_per_dispatch": self.steps_per_dispatch,
+            "validation": dataset.validation,
+            "validate_every": self.validate_every,
+            "precision": self.precision,
+        }
+        return train.fit(self.model, dataset.train, **{**arguments, **options})
 
     @property
     def pauses(self) -> list[int]:

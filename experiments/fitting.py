@@ -16,7 +16,12 @@ import numpy as np
 from experiments.experiment import Experiment
 from experiments.flags import WIDTH
 from experiments.folder import RESULTS, read_json
-from experiments.own import columns_of_few_values, flag_words, reading_flags
+from experiments.own import (
+    columns_for_a_density,
+    columns_of_few_values,
+    flag_words,
+    reading_flags,
+)
 from experiments.registry import EXPERIMENTS
 from gen import train
 from gen.core import UserError, facts
@@ -170,21 +175,12 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
             words = ["python", "-m", "experiments", "train", name, *data, *flag_words(flags)]
             yield from _command(words)
     yield ""
-    if columns := densities(dataset):
-        yield from textwrap.wrap(
-            f"Models of a density fit with --columns {' '.join(map(shlex.quote, columns))}, too.",
-            WIDTH,
-            break_on_hyphens=False,
-        )
+    if format.words and columns_of_few_values(dataset):
+        columns = " ".join(map(shlex.quote, columns_for_a_density(dataset)))
+        text = f"Models of a density fit with --columns {columns}, too."
+        if columns:
+            yield from textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     yield "Add --steps 100 for a first look."
-
-
-def densities(dataset: Dataset) -> list[str]:
-    """Return the names of the columns that a density can describe, if there are others, too."""
-    few, words = columns_of_few_values(dataset), dataset.format.words
-    if not few:
-        return []
-    return [word for i, word in enumerate(words) if i not in few and "=" not in word]
 
 
 def _fitted(experiment: Experiment, dataset: Dataset) -> Experiment:

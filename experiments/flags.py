@@ -52,7 +52,7 @@ class Flag(NamedTuple):
 
     name: str  # --model.latent; for an argument without a flag RUN, or [RUN] if it may be left out
     values: str  # the kind of its values, such as INT; empty for a switch
-    text: str  # what it does, and its default
+    text: str  # the description of the flag, with its default
 
 
 class Group(NamedTuple):

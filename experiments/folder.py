@@ -71,9 +71,13 @@ class Config(NamedTuple):
 def default_folder(name: str, experiment: Experiment) -> Path:
     """Return runs/NAME-seedN, or runs/NAME-DATA-seedN for other data than the registered set."""
     seeds = "-".join(map(str, experiment.all_seeds))
+    return Path("runs") / f"{with_own_data(name, experiment)}-seed{seeds}"
+
+
+def with_own_data(name: str, experiment: Experiment) -> str:
+    """Return NAME, or NAME-DATA for other data than the registered set."""
     registered = name in EXPERIMENTS and experiment.data == EXPERIMENTS[name].data
-    data = "" if registered else f"-{Path(experiment.data).stem}"
-    return Path("runs") / f"{name}{data}-seed{seeds}"
+    return name if registered else f"{name}-{Path(experiment.data).stem}"
 
 
 @contextmanager

@@ -78,6 +78,16 @@ def columns_of_few_values(dataset: Dataset) -> list[int]:
     return found
 
 
+def columns_for_a_density(dataset: Dataset) -> list[str]:
+    """Return the names, or the numbers from 1 on, of the columns that a density can describe.
+
+    Indicators of categories, which are called `column=value`, are no such columns.
+    """
+    few, columns = columns_of_few_values(dataset), dataset.shape[-1]
+    words = dataset.format.words or tuple(str(column + 1) for column in range(columns))
+    return [word for column, word in enumerate(words) if column not in few and "=" not in word]
+
+
 def _check_continuous(name: str, dataset: Dataset) -> None:
     """Raise `UserError` if a model of a density is given columns of few values."""
     few = columns_of_few_values(dataset)
@@ -85,7 +95,7 @@ def _check_continuous(name: str, dataset: Dataset) -> None:
         return
     columns = dataset.shape[-1]
     words = dataset.format.words or tuple(str(column + 1) for column in range(columns))
-    others = [word for column, word in enumerate(words) if column not in few and "=" not in word]
+    others = columns_for_a_density(dataset)
     shown = ", ".join(words[column] for column in few[:SHOWN]) + (", …" if len(few) > SHOWN else "")
     if others:
         listed = " ".join(repr(word) for word in others[:SHOWN])

@@ -152,23 +152,12 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         saved, reported = done, {}
         began = time.perf_counter() - seconds
         try:
-            for step, carry, metrics in train.fit(
-                experiment.model,
-                dataset.train,
-                steps=experiment.steps,
-                batch_size=experiment.batch_size,
-                seed=experiment.fit_seed,
-                levels=experiment.levels(dataset),
-                decode=experiment.decode(dataset),
-                report_every=experiment.report_every,
+            for step, carry, metrics in experiment.fit(
+                dataset,
                 pause_every=experiment.pauses,
-                steps_per_dispatch=experiment.steps_per_dispatch,
                 mesh=mesh,
                 start=start,
-                validation=dataset.validation,
-                validate_every=experiment.validate_every,
                 early_stop=experiment.early_stop,
-                precision=experiment.precision,
             ):
                 signals.end()
                 done, seconds = step, time.perf_counter() - began

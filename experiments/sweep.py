@@ -66,7 +66,7 @@ DIVERGED = "diverged.json"
 
 
 class Combination(NamedTuple):
-    """One combination of a sweep."""
+    """A combination of values of fields, with the experiment that has them."""
 
     values: dict[str, Any]  # by the path of the field
     experiment: Experiment  # on its data, before `Experiment.for_run`
@@ -247,8 +247,7 @@ def command_alone(
 
 def default_folder(name: str, experiment: Experiment) -> Path:
     """Return runs/NAME-sweep, or runs/NAME-DATA-sweep for other data than the registered set."""
-    run = files.default_folder(name, experiment)  # which ends in -seedN
-    return run.with_name(f"{run.name.rpartition('-seed')[0]}-sweep")
+    return Path("runs") / f"{files.with_own_data(name, experiment)}-sweep"
 
 
 def run_sweep(
@@ -458,14 +457,15 @@ def train_group(
     """Train combinations of one structure as one program, and write a run folder for each.
 
     The program maps over (combination, seed). Its checkpoints hold all combinations, so that a run
-    that was killed goes on bit for bit. At the end each combination gets the last checkpoint as its
-    own. A combination whose metrics are not finite is reported no further, and the others go on.
+    that was killed goes on bit for bit. At the end the last checkpoint is split into one checkpoint
+    for each combination, in its folder. A combination whose metrics are not finite is reported no
+    further, and the others go on.
 
     Args:
       name: the name of the experiment.
       group: the combinations. A single one is trained as `train` trains it.
-      together: the members that train on. The others stay in the program, because
-        rounding depends on their number, and their folders stay as they are.
+      together: the members that train on. The others stay in the program, because rounding depends
+        on the number of members. Their folders stay unchanged.
       folder: the folder of the checkpoints.
       dataset: their data.
       options: the service that receives the metrics, too.
@@ -536,21 +536,11 @@ def train_group(
         began = time.perf_counter() - seconds
         every = experiment.report_every
         try:
-            for step, carry, metrics in train.fit(
-                experiment.model,
-                dataset.train,
-                steps=experiment.steps,
-                batch_size=experiment.batch_size,
+            for step, carry, metrics in experiment.fit(
+                dataset,
                 seed=seed,
-                levels=experiment.levels(dataset),
-                decode=experiment.decode(dataset),
-                report_every=every,
                 pause_every=[experiment.checkpoint_every],
-                steps_per_dispatch=experiment.steps_per_dispatch,
                 start=start,
-                validation=dataset.validation,
-                validate_every=experiment.validate_every,
-                precision=experiment.precision,
                 rates=swept_rates(group),
                 keep_going=True,
             ):

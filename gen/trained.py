@@ -258,7 +258,7 @@ class Trained:
         if method not in self.abilities:
             raise UserError(
                 f"{type(self.model).__name__} of {self.name} has no method {method}; "
-                f"what it can do: {', '.join(self.abilities)}"
+                f"its methods are {', '.join(self.abilities)}"
             )
 
     def _classes(self, label: Any) -> np.ndarray:
@@ -313,12 +313,12 @@ class Trained:
         self._check_shape(x)
         self._check_scale(x)
         is_float = np.issubdtype(x.dtype, np.floating) and not self.format.scale
-        values = is_float and not self._are_stored(x)
-        format = replace(self.format, peak=1) if values else self.format
+        scaled = is_float and not self._are_stored(x)
+        format = replace(self.format, peak=1) if scaled else self.format
         decoded = format.decode(
             {**batch, "x": jax.numpy.asarray(x)}, jax.random.key(0), self.binarize
         )
-        decoded = {name: np.asarray(values) for name, values in decoded.items()}
+        decoded = {name: np.asarray(array) for name, array in decoded.items()}
         levels = 2 if self.binarize != "none" else self.format.levels
         check_data(self.model, decoded, levels, any_length=True)
         return decoded, single

@@ -169,7 +169,7 @@ def test_rates_alone_make_no_new_program():
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Return the folder of a finished sweep over two rates and two seeds, and what it printed."""
+    """Return the folder of a finished sweep over two rates and two seeds."""
     out = tmp_path_factory.mktemp("sweep") / "whole"
     assert main(command(out, *OVER)) == 0
     return out
@@ -269,7 +269,8 @@ def test_another_early_stop_resumes_what_has_stopped_early(copied):
 
 
 def test_a_combination_goes_on_from_its_own_checkpoint(copied, monkeypatch):
-    """Its group has one of another step, as where it stopped early or was trained alone."""
+    """The checkpoint of its group is of another step, because the combination stopped early or was
+    trained alone."""
     behind, *others = run_folders(copied)
     (behind / "checkpoints" / "6").rename(behind / "checkpoints" / "4")
     trained = []
@@ -355,7 +356,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_sweep_goes_on_bit_for_bit(swept, tmp_path, monkeypatch):
-    """It is killed a step after a checkpoint, and again when two combinations of four have got
+    """The sweep is killed a step after a checkpoint, and again when two of four combinations have
     their own checkpoint."""
     out, fit, open_checkpoints = tmp_path / "killed", train.fit, sweep.open_checkpoints
     opened = []

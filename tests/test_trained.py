@@ -235,7 +235,10 @@ def test_standardised_columns_keep_their_own_units():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda run, x: run.log_prob(x), "VAE of untrained has no method log_prob; what it can do"),
+        (
+            lambda run, x: run.log_prob(x),
+            "VAE of untrained has no method log_prob; its methods are",
+        ),
         (lambda run, x: run.log_prob(x), "sample, encode, decode, reconstruct, score$"),
         (lambda run, x: run.complete(x, x), "has no method complete"),
         (lambda run, x: run.encode(x * 9), r"integers 0 … 144 .* takes integers 0 … 16 or floats"),

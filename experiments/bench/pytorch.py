@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.bench.timing import interleaved, next_report, optional, seconds_of
 from experiments.experiment import Experiment
 from experiments.folder import cores
-from gen import data, train
+from gen import data
 
 NAMES = (
     "vae_mnist",
@@ -93,16 +93,8 @@ def speed(
         peer_run(peer, 2)()
     seconds_per_step = seconds_of(peer_run(eager, 2)) / 2
     steps = max(MIN_STEPS, round(seconds / rounds / seconds_per_step))
-    run = train.fit(
-        experiment.model,
-        dataset.train,
-        steps=10**9,
-        batch_size=experiment.batch_size,
-        levels=experiment.levels(dataset),
-        decode=experiment.decode(dataset),
-        report_every=steps,
-        steps_per_dispatch=experiment.steps_per_dispatch,
-    )
+    options = {"steps": 10**9, "seed": 0, "report_every": steps, "validate_every": 0}
+    run = experiment.fit(dataset, **options)
     runs = {
         "gen": next_report(run),
         "torch": peer_run(eager, steps),

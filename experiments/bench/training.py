@@ -15,7 +15,7 @@ from rich.table import Table
 
 from experiments.bench.timing import seconds_of
 from experiments.experiment import Experiment
-from gen import data, train
+from gen import data
 
 
 class Speed(NamedTuple):
@@ -46,17 +46,8 @@ def speed(experiment: Experiment, data_dir: Path | None, seconds: float) -> Spee
     experiment = experiment.on(dataset).for_run()
     began = time.perf_counter()
     reports = []  # (steps done, seconds since the start); the device has caught up at a report
-    for progress in train.fit(
-        experiment.model,
-        dataset.train,
-        steps=10**9,
-        batch_size=experiment.batch_size,
-        seed=experiment.seed,
-        levels=experiment.levels(dataset),
-        decode=experiment.decode(dataset),
-        report_every=50,
-        steps_per_dispatch=experiment.steps_per_dispatch,
-    ):
+    options = {"steps": 10**9, "seed": experiment.seed, "report_every": 50, "validate_every": 0}
+    for progress in experiment.fit(dataset, **options):
         if progress.metrics is not None:
             reports.append((progress.step, time.perf_counter() - began))
             if reports[-1][1] - reports[0][1] > seconds:

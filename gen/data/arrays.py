@@ -566,7 +566,7 @@ def _number_of_levels(values: np.ndarray) -> int:
     """Return 1 + the largest integer, 256 for bytes above 63, or the levels of floats in [0, 1]."""
     high = float(values.max())
     if not _whole(values):
-        return 256 if infer_levels(values) == 0 else infer_levels(values)
+        return infer_levels(values) or 256
     return 256 if 63 < high <= 255 else int(high) + 1
 
 

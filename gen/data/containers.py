@@ -30,6 +30,8 @@ SPLITS = {
     "test": ("test",),
 }
 """names of the splits in the names of arrays"""
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+"""the split that each of these names stands for"""
 
 
 def assign(arrays: Mapping[str, Any], source: str) -> tuple[Any, Any, Any]:

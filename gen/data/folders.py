@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gen.core import UserError
-from gen.data.containers import LARGEST, SPLITS
+from gen.data.containers import LARGEST, SPLIT_OF
 from gen.data.download import first_line
 
 ENDS = (".png", ".jpg", ".jpeg")
@@ -57,12 +57,10 @@ def read_images(folder: Path, resize: int = 0, grey: bool = False) -> Images:
     """
     files = image_files(folder)
     first = {path.relative_to(folder).parts[0] for path in files}
-    split_of = {each: split for split, names in SPLITS.items() for each in names}
-    if not (first <= set(split_of) and "train" in first):
-        arrays = _read(files, resize, grey)
-        return Images(arrays, _labels(files, folder))
     arrays = _read(files, resize, grey)
-    split = np.array([split_of[path.relative_to(folder).parts[0]] for path in files])
+    if not (first <= set(SPLIT_OF) and "train" in first):
+        return Images(arrays, _labels(files, folder))
+    split = np.array([SPLIT_OF[path.relative_to(folder).parts[0]] for path in files])
     x = {name: arrays[split == name] for name in dict.fromkeys(split.tolist())}
     labels = {}
     for name in x:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from gen import config
 from gen.core import UserError, check_fields
 from gen.data import containers, folders, tables
-from gen.data.arrays import Kind, Missing, from_arrays
+from gen.data.arrays import SPLITS, Kind, Missing, from_arrays
 from gen.data.cache import expand_user, read_cache, write_cache
-from gen.data.dataset import Dataset, Format
+from gen.data.dataset import Dataset
 
 READING_VERSION = 1
 """version of the rules by which files are read; another version reads cached files again"""
@@ -104,7 +105,7 @@ def read_path(path: Path, reading: Reading) -> Dataset:
             f"{path} is no text in UTF-8 (byte {error.start}): convert it, iconv -t utf-8"
         ) from error
     if cached:
-        meta = json.dumps({"key": key, "format": asdict(dataset.format)}).encode()
+        meta = json.dumps({"key": key, "format": config.to_json(dataset.format)}).encode()
         splits = {**dataset.splits, "meta": {"json": np.frombuffer(meta, np.uint8)}}
         write_cache(entry, splits)
     return dataset
@@ -234,13 +235,9 @@ def _from_cache(entry: str, key: str, name: str) -> Dataset | None:
         return None
     try:
         meta = json.loads(splits["meta"]["json"].tobytes())
-        fields: Any = {
-            field: tuple(value) if isinstance(value, list) else value
-            for field, value in meta["format"].items()
-        }
         if meta["key"] != key:
             return None
-        train, validation, test = (splits[split] for split in ("train", "validation", "test"))
-        return Dataset(name, train, validation, test, Format(**fields))
-    except (ValueError, KeyError, TypeError):
+        format = config.from_json(meta["format"], name="format")
+        return Dataset(name, *(splits[split] for split in SPLITS), format=format)
+    except (ValueError, KeyError, TypeError, UserError):
         return None

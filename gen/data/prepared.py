@@ -10,6 +10,7 @@ import numpy as np
 from gen.core import UserError
 from gen.data import tables
 from gen.data.arrays import from_arrays
+from gen.data.containers import SPLIT_OF
 from gen.data.dataset import Dataset
 from gen.data.images import FEATURES, check_features, damaged, import_tfds
 from gen.data.own import Reading
@@ -68,9 +69,7 @@ def read_any(name: str, folder: Path, reading: Reading) -> Dataset:
         }
     except Exception as error:
         raise damaged(name, folder, error) from error
-    splits = {"valid": "validation", "val": "validation"}
-    rows = {splits.get(split, split): part for split, part in rows.items()}
-    rows = {split: part for split, part in rows.items() if split in ("train", "validation", "test")}
+    rows = {SPLIT_OF[split]: part for split, part in rows.items() if split in SPLIT_OF}
     if "train" not in rows:
         raise UserError(f"{name} has no split train")
     every = [row for part in rows.values() for row in part]
@@ -119,9 +118,7 @@ def _columns(features: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, 
             titles = [name] if len(parts) == 1 else [f"{name}_{i}" for i in range(len(parts))]
             columns |= dict(zip(titles, parts, strict=True))
         elif values.ndim == 1:
-            columns[name] = np.array(
-                [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
-            )
+            columns[name] = tables.as_texts(values)
         else:
             raise UserError(f"the feature {name} is neither a number nor a text: name --columns")
     return columns

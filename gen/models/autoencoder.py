@@ -77,7 +77,7 @@ class Autoencoder:
 
     @property
     def unit_interval(self) -> bool:
-        """With a sigmoid or ReLU output x lies in [0, 1]: such an output is never negative."""
+        """A sigmoid or ReLU output, which is never negative, is for data in [0, 1]."""
         return self.output in ("sigmoid", "relu")
 
     def init(self, key: jax.Array) -> State:
