@@ -20,6 +20,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -281,8 +282,9 @@ def _drop_complaints() -> None:
     """Drop the tracebacks that Orbax and TensorStore print long after a failed save or restore.
 
     Threads of TensorStore call back an event loop that Orbax has closed, and Python complains about
-    tasks that nobody awaited when it collects them, at the latest when the process ends. Hence this
-    hook stays for the life of the process. It passes everything else on.
+    tasks and warns of coroutines that nobody awaited when it collects them, at the latest when the
+    process ends. Hence this hook and this filter of warnings stay for the life of the process. They
+    pass everything else on.
     """
     before, coroutine = sys.unraisablehook, CoroutineType
     dropped = ("Event loop is closed", "Encountered error while reading array index")
@@ -297,6 +299,12 @@ def _drop_complaints() -> None:
             before(unraisable)
 
     sys.unraisablehook = print_others
+    reading = (
+        "_read_shard|_read_array_index_and_device_put|_read_and_create_array|async_deserialize"
+    )
+    warnings.filterwarnings(
+        "ignore", f"coroutine '({reading})' was never awaited", category=RuntimeWarning
+    )
 
 
 def _describe(tree: Any) -> dict[str, str]:

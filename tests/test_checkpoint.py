@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,6 +210,14 @@ def test_only_complaints_of_orbax_are_dropped(monkeypatch):
     for complaint in complaints:
         sys.unraisablehook(complaint)  # type: ignore
     assert shown == complaints[2:6]
+
+
+def test_only_warnings_of_orbax_are_dropped(monkeypatch, recwarn):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    checkpoint._drop_complaints.__wrapped__()
+    for name in ("_read_array_index_and_device_put", "async_deserialize", "fetch"):
+        warnings.warn(f"coroutine '{name}' was never awaited", RuntimeWarning, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["coroutine 'fetch' was never awaited"]
 
 
 FAILED_RESTORES = """
