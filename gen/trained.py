@@ -45,6 +45,7 @@ from gen.checks import (
     without_padding,
 )
 from gen.core import UserError, capabilities, facts
+from gen.data.arrays import numbers, pad_sequences
 from gen.data.cache import expand_user
 from gen.data.dataset import Binarize, Format
 from gen.files import damaged, json_sum, read_json
@@ -77,7 +78,9 @@ class Trained:
 
     A method that the model does not have raises `UserError`, which names the methods that it has.
     Methods take a single example without the batch axis, too, and then return a single result. They
-    take images of one channel without the channel axis.
+    take images of one channel, and sequences of one variable, without that axis. Sequences can be a
+    list, in which each has its own number of steps and no padding. Results that have a time axis are
+    padded to the longest one.
     """
 
     name: str
@@ -190,8 +193,8 @@ class Trained:
         """
         self._need("complete")
         check_seeds(seed)
-        x = np.asarray(x)
-        mask = np.asarray(mask)
+        x, length = self._array(x, length)
+        mask, _ = self._array(mask, None, "mask")
         if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
             raise UserError("mask has other values than 0 and 1: pass 1 where x is shown")
         x, single = self._rows(x)
@@ -227,7 +230,7 @@ class Trained:
             log_scale = np.broadcast_to(np.log(np.abs(self.format.scale)), batch["x"].shape)
             seen = ~np.isnan(np.asarray(batch["x"]))
             log_scale = np.where(seen, log_scale, 0)
-            if length is not None:
+            if "length" in batch:
                 log_scale = without_padding(log_scale, batch["length"])
             values = values - log_scale.reshape(len(values), -1).sum(1)
         return _unbatched(values, single)
@@ -277,8 +280,30 @@ class Trained:
             raise UserError(f"label is empty: take 0 … {classes - 1}")
         return np.array(numbers, np.int32)
 
+    def _array(self, x: Any, length: Any, name: str = "x") -> tuple[np.ndarray, Any]:
+        """Return x as an array, and its lengths. Sequences of a list are padded to the longest.
+
+        Args:
+          x: examples, or a single one.
+          length: the lengths that the caller has given, or None.
+          name: the name of x, for messages.
+        """
+        if facts(self.model).sequences and length is None:
+            sequences = _listed(x, tuple(self.model.shape), name)
+            if sequences is not None:
+                rows = pad_sequences(sequences, name)
+                return rows.x, rows.length
+        try:
+            return np.asarray(x), length
+        except ValueError as error:
+            remedy = "pass examples of one shape" if length is None else "leave length out"
+            raise UserError(f"{name} is a list of different shapes: {remedy}") from error
+
     def _rows(self, x: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Return x with the batch axis and the channel axis, and whether x is a single example."""
+        """Return x with the batch axis and an axis of size 1 at the end, where the model has one.
+
+        The second result tells whether x is a single example.
+        """
         shape = tuple(self.model.shape)
         any_length = facts(self.model).sequences
         tail = shape[1:] if any_length else shape
@@ -293,11 +318,15 @@ class Trained:
                 return x[None, ..., None], True
             if x.shape[1:] == shape[:-1]:
                 return x[..., None], False
+        if any_length and tail == (1,) and x.ndim == 1:
+            return x[None, :, None], True
+        if any_length and tail == (1,) and x.ndim == 2:
+            return x[..., None], False
         return x, False
 
     def _batch(self, x: Any, label: Any, length: Any) -> tuple[dict[str, Any], bool]:
         """Return examples as the model takes them, and whether x is a single example."""
-        x = np.asarray(x)
+        x, length = self._array(x, length)
         check_type("x", x)
         x, single = self._rows(x)
         batch: dict[str, Any] = {"x": x}
@@ -375,6 +404,25 @@ class Trained:
         """Return examples as floats, standardised ones in their own units."""
         x = np.asarray(x)
         return np.asarray(self.format.restore(x), np.float32) if self.format.scale else x
+
+
+def _listed(x: Any, shape: tuple[int, ...], name: str) -> list[np.ndarray] | None:
+    """Return the sequences [T_n, ...] of a list, or None if x is no list of sequences.
+
+    Args:
+      x: examples, or a single one.
+      shape: the shape of a sequence of the model, (T, ...).
+      name: the name of x, for messages.
+    """
+    is_list = isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.dtype == object)
+    if not is_list or not len(x) or not hasattr(x[0], "__len__"):
+        return None
+    sequences = [numbers(each, name) for each in x]
+    if shape[1:] == (1,) and all(each.ndim == 1 for each in sequences):
+        if all(len(each) == 1 for each in sequences):  # the steps of one sequence [T, 1]
+            return None
+        return [each[:, None] for each in sequences]
+    return sequences if all(each.ndim == len(shape) for each in sequences) else None
 
 
 def _unbatched(results: np.ndarray, single: bool) -> np.ndarray:

@@ -219,6 +219,30 @@ def test_symbols_of_sequences_come_back_as_symbols():
     np.testing.assert_array_equal(completed[[0, 1, 5]], [*drawn[0, :2], 0])
 
 
+def test_lists_of_unequal_sequences_need_no_lengths():
+    model = HMM((6, 1), states=2, emission=Gaussian())
+    run = replace(of(model, Format(levels=0)), padded=True)
+    rows = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    ragged = [rows[0, :3], rows[1].tolist(), rows[2, :5]]
+    length = [3, 6, 5]
+    for method in ("log_prob", "score"):
+        expected = getattr(run, method)(rows[..., None], length=length)
+        with_axis = [np.reshape(each, (-1, 1)) for each in ragged]
+        for form in (ragged, with_axis, tuple(ragged), np.array(ragged, object)):
+            np.testing.assert_allclose(getattr(run, method)(form), expected, rtol=1e-6)
+        single = getattr(run, method)(ragged[0])
+        np.testing.assert_allclose(single, expected[0], rtol=1e-5)
+    assert run.encode(ragged).shape == (3, 6, 2)
+    mask = [np.arange(n) < 2 for n in length]
+    completed = run.complete(ragged, mask, seed=1)
+    np.testing.assert_array_equal(completed[:, :2, 0], rows[:, :2])
+    assert not completed[0, 3:].any()
+    equal_lengths = run.log_prob([rows[0, :3], rows[1, :3]])
+    np.testing.assert_allclose(equal_lengths[0], run.log_prob(ragged)[0], rtol=1e-5)
+    with pytest.raises(UserError, match="x is a list of different shapes: leave length out"):
+        run.score(ragged, length=length)
+
+
 def test_standardised_columns_keep_their_own_units():
     model = HMM((3, 2), states=2, emission=Gaussian())
     plain = of(model, Format(levels=0))
@@ -252,6 +276,7 @@ def test_standardised_columns_keep_their_own_units():
         ),
         (lambda run, x: run.encode(x[:, :4]), r"shape \(5, 4, 8, 1\): .* \('N', 8, 8, 1\)"),
         (lambda run, x: run.encode(x[:0]), "no rows"),
+        (lambda run, x: run.encode([x[0], x[0, :4]]), "list of different shapes: pass examples"),
         (lambda run, x: run.encode([["a"]]), "x has the dtype <U1"),
         (lambda run, x: run.decode(np.zeros(4)), r"z has the shape \(4,\): .* \('N', 3\)"),
         (lambda run, x: run.sample(0), "n 0 is out of range"),

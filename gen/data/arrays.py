@@ -262,7 +262,7 @@ def _gather(x: Any, length: Any, name: str, series: bool, sequence_length: int) 
     parts = []
     for split, part in x.items():
         if ragged:
-            rows = _padded([_numbers(each, name) for each in part], name)
+            rows = pad_sequences([numbers(each, name) for each in part], name)
         else:
             title = f"{name}, {split}"
             rows = _rows_of(part, lengths.get(split), title, series, sequence_length, 1)
@@ -288,8 +288,8 @@ def _rows_of(
     if ragged or (isinstance(x, np.ndarray) and x.dtype == object):
         if length is not None:
             raise UserError(f"{name} is a list of sequences and has lengths: leave the lengths out")
-        return _joined([_padded([_numbers(part, name) for part in x], name)], name)
-    x = _numbers(x, name)
+        return _joined([pad_sequences([numbers(part, name) for part in x], name)], name)
+    x = numbers(x, name)
     if x.ndim == 1 or (series and x.ndim == 2):
         if length is not None:
             raise UserError(f"{name} is one series and has lengths: leave the lengths out")
@@ -316,7 +316,7 @@ def _rows_of(
     return Rows(padded, length, no_splits)
 
 
-def _numbers(x: Any, name: str) -> np.ndarray:
+def numbers(x: Any, name: str) -> np.ndarray:
     """Return x as an array of real numbers."""
     try:
         array = np.asarray(x)
@@ -346,12 +346,12 @@ def _cut(x: np.ndarray, name: str, sequence_length: int, splits: int) -> Rows:
     rows = []
     for split, part in parts.items():
         pieces = [part[i : i + sequence_length] for i in range(0, len(part), sequence_length)]
-        padded = _padded(pieces, name)
+        padded = pad_sequences(pieces, name)
         rows.append(padded._replace(split=np.full(len(pieces), split)))
     return _joined(rows, name)
 
 
-def _padded(sequences: Sequence[np.ndarray], name: str) -> Rows:
+def pad_sequences(sequences: Sequence[np.ndarray], name: str) -> Rows:
     """Return sequences [T_n, ...] padded with zeros to the longest one."""
     shapes = {sequence.shape[1:] for sequence in sequences}
     if len(shapes) > 1 or any(not sequence.ndim for sequence in sequences):
