@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro import MISSING
 
-from experiments.flags import parse
+from experiments.flags import flags_in_errors, parse
 
 USAGE = """\
 usage: python -m experiments COMMAND ...
@@ -272,7 +272,8 @@ def train_command(arguments: list[str]) -> int:
     from experiments.run import train_run
 
     keep_programs(chosen.options.keep_programs)
-    return train_run(name, chosen.experiment, chosen.options)
+    with flags_in_errors(type(chosen), chosen, arguments):
+        return train_run(name, chosen.experiment, chosen.options)
 
 
 def parse_training(command: str, arguments: list[str]) -> tuple[str, Any]:
@@ -333,7 +334,8 @@ def sweep_command(arguments: list[str]) -> int:
     name, chosen = parse_training("sweep", others)
     flags = others if others[0].startswith("-") else others[1:]
     keep_programs(chosen.options.keep_programs)
-    code, combinations = sweep.run_sweep(name, chosen.experiment, chosen.options, over)
+    with flags_in_errors(type(chosen), chosen, arguments):
+        code, combinations = sweep.run_sweep(name, chosen.experiment, chosen.options, over)
     if code:
         return code
     print("evaluating on the validation split", flush=True)
@@ -406,7 +408,9 @@ def sample_command(arguments: list[str]) -> int:
     keep_programs(chosen.keep_programs)
     run = load_trained(chosen.run, chosen.data_dir)
     own = chosen.run / "samples" if chosen.run.is_dir() else Path("samples") / run.name
-    for path in sample_run(run, chosen.n, chosen.seed, chosen.label, chosen.out or own):
+    with flags_in_errors(Sample, None, arguments):
+        paths = sample_run(run, chosen.n, chosen.seed, chosen.label, chosen.out or own)
+    for path in paths:
         print(path)
     return 0
 

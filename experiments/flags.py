@@ -14,7 +14,7 @@ import io
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +53,8 @@ class Flag(NamedTuple):
     name: str  # --model.latent; for an argument without a flag RUN, or [RUN] if it may be left out
     values: str  # the kind of its values, such as INT; empty for a switch
     text: str  # the description of the flag, with its default
+    path: str  # the path of its field, such as model.latent
+    owner: str  # the class that has the field, such as VAE
 
 
 class Group(NamedTuple):
@@ -82,7 +84,7 @@ def parse(
     extra: dict[str, Any] = {} if default is None else {"default": default}
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), flags_in_errors(kind, default, arguments):
             chosen, unknown = tyro.cli(
                 kind,
                 args=arguments,
@@ -102,6 +104,59 @@ def parse(
         names = [flag.name for group in groups(kind, default) for flag in group.flags]
         raise UserError(refusal(unknown[0], names, command))
     return chosen
+
+
+@contextlib.contextmanager
+def flags_in_errors(kind: type[Any], default: Any, arguments: Sequence[str]) -> Iterator[None]:
+    """Name flags in place of fields in every `UserError` of the body.
+
+    Args:
+      kind: the class whose fields are the flags.
+      default: an instance, whose parts have flags, too; None for the defaults of the class.
+      arguments: the command line after the name of the command.
+    """
+    try:
+        yield
+    except UserError as error:
+        listed = [flag for group in groups(kind, default) for flag in group.flags]
+        raise UserError(with_flags(str(error), listed, arguments)) from error
+
+
+def with_flags(message: str, flags: Sequence[Flag], arguments: Sequence[str] = ()) -> str:
+    """Return a message about fields with the names of their flags.
+
+    Fields stand in messages in four forms: `VAE: latent is`, where several parts can be of one
+    class; a name with a dot or an underscore, such as `machine.units` or `validate_every`; the name
+    of a field of the command itself at the start, `seed -1 is`; and a change, `steps: 10 -> 20`.
+
+    Args:
+      message: the text of an error.
+      flags: the flags of the command.
+      arguments: the command line. Of several flags that a field can stand for, the given ones are
+        named.
+    """
+    given = {"--" + word.partition("=")[0].lstrip("-").replace("_", "-") for word in arguments}
+
+    def named(candidates: Sequence[Flag], text: str) -> str:
+        names = [flag.name for flag in candidates]
+        return " or ".join([name for name in names if name in given] or names) or text
+
+    def of_class(match: re.Match[str]) -> str:
+        owner, field = match.groups()
+        own = [flag for flag in flags if flag.owner == owner]
+        return named([f for f in own if f.path.rpartition(".")[2] == field], match.group())
+
+    def of_end(match: re.Match[str]) -> str:
+        end = f".{match.group()}"
+        return named([flag for flag in flags if f".{flag.path}".endswith(end)], match.group())
+
+    def of_path(match: re.Match[str]) -> str:
+        return named([flag for flag in flags if flag.path == match.group()], match.group())
+
+    message = re.sub(r"\b([A-Z]\w*): ([a-z]\w*)(?= is\b)", of_class, message)
+    message = re.sub(r"^[a-z]\w*(?= is\b| \S+ is\b)", of_path, message)
+    message = re.sub(r"(?<![\w./-])[a-z][\w.]*(?=: [^:;]* -> )", of_path, message)
+    return re.sub(r"(?<![\w./-])[a-z]+(?:[_.][a-z_]+)+(?![\w/(=])", of_end, message)
 
 
 def refusal(argument: str, names: Sequence[str], command: str) -> str:
@@ -206,6 +261,7 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
         renamed = [mark.name for mark in marks if hasattr(mark, "name") and mark.name is not None]
         name = prefix + (renamed[0] if renamed else field.name.replace("_", "-"))
         text = " ".join(texts.get(field.name, "").split())
+        place = (name.replace("-", "_"), kind.__name__)
         if is_dataclass(value) and not isinstance(value, type):
             inner = groups(type(value), value, name and f"{name}.", f"--{name}: {text}")
             if not name:  # the flags of this part stand among the flags of the whole
@@ -213,12 +269,13 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
             parts += inner
         elif Positional in marks:
             argument = field.name.upper() if value is MISSING else f"[{field.name.upper()}]"
-            own.flags.append(Flag(argument, "", _with_default(text, value)))
+            own.flags.append(Flag(argument, "", _with_default(text, value), *place))
         elif isinstance(value, bool):
             switch = f"{prefix}no-{name.removeprefix(prefix)}" if value else name
-            own.flags.append(Flag(f"--{switch}", "", f"{'switch off: ' * value}{text}"))
+            own.flags.append(Flag(f"--{switch}", "", f"{'switch off: ' * value}{text}", *place))
         elif value is MISSING or not _is_code(value):
-            own.flags.append(Flag(f"--{name}", _kinds(hint), _with_default(text, value)))
+            text = _with_default(text, value)
+            own.flags.append(Flag(f"--{name}", _kinds(hint), text, *place))
     return [own, *parts]
 
 

@@ -449,7 +449,9 @@ def check_batch_size(batch_size: int, rows: int) -> None:
     """Check that a batch of that size can be drawn from that many rows."""
     check_integer("batch_size", batch_size, -LARGEST)
     if not 0 < batch_size <= rows:
-        raise UserError(f"a batch of {batch_size} from {rows} training examples: take 1 … {rows}")
+        raise UserError(
+            f"a batch of {batch_size} from {rows} training examples: take batch_size 1 … {rows}"
+        )
 
 
 def check_seeds(seed: int | Sequence[int]) -> None:

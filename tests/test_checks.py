@@ -254,7 +254,7 @@ SETTINGS = [
     ("report_every", 0, "report_every 0 is out of range"),
     ("pause_every", [5, 0], "pause_every 0 is out of range"),
     ("batch_size", 2.0, r"batch_size is 2\.0: pass an integer"),
-    ("batch_size", 9, "a batch of 9 from 8 training examples: take 1 … 8"),
+    ("batch_size", 9, "a batch of 9 from 8 training examples: take batch_size 1 … 8"),
     ("steps_per_dispatch", -1, "steps_per_dispatch -1 is out of range: take 0"),
     ("validate_every", "5", "validate_every is '5'"),
 ]

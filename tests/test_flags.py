@@ -10,7 +10,7 @@ from conftest import DISTINCT
 
 from experiments import __main__ as commands
 from experiments.experiment import Options, Training
-from experiments.flags import WIDTH, groups, help_text, nearest, parse
+from experiments.flags import WIDTH, groups, help_text, nearest, parse, with_flags
 from experiments.registry import EXPERIMENTS
 from gen.core import UserError
 
@@ -122,3 +122,46 @@ def test_wrong_flags_are_refused_in_one_line(arguments, named):
     assert named in message
     assert "\n" not in message
     assert not re.search("[─│╭╰]", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--keep-every", "20"], "--keep-every is 20: take a multiple of --checkpoint-every, 500"),
+        (["--early-stop", "3"], "--early-stop is 3, without validation: give --validate-every"),
+        (["--steps", "0"], "--steps is 0, must be positive"),
+        (["--model.latent", "0"], "--model.latent is 0, must be positive"),
+        (["--model.decoder.hidden", "8", "0"], "--model.decoder.hidden is (8, 0), must be positive"),
+        (
+            ["--model.optimizer.decay-steps", "3"],
+            "--model.optimizer.decay-steps is 3, which needs the schedule cosine",
+        ),
+    ],
+)
+def test_errors_about_fields_name_their_flags(arguments, named):
+    with pytest.raises(UserError) as caught:
+        parse(Training, arguments, "train vae_digits", training("vae_digits"))
+    assert str(caught.value) == named
+
+
+def test_fields_in_messages_become_flags_where_they_are_meant():
+    flags = [flag for each in groups(Training, training("vae_digits")) for flag in each.flags]
+    for message, expected in {
+        "MLP: hidden is (): take one": "--model.encoder.hidden or --model.decoder.hidden is ()",
+        "r/train.npz holds another run (seed: 0 -> 1; model.latent: 2 -> 3; steps: 1 -> 2): choose": (
+            "holds another run (--seed: 0 -> 1; --model.latent: 2 -> 3; --steps: 1 -> 2): choose"
+        ),
+        "seed -1 is out of range": "--seed -1 is out of range",
+        "the model has no data_dir/x and seed": "the model has no data_dir/x and seed",
+        "give --batch-size 3 to VAE(latent=2)": "give --batch-size 3 to VAE(latent=2)",
+    }.items():
+        assert expected in with_flags(message, flags)
+
+
+def test_errors_of_a_command_that_runs_name_flags(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert commands.main(["sample", "vae_digits", "--n", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --n 0 is out of range: take 1")
+    assert commands.main(["train", "vae_digits", "--batch-size", "5000"]) == 2
+    assert "take --batch-size 1 …" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1122,7 +1122,7 @@ def test_the_config_of_a_run_stands_for_the_flags(reference, copy, falling, caps
     assert (
         main(["train", "vae_digits", f"--config={config}", "--out", str(copy), "--seed", "1"]) == 2
     )
-    assert "holds another run (seed: 0 -> 1)" in capsys.readouterr().err
+    assert "holds another run (--seed: 0 -> 1)" in capsys.readouterr().err
     assert main(["train", "gan_digits", "--config", config, "--out", str(copy)]) == 2
     assert f"{config} is of vae_digits, not of gan_digits" in capsys.readouterr().err
     content = json.loads((falling / "config.json").read_text())
@@ -1190,7 +1190,7 @@ def test_the_best_state_on_validation_is_evaluated_also_after_a_resume(
         # Another split and another binarisation, yet near the value at the best step.
         assert abs(of_seed["nll"]["value"] + seen[best[seed]][seed]) < 3
     assert main([*NADE, "--validate-every", "10", "--seeds", "0", "1", "--out", str(whole)]) == 2
-    assert "validate_every: 20 -> 10" in capsys.readouterr().err
+    assert "--validate-every: 20 -> 10" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -1322,7 +1322,7 @@ def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
         (["hmm_earthquakes", "--data", "digits", "--model.emission.prior", "-1"], "prior is -1.0"),
         (["vae_digits", "--data", "earthquakes"], "VAE does not take"),
         (["hmm_binarized_mnist", "--data", "earthquakes"], "has counts, not levels"),
-        (["nade_digits", "--validate-every", "33"], "take a multiple of report_every"),
+        (["nade_digits", "--validate-every", "33"], "take a multiple of --report-every"),
         (["nade_digits", "--binarize", "none"], "has 17 levels, the model 2"),
         (["mixture_uci_dna", "--data", "digits"], "has 17 levels, the model 2"),
         (
