@@ -38,6 +38,8 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
+                   (RUN here, in sample and in export: a folder, or the NAME of an
+                   experiment with published weights)
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -78,10 +80,11 @@ class List:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Write estimates on a split of the data to RUN/evaluation.json."""
+    """Write estimates on a split of the data to RUN/evaluation.json. For published weights they are
+    printed alone."""
 
     run: tyro.conf.Positional[Path]
-    """run folder"""
+    """run folder, or the name of an experiment with published weights"""
     split: Literal["test", "validation", "train"] = "test"
     """split of the data to evaluate on"""
     data_dir: Path | None = None
@@ -363,11 +366,28 @@ def evaluate_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from experiments.compilation import keep_programs
-    from experiments.evaluation import check_publishable, evaluate_run, publish, summary
-    from experiments.folder import commit
+    from experiments.evaluation import (
+        check_publishable,
+        evaluate_published,
+        evaluate_run,
+        publish,
+        summary,
+    )
+    from experiments.folder import commit, read_config
     from experiments.run import load_run
+    from gen import trained
+    from gen.core import UserError
 
     keep_programs(chosen.keep_programs)
+    if str(chosen.run) in trained.published() and read_config(chosen.run) is None:
+        if chosen.publish:
+            raise UserError(f"{chosen.run} is published: --publish takes a run folder")
+        with warnings_in_one_line():
+            weights = trained.load(chosen.run)
+            record = evaluate_published(weights, chosen.split, chosen.data_dir)
+        print(f"published weights of {chosen.run}, seed {record['seed']}, step {record['step']:,}")
+        Console().print(summary(record))
+        return 0
     run = load_run(chosen.run, chosen.data_dir)
     if chosen.publish:  # before the evaluation, which may take minutes
         check_publishable(run, chosen.split, commit())
@@ -381,8 +401,6 @@ def evaluate_command(arguments: list[str]) -> int:
 
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
-    from rich.console import Console
-
     from experiments import compare
     from experiments.compilation import keep_programs
     from experiments.folder import write_json
@@ -392,7 +410,7 @@ def compare_command(arguments: list[str]) -> int:
     print(compare.save_curves(runs, chosen.out), flush=True)
     with warnings_in_one_line():
         rows = compare.rows(runs, chosen.split)
-    Console().print(compare.terminal(rows, chosen.split))
+    print(compare.terminal(rows, chosen.split), end="\n\n")
     print(compare.explanation(rows))
     if chosen.json:
         write_json(chosen.json, compare.to_json(rows, runs, chosen.split))

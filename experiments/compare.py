@@ -8,39 +8,23 @@ mean where examples that are hard for one model are hard for the other.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import pictures
 from experiments.evaluation import evaluate_seeds
+from experiments.flags import WIDTH
 from experiments.folder import read_metrics
 from experiments.run import Run, load_run
-from experiments.table import number
+from experiments.table import estimate_unit, marked, number
 from gen import estimate, plots
 from gen.core import METRIC_UNITS, UserError, facts
 from gen.estimate import MARKS, Difference, Estimate
 
 DRAWS = 0
 """Seed of the binarisation and of all draws, for every run."""
-
-
-ESTIMATE_UNITS = {
-    "bits": "bits",
-    "bits_per_dim": "bits per variable",
-    "bits_per_dim_ode": "bits per variable",
-    "d_accuracy": "share",
-    "d_fake": "probability",
-    "d_real": "probability",
-    "ess": "effective draws",
-    "mse": "squared error",
-    "probe_error": "share",
-    "probe_error_raw": "share",
-    "retrieval_precision": "share",
-    "retrieval_precision_raw": "share",
-    "tuned_error": "share",
-}
-"""Units of estimates, by name. All others are in nats, or have the unit of the model's metric."""
 
 
 class Row(NamedTuple):
@@ -97,11 +81,6 @@ def load_runs(folders: Sequence[Path], data_dir: Path | None = None) -> dict[str
 def metric_unit(model: Any, metric: str) -> str:
     """Return the unit of a metric of a model."""
     return {**METRIC_UNITS, **facts(model).metric_units}.get(metric, "")
-
-
-def estimate_unit(model: Any, name: str) -> str:
-    """Return the unit of an estimate of a model."""
-    return ESTIMATE_UNITS.get(name) or facts(model).metric_units.get(name, "nats")
 
 
 def curves(runs: Mapping[str, Run]) -> Any:
@@ -164,40 +143,46 @@ def other_data(a: Run, b: Run) -> str:
     return ""
 
 
-def terminal(table: Sequence[Row], split: str) -> Any:
-    """Return the rows as a table for the terminal.
+def terminal(table: Sequence[Row], split: str) -> str:
+    """Return the rows as text, under the name of each estimate.
+
+    A name is never cut: if the lines would be longer than `WIDTH`, each name has a line of its own.
+    So has the reason why there is no difference.
 
     Args:
       table: rows of the same estimate follow one another.
       split: the split that they are for.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     several = any(row.difference and not math.isnan(row.difference.seeds_stderr) for row in table)
-    out = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{split} split")
-    out.add_column("estimate", overflow="fold")
-    out.add_column("run", overflow="fold")
-    out.add_column("value ± error", overflow="fold")
-    out.add_column("difference to the first ± paired error", overflow="fold")
-    if several:
-        out.add_column("± over seeds")
-    before = None
-    for row in table:
-        if before not in (None, row.name):
-            out.add_section()
-        title = "" if row.name == before else f"{row.name}, {row.unit}"
-        value = f"{MARKS[row.value.kind]} {number(row.value)}".strip()
-        cells = [title, row.run, value, change(row)]
-        out.add_row(*cells, *([over_seeds(row.difference)] if several else []))
+    heads = ["value ± error", "difference to the first", "± over seeds"][: 3 if several else 2]
+    numbers = [[marked(row.value), change(row), over_seeds(row.difference)] for row in table]
+    widths = [max(map(len, column)) for column in zip(heads, *numbers, strict=False)]
+    name_width = max(len(row.run) for row in table)
+    apart = 2 + name_width + sum(2 + width for width in widths) > WIDTH
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        pairs = zip(cells, widths, strict=False)
+        aligned = "".join(f"  {cell:{width}}" for cell, width in pairs).rstrip()
+        if apart:
+            return f"  {name}\n  {aligned}" if name else f"  {aligned}"
+        return f"  {name:{name_width}}{aligned}"
+
+    lines, before = [f"{split} split", line("", heads)], None
+    for row, cells in zip(table, numbers, strict=True):
+        if row.name != before:
+            lines += ["", f"{row.name}, {row.unit}"]
+        lines.append(line(row.run, cells))
+        if row.reason:
+            reason = textwrap.wrap(f"no difference: {row.reason}", WIDTH - 4)
+            lines += [f"    {part}" for part in reason]
         before = row.name
-    return out
+    return "\n".join(lines)
 
 
 def change(row: Row) -> str:
-    """Return the difference with its sign and its paired error, or why there is none."""
+    """Return the difference with its sign and its paired error, or a dash."""
     if row.difference is None:
-        return row.reason or "–"
+        return "–"
     value, stderr, _ = row.difference
     text = number(Estimate(value, stderr, "exact", row.value.n))
     return text if text.startswith("-") else f"+{text}"

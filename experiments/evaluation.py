@@ -7,6 +7,7 @@ import io
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from experiments import own, pictures
 from experiments.experiment import Experiment
-from experiments.folder import RESULTS, commit, is_clean, write_json, write_text
+from experiments.folder import RESULTS, commit, is_clean, read_json, write_json, write_text
 from experiments.registry import EXPERIMENTS
 from experiments.run import Run
-from gen import estimate, plots, weights
+from experiments.table import NEEDED
+from gen import data, estimate, plots, weights
 from gen.core import UserError
 from gen.data import Dataset, Format
 from gen.trained import WEIGHTS, Trained
@@ -76,6 +78,26 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
     write_json(run.folder / name, record)
     return record
+
+
+def evaluate_published(run: Trained, split: str, data_dir: Path | None = None) -> dict[str, Any]:
+    """Return the record of published weights on the registered data. Nothing is written.
+
+    Args:
+      run: the published model.
+      split: train, validation or test.
+      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+
+    Returns:
+      The estimates, as in a record of `evaluate_run`, and the seed and the step of the weights.
+    """
+    published = read_json(RESULTS / f"{run.name}.json", *NEEDED) or {"seeds": [0]}
+    seed = published["seeds"][0]
+    experiment = replace(EXPERIMENTS[run.name], model=run.model)
+    dataset = data.load(experiment.data, data_dir)
+    results = evaluate_state(experiment.on(dataset), dataset, run.state, split, seed)
+    estimates = {name: estimate.to_json(value) for name, value in results.items()}
+    return {"experiment": run.name, "seed": seed, "step": run.step, "estimates": estimates}
 
 
 def evaluate_state(
@@ -343,10 +365,15 @@ def write_named(stem: Path, x: np.ndarray, format: Format) -> list[Path]:
 
 
 def summary(record: dict[str, Any]) -> Any:
-    """Return a table of a record's estimates for the terminal."""
+    """Return a table of a record's estimates for the terminal, which never cuts their names."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("estimate", "value ± standard error", "kind", "n", "settings")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("estimate", "value ± error"):
+        table.add_column(column, no_wrap=True)
+    for column in ("kind", "n", "settings"):
+        table.add_column(column, overflow="fold")
     for name, fields in record["estimates"].items():
         value = estimate.from_json(fields)
         number, _ = str(value).split(" (", 1)

@@ -41,6 +41,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 LARGEST_STATE = 100_000_000
 """numbers in the state of the largest model that `candidates` names"""
 
+GPU_SECONDS = 25
+"""seconds on two CPU cores in place of one on a GPU, about: 19 to 30 for the published runs that
+`bench` has measured on a CPU, too"""
+EXPENSIVE = 3600.0
+"""seconds on two cores from which an experiment is called expensive"""
+
 
 class Candidate(NamedTuple):
     """An experiment that fits a data set."""
@@ -49,6 +55,7 @@ class Candidate(NamedTuple):
     flags: dict[str, Any]  # the flags that it needs
     experiment: Experiment  # on the data set
     size: int  # numbers in its state, the optimiser's too
+    likelihood: bool  # whether its loss is a likelihood of these data, or a bound on one
 
 
 def fit(name: str, experiment: Experiment, dataset: Dataset) -> Experiment:
@@ -90,8 +97,7 @@ def with_absolute_path(experiment: Experiment) -> Experiment:
 def candidates(dataset: Dataset, source: str, reading: Reading) -> list[Candidate]:
     """Return one experiment for each sensible kind of model that fits, cheapest first.
 
-    Experiments that differ in their data alone count as one, the cheapest of them. The cost is the
-    time that the published run took.
+    Experiments that differ in their data alone count as one, the cheapest of them (`seconds_of`).
 
     Args:
       dataset: data of the user's own.
@@ -104,13 +110,13 @@ def candidates(dataset: Dataset, source: str, reading: Reading) -> list[Candidat
             kinds.setdefault(name.replace(f"_{experiment.data}", ""), []).append(name)
     found = []
     for names in kinds.values():
-        for name in sorted(names, key=_cost):
+        for name in sorted(names, key=seconds_of):
             own = replace(EXPERIMENTS[name], data=source, reading=reading)
             candidate = next(_variants(name, own, dataset), None)
             if candidate and candidate.size <= LARGEST_STATE:
                 found.append(candidate)
                 break
-    return sorted(found, key=lambda candidate: _cost(candidate.name))
+    return sorted(found, key=lambda candidate: seconds_of(candidate.name))
 
 
 def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
@@ -163,7 +169,8 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         else:
             yield "No experiment fits: give another --kind, or other --columns."
         return
-    yield "Experiments that fit, the cheapest of each family first:"
+    yield "Experiments that fit, the cheapest first, with their time on two cores and the"
+    yield "registered data. It grows with the size of an example:"
     families: dict[str, list[Candidate]] = {}
     for candidate in fitting:
         families.setdefault(candidate.experiment.model.family, []).append(candidate)
@@ -171,9 +178,12 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     for family, members in families.items():
         yield ""
         yield family
-        for name, flags, *_ in members:
-            words = ["python", "-m", "experiments", "train", name, *data, *flag_words(flags)]
-            yield from _command(words)
+        # Of the members, those with a likelihood come first.
+        for each in sorted(members, key=lambda member: not member.likelihood):
+            note = "" if each.likelihood else "; its loss is no likelihood of these values"
+            yield f"{each.name}: {_time(each.name)}{note}"
+            flags = [*data, *flag_words(each.flags)]
+            yield from _command(["python", "-m", "experiments", "train", each.name, *flags])
     yield ""
     if format.words and columns_of_few_values(dataset):
         columns = " ".join(map(shlex.quote, columns_for_a_density(dataset)))
@@ -233,7 +243,8 @@ def _variants(name: str, experiment: Experiment, dataset: Dataset) -> Iterator[C
         try:
             changed = replace(experiment, model=replace(experiment.model, **model), **other)
             fitted = _fitted(changed, dataset)
-            yield Candidate(name, flags, fitted, _size(fitted, dataset))
+            likelihood = _has_likelihood(fitted, dataset)
+            yield Candidate(name, flags, fitted, _size(fitted, dataset), likelihood)
         except UserError:
             continue
 
@@ -250,10 +261,41 @@ def _sensible(experiment: Experiment, dataset: Dataset) -> bool:
     )
 
 
-def _cost(name: str) -> float:
-    """Return the seconds that the published run of an experiment took, or its steps if unknown."""
-    record = read_json(RESULTS / f"{name}.json", "train_seconds")
-    return float(record["train_seconds"]) if record else 1e6 + EXPERIMENTS[name].steps
+def _has_likelihood(experiment: Experiment, dataset: Dataset) -> bool:
+    """Return whether a fitted model's loss on these data is a likelihood, or a bound on one.
+
+    A model of binary variables that takes all values in [0, 1], such as a VAE of Bernoulli pixels,
+    has a cross-entropy on grey values. Models without a likelihood count as having one: they claim
+    none.
+    """
+    model = experiment.model
+    if model.density in ("implicit", "none"):
+        return True
+    known = facts(model)
+    return known.levels is not None or known.counts or experiment.levels(dataset) == 2
+
+
+def seconds_of(name: str) -> float:
+    """Return about how many seconds an experiment takes on two cores, by its published run.
+
+    It is `math.inf` for an experiment without a published run.
+    """
+    record = read_json(RESULTS / f"{name}.json", "train_seconds", "device", "seeds")
+    if record is None:
+        return math.inf
+    trained = len(record.get("restarts", record["seeds"]))
+    device = 1 if record["device"].startswith("CPU") else GPU_SECONDS
+    return device * record["train_seconds"] * len(EXPERIMENTS[name].all_seeds) / trained
+
+
+def _time(name: str) -> str:
+    """Return about how long an experiment takes, as text."""
+    seconds = seconds_of(name)
+    if math.isinf(seconds):
+        return "not timed"
+    if seconds >= EXPENSIVE:
+        return f"expensive, about {seconds / 3600:.2g} h"
+    return f"about {seconds / 60:.0f} min" if seconds >= 60 else "under a minute"
 
 
 def _form(dataset: Dataset) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from experiments.experiment import Experiment
 from experiments.flags import WIDTH
 from experiments.folder import read_json
-from experiments.table import NEEDED, number
+from experiments.table import ESTIMATE_UNITS, NEEDED, number
 from gen.core import CAPABILITIES, UserError, capabilities
 from gen.estimate import MARKS, from_json
+from gen.trained import WEIGHTS
 
-HEADLINES = {"bits_per_dim": "bits/dim", "nll": "nats", "mse": "mse", "d_accuracy": "accuracy"}
-"""Units of the estimates that can be the headline of an experiment, which is the first it has."""
+HEADLINES = ("bits_per_dim", "nll", "mse", "d_accuracy")
+"""Estimates that can be the headline of an experiment, which is the first it has."""
 
 DENSITIES = {
     "tractable": "explicit and tractable",
@@ -100,13 +101,19 @@ def overview(experiments: Mapping[str, Experiment], results: Path) -> str:
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """Return the main estimate of a result file with its error and its unit."""
+    """Return the main estimate of a result file with its error and its unit.
+
+    An estimate that is not in nats or bits has its name in place of the unit; `d_`, which stands
+    for the discriminator, is left out.
+    """
     name = next((each for each in HEADLINES if each in record["estimates"]), None)
     if name is None:
         return "–"
     estimate = from_json(record["estimates"][name])
-    unit = HEADLINES[name] + "/step" * (estimate.settings.get("per") == "step")
-    return f"{MARKS[estimate.kind]} {number(estimate).replace(' ', '')} {unit}".strip()
+    unit = ESTIMATE_UNITS.get(name, "nats")
+    unit = unit if unit in ("nats", "bits/dim") else name.removeprefix("d_")
+    per = "/step" * (estimate.settings.get("per") == "step")
+    return f"{MARKS[estimate.kind]} {number(estimate).replace(' ', '')} {unit}{per}".strip()
 
 
 def minutes(record: Mapping[str, Any]) -> str:
@@ -147,6 +154,11 @@ def details(name: str, experiment: Experiment, results: Path) -> str:
         terms |= {f"  {each}": str(estimate) for each, estimate in estimates.items()}
     else:
         terms["result"] = "not published"
+    path = results / name / WEIGHTS
+    terms["weights"] = "not published"
+    if path.exists():
+        terms["weights"] = f"published, {path.stat().st_size / 1e6:.2g} MB; in Python:"
+        terms |= {"": "import gen", " ": f'run = gen.load("{name}")'}
     column = max(map(len, terms)) + 2
     text = [name]
     for term, value in terms.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ STEPS = (1_000, 50, 20, 10)
 ROW = 10
 """Images in a row of the pictures that show the same examples again and again."""
 POINTS = 2_000
-"""Points in a scatter plot."""
+"""Points in a scatter plot, and samples in a histogram."""
+COLUMNS = 16
+"""Largest number of columns of a table whose histograms are drawn."""
 TRIPLES = (
     ("nasa", "space", "shuttle"),
     ("god", "jesus", "bible"),
@@ -129,6 +131,7 @@ def final_pictures(
     log_prob: LogProb | None = None,
     originals: jax.Array | None = None,
     restore: Callable[[Any], Any] = np.asarray,
+    labels: Sequence[str] = (),
 ) -> None:
     """Draw every picture that the model's capabilities allow, under the names in `FINAL`.
 
@@ -142,14 +145,15 @@ def final_pictures(
       words: the word of each variable, if examples are documents.
       log_prob: the log-density of the distribution that the data were drawn from, if it is known.
       originals: x of the test examples before binarisation; None where it is `test["x"]`.
-      restore: maps decoded values to the units of the data, in which points are drawn.
+      restore: maps decoded values to the units of the data, in which points and columns are drawn.
+      labels: the names of the classes, if they have names.
     """
     able = capabilities(model)
     if "tables" in able:
         tables = jax.device_get(jax.jit(model.tables)(state))
-        labels = {"emission": list(map(visible, symbols))} if symbols else None
+        columns = {"emission": list(map(visible, symbols))} if symbols else None
         rows = "state" if facts(model).sequences else "unit"
-        save(plots.heatmaps(tables, labels, rows), folder / "tables.png")
+        save(plots.heatmaps(tables, columns, rows), folder / "tables.png")
     if "bracket" in able:
         bracket_picture(folder, model, state, key)
     if "length" in test:
@@ -157,9 +161,11 @@ def final_pictures(
     if words:
         document_texts(folder, model, state, key, words)
     if len(model.shape) == 3:
-        image_pictures(folder, model, state, test, key, originals)
+        image_pictures(folder, model, state, test, key, originals, labels)
     if model.shape == (2,):
-        point_pictures(folder, model, state, test, key, log_prob, restore)
+        point_pictures(folder, model, state, test, key, log_prob, restore, labels)
+    elif len(model.shape) == 1:
+        column_pictures(folder, model, state, test, key, words, restore, labels)
 
 
 def sequence_pictures(
@@ -188,7 +194,11 @@ def sequence_pictures(
         one = {name: values[:1] for name, values in test.items()}
         code = np.asarray(jax.jit(model.encode)(state, one))[0]  # [T, latent]
         panels = {"test example": real[0], "p(z | x), a row for each state": code[: lengths[0]]}
-        save(plots.stacked(panels), folder / "posterior.png")
+        names = {}
+        if symbols:
+            panels["test example"] = indices(real[0], symbols)
+            names["test example"] = list(map(visible, symbols))
+        save(plots.stacked(panels, names), folder / "posterior.png")
     if "sample" in able:
         samples = draw_samples(model, state, key, len(rows))
         samples = [panel(samples[i], lengths[i]) for i in rows]
@@ -220,7 +230,12 @@ def visible(symbol: str) -> str:
 def spell(x: np.ndarray, symbols: str | tuple[str, ...]) -> str:
     """Return levels [T] in [0, 1] as the letters, or the words, that they stand for."""
     join = "" if isinstance(symbols, str) else " "
-    return join.join(symbols[level] for level in np.round(x * (len(symbols) - 1)).astype(int))
+    return join.join(symbols[level] for level in indices(x, symbols))
+
+
+def indices(x: np.ndarray, symbols: str | tuple[str, ...]) -> np.ndarray:
+    """Return levels [T] in [0, 1] as the places of their symbols."""
+    return np.round(x * (len(symbols) - 1)).astype(int)
 
 
 def document_texts(
@@ -290,6 +305,7 @@ def image_pictures(
     test: Batch,
     key: jax.Array,
     originals: jax.Array | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Draw the pictures of a model of images: samples, and how they come about; reconstructions,
     completions, filters and codes.
@@ -301,6 +317,7 @@ def image_pictures(
       test: test examples.
       key: the source of the draws.
       originals: x of the test examples before binarisation; None where it is `test["x"]`.
+      labels: the names of the classes, if they have names.
     """
     able = capabilities(model)
     originals = test["x"] if originals is None else originals
@@ -325,7 +342,7 @@ def image_pictures(
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
     if "encode" in able and "label" in test and facts(model).codes == "features":
-        latent_picture(folder, model, state, test)
+        latent_picture(folder, model, state, test, labels)
     if "encode" in able and "decode" in able:
         interpolation_picture(folder, model, state, test)
 
@@ -404,6 +421,7 @@ def point_pictures(
     key: jax.Array,
     log_prob: LogProb | None,
     restore: Callable[[Any], Any],
+    labels: Sequence[str] = (),
 ) -> None:
     """Draw the pictures of a model of points in the plane: test examples, samples and codes.
 
@@ -415,6 +433,7 @@ def point_pictures(
       key: the source of the draws.
       log_prob: the log-density that the test examples were drawn from, drawn as contour lines.
       restore: maps decoded values to the units of the data.
+      labels: the names of the classes, if they have names.
     """
 
     def clouds(panels):
@@ -437,7 +456,62 @@ def point_pictures(
     if len(stored := snapshots(folder, (POINTS, *model.shape))) > 1:
         save(clouds(doubling(stored)), folder / "strip.png")
     if "encode" in able and "label" in test:
-        latent_picture(folder, model, state, test)
+        latent_picture(folder, model, state, test, labels)
+
+
+def column_pictures(
+    folder: Path,
+    model: Any,
+    state: Any,
+    test: Batch,
+    key: jax.Array,
+    words: Sequence[str],
+    restore: Callable[[Any], Any],
+    labels: Sequence[str] = (),
+) -> None:
+    """Draw the pictures of a model of the rows of a table: histograms of its columns, and codes.
+
+    `samples.png` has the marginal histograms of test examples and of samples, for the first
+    `COLUMNS` columns. Indicators `column=value` of one column are one histogram of its values.
+
+    Args:
+      folder: the folder of the pictures.
+      model: any model of rows [D].
+      state: a state of it.
+      test: test examples.
+      key: the source of the draws.
+      words: the names of the columns, if they have names.
+      restore: maps decoded values to the units of the data.
+      labels: the names of the classes, if they have names.
+    """
+    able = capabilities(model)
+    if "sample" in able and len(test["x"]):
+        samples = draw_samples(model, state, key, POINTS)
+        rows = {"test examples": restore(np.asarray(test["x"])), "samples": restore(samples)}
+        columns, categories = {}, {}
+        for title, places in columns_of(words or range(1, model.shape[0] + 1)).items():
+            if len(columns) == COLUMNS:
+                break
+            if len(places) > 1:
+                categories[title] = [words[d].partition("=")[2] for d in places]
+                columns[title] = {name: x[:, places].argmax(1) for name, x in rows.items()}
+            else:
+                columns[title] = {name: x[:, places[0]] for name, x in rows.items()}
+        save(plots.histograms(columns, categories), folder / "samples.png")
+    if "encode" in able and "label" in test and facts(model).codes == "features":
+        latent_picture(folder, model, state, test, labels)
+
+
+def columns_of(words: Iterable[Any]) -> dict[str, list[int]]:
+    """Return the places of the variables of each column of a table, by its name.
+
+    A column of texts has one variable, `column=value`, for each value. Any other column has one.
+    """
+    columns: dict[str, list[int]] = {}
+    for place, word in enumerate(map(str, words)):
+        name, equals, _ = word.partition("=")
+        columns.setdefault(name if equals else word, []).append(place)
+    return columns
 
 
 def denoising_frames(
@@ -520,7 +594,9 @@ def row_by_row(images: Mapping[str, Any]) -> Any:
     return plots.grid(np.concatenate(list(images.values())), ROW, list(images))
 
 
-def latent_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
+def latent_picture(
+    folder: Path, model: Any, state: Any, test: Batch, names: Sequence[str] = ()
+) -> None:
     """Draw the codes of labelled test examples in the plane.
 
     Args:
@@ -528,12 +604,13 @@ def latent_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
       model: a model with `encode`.
       state: a state of it.
       test: test examples with labels, of which the first `POINTS` are shown.
+      names: the names of the classes, if they have names.
     """
     shown = {name: values[:POINTS] for name, values in test.items()}
     points, projection = plane(encode_all(model, state, shown, block=500))
     labels = np.asarray(shown["label"])
     title = f"{model.family}: codes of {len(labels)} test examples, {projection}"
-    save(plots.scatter(points, labels, title), folder / "latent.png")
+    save(plots.scatter(points, labels, title, names), folder / "latent.png")
 
 
 def straight_lines(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -568,6 +568,7 @@ def _final_pictures(
         dataset.log_prob,
         originals["x"],
         dataset.format.restore if dataset.format.scale else np.asarray,
+        dataset.format.labels,
     )
     pictures.metric_curves(
         folder / "samples" / LAST_PICTURE,

@@ -32,7 +32,7 @@ import numpy as np
 from experiments import fitting, interruption
 from experiments import folder as files
 from experiments import run as running
-from experiments.compare import estimate_unit, shortest_ends
+from experiments.compare import shortest_ends
 from experiments.evaluation import evaluate_run
 from experiments.experiment import (
     MAY_CHANGE,
@@ -45,7 +45,7 @@ from experiments.experiment import (
 )
 from experiments.interruption import Interruption
 from experiments.own import flag_words
-from experiments.table import number
+from experiments.table import estimate_unit, marked
 from gen import data, estimate, optimize, plots, train
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, require
@@ -676,7 +676,7 @@ def terminal(results: Sequence[Outcome]) -> Any:
         if each.diverged is not None:
             cells = [f"diverged at {each.diverged}", *([""] * len(measures))]
         else:
-            cells = [_marked(each.estimates[name]) for name in measures]
+            cells = [marked(each.estimates[name]) for name in measures]
             cells.append(_text(each.chosen_step))
         out.add_row(*values, *cells)
     return out
@@ -691,10 +691,6 @@ def shown_measures(results: Sequence[Outcome]) -> list[str]:
         [name for name in finished[0] if all(name in each for each in finished)] if finished else []
     )
     return shared[:3]
-
-
-def _marked(value: estimate.Estimate) -> str:
-    return f"{estimate.MARKS[value.kind]} {number(value)}".strip()
 
 
 def picture(results: Sequence[Outcome]) -> Any:

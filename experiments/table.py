@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.folder import is_clean, read_json
 from experiments.published import PUBLISHED
+from gen.core import facts
 from gen.estimate import MARKS, Estimate, from_json
 
 Record = dict[str, Any]
@@ -42,6 +43,23 @@ DYNAMIC = ("mnist", "digits")
 """Data sets of grey images, whose table in nats is for dynamic binarisation."""
 GREY = "_grey"
 """Suffix of the tables of grey levels, in bits per pixel."""
+
+ESTIMATE_UNITS = {
+    "bits": "bits",
+    "bits_per_dim": "bits/dim",
+    "bits_per_dim_ode": "bits/dim",
+    "d_accuracy": "share",
+    "d_fake": "probability",
+    "d_real": "probability",
+    "ess": "effective draws",
+    "mse": "squared error",
+    "probe_error": "share",
+    "probe_error_raw": "share",
+    "retrieval_precision": "share",
+    "retrieval_precision_raw": "share",
+    "tuned_error": "share",
+}
+"""Units of estimates, by name. All others are in nats, or have the unit of the model's metric."""
 
 HEADER = """\
 # Results
@@ -267,6 +285,16 @@ def detailed_kind(estimate: Estimate, record: Record, measure: str) -> str:
 def number(estimate: Estimate) -> str:
     """Return `value ± stderr` with two digits of the error."""
     return str(estimate).split(" (")[0]
+
+
+def estimate_unit(model: Any, name: str) -> str:
+    """Return the unit of an estimate of a model."""
+    return ESTIMATE_UNITS.get(name) or facts(model).metric_units.get(name, "nats")
+
+
+def marked(estimate: Estimate) -> str:
+    """Return `value ± stderr` after the sign of the estimate's kind, if it has one."""
+    return f"{MARKS[estimate.kind]} {number(estimate)}".strip()
 
 
 def seeds(record: Record) -> str:

@@ -7,7 +7,6 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 
 def logit(p: jax.Array) -> jax.Array:
@@ -49,7 +48,10 @@ def categorical_log_prob(logits: jax.Array, index: jax.Array) -> jax.Array:
     """
     if logits.shape[-1] == 1:
         return -jax.nn.softplus(jnp.where(index == 1, -logits[..., 0], logits[..., 0]))
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, index)
+    # optax.softmax_cross_entropy_with_integer_labels computes the same. Its gradient scatters
+    # constants into an array of the size of x, which XLA evaluates, for seconds, while compiling.
+    chosen = jnp.take_along_axis(logits, index[..., None], axis=-1).squeeze(-1)
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def categorical_from_uniform(logits: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -10,6 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+MOST_NAMES = 40
+"""Largest number of values of a sequence that an axis names."""
+FEW_VALUES = 12
+"""Largest number of different values of a column that are drawn as a bar each."""
+
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
     """Return images side by side in one array, row by row.
@@ -153,16 +158,31 @@ def heatmaps(
     return figure
 
 
-def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
+def stacked(
+    panels: Mapping[str, np.ndarray], symbols: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
     """Draw sequences one below another, with time to the right.
 
     Args:
       panels: sequences by name: [T], drawn as a line, or [T, D], drawn as a picture with the first
         variable at the bottom.
+      symbols: names of the values 0, 1, … of a sequence [T], by its name. The vertical axis names
+        every value, or of more than `MOST_NAMES` values the ones that occur first.
     """
-    figure = Figure(figsize=(9, 1.9 * len(panels)), dpi=100, layout="constrained")
+    symbols = symbols or {}
+    heights = [max(1.9, 0.15 * len(symbols.get(name, ())[:MOST_NAMES])) for name in panels]
+    figure = Figure(figsize=(9, sum(heights)), dpi=100, layout="constrained")
+    rows = figure.add_gridspec(len(panels), 1, height_ratios=heights)
     for i, (name, values) in enumerate(panels.items()):
-        axes = figure.add_subplot(len(panels), 1, i + 1)
+        axes = figure.add_subplot(rows[i])
+        if name in symbols:
+            kept = list(dict.fromkeys(values.tolist()))[:MOST_NAMES]
+            shown = range(len(symbols[name])) if len(symbols[name]) <= MOST_NAMES else kept
+            axes.plot(values, linewidth=0.5, marker=".", markersize=4)
+            axes.set_yticks(list(shown), [symbols[name][value] for value in shown], fontsize=7)
+            axes.set_xlim(-0.5, len(values) - 0.5)
+            axes.set_title(name, fontsize=9)
+            continue
         if values.ndim == 1:
             axes.plot(values, linewidth=1)
             axes.set_xlim(-0.5, len(values) - 0.5)
@@ -173,6 +193,56 @@ def stacked(panels: Mapping[str, np.ndarray]) -> Figure:
         axes.set_title(name, fontsize=9)
         axes.locator_params(axis="y", integer=True)
     return figure
+
+
+def histograms(
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+    categories: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Draw the histograms of several samples of each column, one panel for each column.
+
+    The bins are those of the first sample: one for each value if it has at most `FEW_VALUES`, else
+    30 over the middle 99 % of it. Values beyond them count in the outermost bins. Missing values
+    (NaN) are left out.
+
+    Args:
+      columns: by the name of a column, its values [N] by the name of the sample.
+      categories: names of the values 0, 1, … of a categorical column, by the name of the column.
+    """
+    categories = categories or {}
+    width = min(4, len(columns))
+    height = -(-len(columns) // width)
+    size = (2.8 * width, 2.3 * height + 0.3)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    for i, (title, samples) in enumerate(columns.items()):
+        axes = figure.add_subplot(height, width, i + 1)
+        seen = {name: values[np.isfinite(values)] for name, values in samples.items()}
+        first = next(iter(seen.values()))
+        edges = bins(np.arange(len(categories[title])) if title in categories else first)
+        for j, (name, values) in enumerate(seen.items()):
+            inside = np.clip(values, edges[0], edges[-1])
+            shares = np.histogram(inside, edges)[0] / max(1, len(values))
+            axes.stairs(shares, edges, fill=j == 0, alpha=0.5 if j == 0 else 1.0, label=name)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=7)
+        if title in categories:
+            axes.set_xticks(range(len(categories[title])), categories[title], rotation=30)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def bins(values: np.ndarray) -> np.ndarray:
+    """Return the edges of the bins of a histogram, as `histograms` describes them."""
+    different = np.unique(values)
+    if not len(different):
+        return np.array([0.0, 1.0])
+    if len(different) > FEW_VALUES:
+        low, high = np.percentile(values, (0.5, 99.5))
+        return np.linspace(low, high, 31)
+    middles = (different[1:] + different[:-1]) / 2
+    gap = np.diff(different).min() if len(different) > 1 else 1.0
+    return np.concatenate([[different[0] - gap / 2], middles, [different[-1] + gap / 2]])
 
 
 def clouds(
@@ -232,19 +302,23 @@ def brackets(
     return figure
 
 
-def scatter(points: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+def scatter(
+    points: np.ndarray, labels: np.ndarray, title: str, names: Sequence[str] = ()
+) -> Figure:
     """Draw points coloured by their class, with both axes of one scale.
 
     Args:
       points: [N, 2].
       labels: classes, [N].
       title: the title.
+      names: names of the classes 0, 1, … for the legend, if they have names.
     """
     figure = Figure(figsize=(6, 5.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for label in np.unique(labels):
         x, y = points[labels == label].T
-        axes.scatter(x, y, s=5, color=f"C{int(label) % 10}", label=str(label))
+        name = names[label] if label < len(names) else str(label)
+        axes.scatter(x, y, s=5, color=f"C{int(label) % 10}", label=name)
     axes.set(title=title, xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -303,8 +377,8 @@ def against(
 ) -> Figure:
     """Draw values with their standard errors against a field, one line for each name.
 
-    Numbers are placed by value, on a logarithmic axis if the largest is 20 times the smallest.
-    Other values are placed side by side in their order.
+    Numbers are placed by value, on a logarithmic axis if they are spaced geometrically
+    (`is_geometric`). Other values are placed side by side in their order.
 
     Args:
       lines: (field, value, standard error) of each point, by the name of the line.
@@ -324,9 +398,26 @@ def against(
         axes.errorbar(places, heights, errors, marker="o", markersize=4, capsize=2, label=name)
     if not numeric:
         axes.set_xticks(range(len(values)), values)
-    elif min(numbers) > 0 and max(numbers) >= 20 * min(numbers):
+    elif is_geometric(numbers):
         axes.set_xscale("log")
+        marks = sorted(set(numbers))
+        axes.set_xticks(marks, [f"{x:g}" for x in marks])
+        axes.minorticks_off()
     axes.set(xlabel=field, ylabel=measure)
     if any(lines):
         axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def is_geometric(numbers: Sequence[float]) -> bool:
+    """Return whether the ratios of successive numbers differ less than their differences do.
+
+    Of two numbers, the larger one must be at least 3 times the smaller one.
+    """
+    values = np.unique(np.asarray(numbers, np.float64))
+    if len(values) < 2 or values[0] <= 0:
+        return False
+    if len(values) == 2:
+        return bool(values[1] >= 3 * values[0])
+    gaps, log_gaps = np.diff(values), np.diff(np.log(values))
+    return bool(log_gaps.max() / log_gaps.min() < gaps.max() / gaps.min())

@@ -13,13 +13,12 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from sklearn.base import BaseEstimator
 from sklearn.utils import TransformerTags, check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
@@ -27,6 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gen import blocks, train
 from gen.checks import check_data, check_integer, check_labels, check_seeds
+from gen.config import stored_fields
 from gen.core import UserError, capabilities, facts, require
 from gen.levels import as_values
 
@@ -309,7 +309,16 @@ class Estimator(BaseEstimator):
         """Return rows as examples of the fitted model, checked and as floats."""
         check_is_fitted(self)
         batch = self._batch(self._columns(X, reset=False), y)
-        check_data(self.model_, batch, levels=0)  # a few rows do not tell the kind of the data
+        try:
+            check_data(self.model_, batch, levels=0)  # a few rows do not tell the kind of the data
+        except UserError as error:
+            x = batch["x"]
+            if facts(self.model_).unit_interval and (np.nanmin(x) < 0 or np.nanmax(x) > 1):
+                raise UserError(
+                    f"{error}; in a Pipeline, MinMaxScaler(clip=True) keeps rows beyond the range "
+                    "of the training rows in [0, 1]"
+                ) from error
+            raise
         return as_values(batch, facts(self.model_).levels)
 
     def _each(self, method: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -334,10 +343,8 @@ def _seed(random_state: Any) -> int:
 
 def _field_names(part: Any) -> list[str]:
     """Return the names of the fields of a model or of a part of one, of other values none."""
-    if not is_dataclass(part) or isinstance(part, type):
-        return []
-    internal = ("parent", "name") if isinstance(part, nn.Module) else ()
-    return [field.name for field in fields(part) if field.name not in internal]
+    is_part = is_dataclass(part) and not isinstance(part, type)
+    return stored_fields(type(part)) if is_part else []
 
 
 def _fields(prefix: str, part: Any) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Trained:
     A method that the model does not have raises `UserError`, which names the methods that it has.
     Methods take a single example without the batch axis, too, and then return a single result. They
     take images of one channel, and sequences of one variable, without that axis. Sequences can be a
-    list, in which each has its own number of steps and no padding. Results that have a time axis are
-    padded to the longest one.
+    list, in which each has its own number of steps and no padding. Results that have a time axis
+    are padded to the longest one.
     """
 
     name: str

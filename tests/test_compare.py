@@ -13,6 +13,7 @@ from experiments import compare
 from experiments.__main__ import main
 from experiments.experiment import Experiment
 from experiments.run import Run
+from experiments.table import estimate_unit
 from gen import estimate
 from gen.core import UserError
 from gen.estimate import Estimate
@@ -123,11 +124,9 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
 def test_units_are_the_models():
     assert [compare.metric_unit(VAE(), name) for name in ("loss", "validation")] == ["nats"] * 2
     assert compare.metric_unit(HMM(), "loss") == "nats/step"
-    assert compare.estimate_unit(VAE(), "reconstruction") == "nats"
-    assert {compare.estimate_unit(each, "reconstruction") for each in (RBM(), DBM())} == {
-        "squared error"
-    }
-    assert compare.estimate_unit(Autoencoder(), "mse") == "squared error"
+    assert estimate_unit(VAE(), "reconstruction") == "nats"
+    assert {estimate_unit(each, "reconstruction") for each in (RBM(), DBM())} == {"squared error"}
+    assert estimate_unit(Autoencoder(), "mse") == "squared error"
 
 
 @pytest.fixture(scope="module")
@@ -223,5 +222,14 @@ def test_signs_and_errors_are_printed():
     assert compare.change(row._replace(difference=estimate.Difference(-1.0, 0.25, 0.0))) == (
         "-1.00 ± 0.25"
     )
-    assert compare.change(row._replace(difference=None, reason="because")) == "because"
+    short = compare.terminal([row, row._replace(difference=None, reason="because")], "test")
+    assert short.splitlines()[3:] == [
+        "nll, nats",
+        "  b  2.50 ± 0.65    +1.00 ± 0.25",
+        "  b  2.50 ± 0.65    –",
+        "    no difference: because",
+    ]
+    name = "model.optimizer.learning-rate=0.0003,latent=" + "9" * 30
+    long = compare.terminal([row._replace(run=name), row], "test").splitlines()
+    assert long[4:] == [f"  {name}", "    2.50 ± 0.65    +1.00 ± 0.25", "  b", long[5]]
     assert isinstance(values[0], Estimate)

@@ -72,3 +72,14 @@ def test_indices_of_weight_zero_are_never_drawn():
     u = jnp.array([0.0, 0.2499, 0.25, 0.9999999])
     index = distributions.invert_cdf(jnp.tile(weights, (4, 1)), u)
     np.testing.assert_array_equal(index, [1, 1, 3, 3])
+
+
+def test_the_gradient_of_the_categorical_scatters_no_constants():
+    """XLA would evaluate such a scatter, of the size of x, while it compiles."""
+    index = jnp.zeros((2, 3), jnp.int32)
+
+    def total(logits):
+        return distributions.categorical_log_prob(logits, index).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(total))(jnp.zeros((2, 3, 5))))
+    assert text.count("scatter-add") == 1  # of the chosen logits

@@ -131,7 +131,10 @@ def test_wrong_flags_are_refused_in_one_line(arguments, named):
         (["--early-stop", "3"], "--early-stop is 3, without validation: give --validate-every"),
         (["--steps", "0"], "--steps is 0, must be positive"),
         (["--model.latent", "0"], "--model.latent is 0, must be positive"),
-        (["--model.decoder.hidden", "8", "0"], "--model.decoder.hidden is (8, 0), must be positive"),
+        (
+            ["--model.decoder.hidden", "8", "0"],
+            "--model.decoder.hidden is (8, 0), must be positive",
+        ),
         (
             ["--model.optimizer.decay-steps", "3"],
             "--model.optimizer.decay-steps is 3, which needs the schedule cosine",
@@ -148,7 +151,7 @@ def test_fields_in_messages_become_flags_where_they_are_meant():
     flags = [flag for each in groups(Training, training("vae_digits")) for flag in each.flags]
     for message, expected in {
         "MLP: hidden is (): take one": "--model.encoder.hidden or --model.decoder.hidden is ()",
-        "r/train.npz holds another run (seed: 0 -> 1; model.latent: 2 -> 3; steps: 1 -> 2): choose": (
+        "x.npz holds another run (seed: 0 -> 1; model.latent: 2 -> 3; steps: 1 -> 2): choose": (
             "holds another run (--seed: 0 -> 1; --model.latent: 2 -> 3; --steps: 1 -> 2): choose"
         ),
         "seed -1 is out of range": "--seed -1 is out of range",

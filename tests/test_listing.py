@@ -33,6 +33,7 @@ def test_every_experiment_has_one_line_of_at_most_80_columns_under_its_family(ca
         ("nll", {}, "upper bound", "CPU: x", ("≤ 98.25±0.30 nats", "4.3")),
         ("nll", {"per": "step"}, "exact", "CPU: x", ("98.25±0.30 nats/step", "4.3")),
         ("bits_per_dim", {}, "AIS", "a GPU", ("≈ 98.25±0.30 bits/dim", "4.3*")),
+        ("mse", {}, "exact", "CPU: x", ("98.25±0.30 mse", "4.3")),
         ("error", {}, "exact", "CPU: x", ("–", "4.3")),
     ],
 )
@@ -86,9 +87,10 @@ def test_the_details_have_the_model_the_command_and_every_estimate(capsys):
         "command python -m experiments train vae_digits --seeds 0 1 2",
         f"parameters {record['parameters']:,}",
         *(f"{name} {value}" for name, value in estimates.items()),
+        'weights published, 0.77 MB; in Python: import gen run = gen.load("vae_digits")',
     ):
         assert part in text
     unpublished = listing.details("dbm_mnist", EXPERIMENTS["dbm_mnist"], RESULTS)
-    assert "not published" in unpublished
+    assert unpublished.count("not published") == 2  # the result and the weights
     assert main(["list", "vae"]) == 2
     assert "did you mean vae_mnist or vae_digits" in capsys.readouterr().err

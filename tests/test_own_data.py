@@ -772,6 +772,28 @@ def test_candidates_are_those_that_fit():
     assert names == {"hmm_letters", "hmm_letters_2"}
 
 
+def test_candidates_have_their_time_and_those_with_a_likelihood_come_first(monkeypatch):
+    colour = from_arrays(RNG.integers(0, 256, (60, 8, 8, 3), np.uint8))
+    names = ("ae_digits", "vae_digits", "gated_pixelcnn_binarized_mnist", "vae_conv_mnist")
+    made = []
+    for name in (*names, "dbm_mnist"):
+        experiment = replace(EXPERIMENTS[name], binarize="none")
+        likelihood = fitting._has_likelihood(experiment, colour)
+        made.append(fitting.Candidate(name, {}, experiment, 1, likelihood))
+    monkeypatch.setattr(fitting, "candidates", lambda *_: made)
+    lines = list(fitting.describe(colour, "photos", Reading()))
+    assert max(map(len, lines)) <= 80
+    titles = [line for line in lines if line.partition(":")[0] in EXPERIMENTS]
+    assert titles == [
+        "ae_digits: under a minute",
+        "vae_conv_mnist: about 1 min",
+        "vae_digits: under a minute; its loss is no likelihood of these values",
+        "gated_pixelcnn_binarized_mnist: expensive, about 1.8 h",
+        "dbm_mnist: not timed; its loss is no likelihood of these values",
+    ]
+    assert fitting.seconds_of("ae_digits") < fitting.seconds_of("vae_digits")
+
+
 def test_the_description_is_at_most_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("people.csv"), TABLE + TABLE.split("\n", 1)[1].replace("70", "71"))

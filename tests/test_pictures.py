@@ -459,3 +459,72 @@ def test_curves_have_units_and_the_validation_line_with_the_chosen_step():
     _, both = plots.curves(seeds, units, [20, 30]).axes
     assert both.lines[0].get_color() == both.lines[2].get_color()  # one seed
     np.testing.assert_array_equal(both.lines[-1].get_xydata(), [[20, 3], [30, 3]])
+
+
+@dataclass(frozen=True)
+class Table:
+    """A model of a table of three columns, one of them of texts; its samples are its state."""
+
+    family: ClassVar[str] = "table"
+    shape: tuple[int, ...] = (4,)
+
+    def sample(self, state, key, n):
+        return jnp.resize(state, (n, 4))
+
+    def encode(self, state, batch):
+        return batch["x"][:, :2]
+
+
+def test_the_columns_of_a_table_are_drawn_as_histograms_of_data_and_samples(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append((path.name, figure)))
+    height = np.linspace(0, 1, 50)
+    x = np.stack([height, height > 0.5, height > 0.2, height <= 0.2], axis=1)
+    test: Any = {"x": x, "label": np.arange(50) % 2}
+    pictures.final_pictures(
+        tmp_path,
+        Table(),
+        jnp.array([[2.0, 1.0, 1.0, 0.0]]),
+        test,
+        jax.random.key(0),
+        words=("height", "adult", "kind=cat", "kind=dog"),
+        restore=lambda x: x * np.array([100, 1, 1, 1]),
+        labels=("no", "yes"),
+    )
+    (name, figure), (latent, scatter) = drawn
+    assert (name, latent) == ("samples.png", "latent.png")
+    by_title = {axes.get_title(): axes for axes in figure.axes}
+    assert list(by_title) == ["height", "adult", "kind"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "test examples",
+        "samples",
+    ]
+    kinds = by_title["kind"]
+    assert [label.get_text() for label in kinds.get_xticklabels()] == ["cat", "dog"]
+    shares = [patch.get_data().values for patch in kinds.patches]
+    np.testing.assert_allclose(shares, [[0.8, 0.2], [1, 0]])
+    heights = [patch.get_data() for patch in by_title["height"].patches]
+    assert heights[0].edges[-1] > 99  # in the units of the data
+    assert heights[1].values[-1] == 1  # 200 counts in the outermost bin
+    legend = scatter.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["no", "yes"]
+
+
+def test_columns_beyond_the_first_are_not_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "COLUMNS", 2)
+    monkeypatch.setattr(pictures, "save", lambda figure, path: drawn.append(figure))
+    test: Any = {"x": np.full((5, 4), np.nan)}
+    pictures.final_pictures(tmp_path, Table(), jnp.zeros((1, 4)), test, jax.random.key(0))
+    assert [axes.get_title() for axes in drawn[0].axes] == ["1", "2"]
+
+
+def test_a_sequence_of_symbols_names_them():
+    x = np.array([0, 2, 1, 2])
+    figure = plots.stacked({"text": x, "codes": np.ones((4, 3))}, {"text": ["␣", "a", "b"]})
+    text, codes = figure.axes
+    assert [label.get_text() for label in text.get_yticklabels()] == ["␣", "a", "b"]
+    assert codes.get_title() == "codes"
+    many = [f"w{i}" for i in range(500)]
+    (axes,) = plots.stacked({"words": np.array([7, 499, 7])}, {"words": many}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["w7", "w499"]

@@ -604,7 +604,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, c
         (["trian"], "unknown command 'trian': did you mean train"),
         (["train", "vae"], "did you mean vae_mnist or vae_digits"),
         (["train", "vae_digits", "--lr", "1"], "did you mean --model.optimizer.learning-rate"),
-        (["train", "vae_digits", "--early-stop", "3"], "give validate_every"),
+        (["train", "vae_digits", "--early-stop", "3"], "give --validate-every"),
         (["train", "--config", "nowhere.json"], "there is no file nowhere.json"),
         (["train", "vae_minst"], "did you mean vae_mnist"),
         (["bench", "vae_minst"], "did you mean vae_mnist"),

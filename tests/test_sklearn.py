@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 from gen import blocks, train
@@ -346,3 +346,16 @@ def test_a_network_without_a_hash_is_taken(clusters):
     with pytest.raises(TypeError, match="hash"):
         hash(model)
     assert Estimator(model, **SMALL).fit(clusters).transform(clusters).shape == (80, 2)
+
+
+def test_rows_beyond_the_training_range_are_refused_with_the_scaler_that_clips():
+    x = np.random.default_rng(0).uniform(size=(20, 4))
+    model = VAE(encoder=MLP((4,)), decoder=MLP((4,)), latent=2)
+    estimator = Estimator(model, steps=1, batch_size=10, random_state=0, contamination=None)
+    for scaler in (MinMaxScaler(), MinMaxScaler(clip=True)):
+        pipeline = make_pipeline(scaler, estimator).fit(x)
+        if scaler.clip:
+            assert pipeline.transform(x * 2).shape == (20, 2)
+        else:
+            with pytest.raises(ValueError, match=r"in \[0, 1\] .* MinMaxScaler\(clip=True\) keeps"):
+                pipeline.transform(x * 2)

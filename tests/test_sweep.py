@@ -22,7 +22,7 @@ from experiments.experiment import Experiment, Options, Training, to_config
 from experiments.own import flag_words
 from experiments.registry import EXPERIMENTS
 from experiments.run import load_run
-from gen import data, train
+from gen import data, plots, train
 from gen.core import UserError
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -501,3 +501,24 @@ def test_a_sweep_that_is_killed_by_the_system_goes_on_bit_for_bit(tmp_path):
         process.wait()
     assert start(killed).wait(timeout=300) == 0
     assert_same_sweep(whole, killed)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ((1, 2, 4), "log"),
+        ((1e-3, 3e-4), "log"),
+        ((2, 5, 10), "log"),
+        ((1, 2, 3), "linear"),
+        ((5, 10, 15), "linear"),
+        ((1, 2), "linear"),
+        ((0.0, 1e-3, 1e-2), "linear"),
+        ((7,), "linear"),
+    ],
+)
+def test_the_axis_is_logarithmic_where_the_values_are_spaced_geometrically(values, scale):
+    (axes,) = plots.against({"": [(x, 1.0, 0.1) for x in values]}, "latent", "nll").axes
+    assert axes.get_xscale() == scale
+    if scale == "log":
+        shown = [label.get_text() for label in axes.get_xticklabels()]
+        assert shown == [f"{x:g}" for x in sorted(values)]

@@ -370,6 +370,9 @@ def test_every_family_has_published_weights_of_bounded_size():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["experiments"]
     assert f"results/*/{trained.WEIGHTS}" in patterns
+    ignored = (evaluation.RESULTS / ".gitignore").read_text().split()
+    excluded = settings["tool"]["setuptools"]["exclude-package-data"]["experiments"]
+    assert excluded == [f"results/{path}" for path in ignored]
 
 
 @pytest.mark.parametrize("name", listed())
@@ -417,6 +420,22 @@ def test_published_weights_draw_at_once(tmp_path, monkeypatch, capsys):
     run = gen.load("pixelcnn_digits")
     assert isinstance(run.model, Autoregressive)
     np.testing.assert_array_equal(np.load(paths[1]), run.sample(3))
+
+
+def test_published_weights_are_evaluated_by_their_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["evaluate", "hmm_earthquakes"]) == 0
+    record = json.loads((evaluation.RESULTS / "hmm_earthquakes.json").read_text())
+    (seed,) = [each for each in record["per_seed"] if each["seed"] == record["seeds"][0]]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"published weights of hmm_earthquakes, seed {seed['seed']}, step ")
+    for name in seed.keys() - {"seed"}:
+        assert re.search(rf"^ ?{name} ", printed, re.M)  # the whole name
+    assert f" {seed['nll']['value']:.3f}"[:6] in printed
+    assert main(["evaluate", "hmm_earthquakes", "--publish"]) == 2
+    assert "--publish takes a run folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_decoder_is_reloaded_in_pytorch_as_build_md_shows(tmp_path, monkeypatch, capsys):
