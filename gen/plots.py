@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 MOST_NAMES = 40
-"""Largest number of values of a sequence that an axis names."""
+"""Largest number of symbols that an axis names."""
 FEW_VALUES = 12
 """Largest number of different values of a column that are drawn as a bar each."""
 
@@ -166,23 +166,24 @@ def stacked(
     Args:
       panels: sequences by name: [T], drawn as a line, or [T, D], drawn as a picture with the first
         variable at the bottom.
-      symbols: names of the values 0, 1, … of a sequence [T], by its name. The vertical axis names
-        every value, or of more than `MOST_NAMES` values the ones that occur first.
+      symbols: names of the values 0, 1, … of a sequence [T], by its name. The vertical axis then
+        has the values that occur, and names at most `MOST_NAMES` of them.
     """
     symbols = symbols or {}
-    heights = [max(1.9, 0.15 * len(symbols.get(name, ())[:MOST_NAMES])) for name in panels]
+    heights = []
+    for name, values in panels.items():
+        names = len(np.unique(values)) if name in symbols else 0
+        heights.append(max(1.9, 0.15 * min(names, MOST_NAMES)))
     figure = Figure(figsize=(9, sum(heights)), dpi=100, layout="constrained")
     rows = figure.add_gridspec(len(panels), 1, height_ratios=heights)
     for i, (name, values) in enumerate(panels.items()):
         axes = figure.add_subplot(rows[i])
+        axes.set_title(name, fontsize=9)
+        axes.locator_params(axis="y", integer=True)
         if name in symbols:
-            kept = list(dict.fromkeys(values.tolist()))[:MOST_NAMES]
-            shown = range(len(symbols[name])) if len(symbols[name]) <= MOST_NAMES else kept
-            axes.plot(values, linewidth=0.5, marker=".", markersize=4)
-            axes.set_yticks(list(shown), [symbols[name][value] for value in shown], fontsize=7)
-            axes.set_xlim(-0.5, len(values) - 0.5)
-            axes.set_title(name, fontsize=9)
-            continue
+            different, values = np.unique(values, return_inverse=True)
+            ticks = range(0, len(different), -(-len(different) // MOST_NAMES))
+            axes.set_yticks(ticks, [str(symbols[name][different[k]]) for k in ticks], fontsize=7)
         if values.ndim == 1:
             axes.plot(values, linewidth=1)
             axes.set_xlim(-0.5, len(values) - 0.5)
@@ -190,8 +191,6 @@ def stacked(
             axes.imshow(
                 values.T, cmap="Greys", aspect="auto", origin="lower", interpolation="nearest"
             )
-        axes.set_title(name, fontsize=9)
-        axes.locator_params(axis="y", integer=True)
     return figure
 
 

@@ -789,7 +789,7 @@ def test_candidates_have_their_time_and_those_with_a_likelihood_come_first(monke
         "vae_conv_mnist: about 1 min",
         "vae_digits: under a minute; its loss is no likelihood of these values",
         "gated_pixelcnn_binarized_mnist: expensive, about 1.8 h",
-        "dbm_mnist: not timed; its loss is no likelihood of these values",
+        "dbm_mnist: not timed",
     ]
     assert fitting.seconds_of("ae_digits") < fitting.seconds_of("vae_digits")
 
