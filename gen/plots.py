@@ -200,9 +200,9 @@ def histograms(
 ) -> Figure:
     """Draw the histograms of several samples of each column, one panel for each column.
 
-    The bins are those of the first sample: one for each value if it has at most `FEW_VALUES`, else
-    30 over the middle 99 % of it. Values beyond them count in the outermost bins. Missing values
-    (NaN) are left out.
+    The first sample determines the bins: one for each value if it has at most `FEW_VALUES`, else 30
+    over its middle 99 %. Values beyond them count in the outermost bins. Missing values (NaN) are
+    left out.
 
     Args:
       columns: by the name of a column, its values [N] by the name of the sample.

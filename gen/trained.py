@@ -415,7 +415,7 @@ def _listed(x: Any, shape: tuple[int, ...], name: str) -> list[np.ndarray] | Non
       name: the name of x, for messages.
     """
     is_list = isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.dtype == object)
-    if not is_list or not len(x) or not hasattr(x[0], "__len__"):
+    if not is_list or not len(x) or np.isscalar(x[0]):
         return None
     sequences = [numbers(each, name) for each in x]
     if shape[1:] == (1,) and all(each.ndim == 1 for each in sequences):
