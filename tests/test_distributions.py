@@ -9,7 +9,12 @@ import pytest
 from scipy import stats
 
 from gen import distributions
-from gen.distributions import bernoulli_nll, gaussian_kl, gaussian_log_prob
+from gen.distributions import (
+    bernoulli_nll,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_mixture_log_prob,
+)
 
 
 @pytest.mark.parametrize(("mean", "logvar"), [(0.0, 0.0), (1.3, -0.7), (-2.0, 1.1), (0.2, -4.0)])
@@ -72,3 +77,12 @@ def test_indices_of_weight_zero_are_never_drawn():
     u = jnp.array([0.0, 0.2499, 0.25, 0.9999999])
     index = distributions.invert_cdf(jnp.tile(weights, (4, 1)), u)
     np.testing.assert_array_equal(index, [1, 1, 3, 3])
+
+
+def test_gaussian_mixture_equals_the_sum_over_its_components():
+    rng = np.random.RandomState(0)
+    z, mean, logvar = rng.randn(5, 4, 3), rng.randn(7, 3), rng.uniform(-3, 1, (7, 3))
+    densities = stats.norm(mean, np.exp(logvar / 2)).pdf(z[..., None, :]).prod(axis=-1)
+    expected = np.log(densities.mean(axis=-1))
+    log_prob = gaussian_mixture_log_prob(*map(jnp.asarray, (z, mean, logvar)))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
