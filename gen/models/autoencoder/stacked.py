@@ -31,6 +31,19 @@ class State(NamedTuple):
     count: jax.Array  # [], steps done
 
 
+DENOISING_LAYER = Autoencoder(
+    encoder=MLP((1_000,), "sigmoid"),
+    decoder=MLP(()),
+    output="sigmoid",
+    loss="cross_entropy",
+    noise="masking",
+    corruption=0.1,
+    tied=True,
+    optimizer=Optimizer(learning_rate=1e-3),
+)
+"""The layer of Vincent et al. 2010: sigmoid units, tied weights, masking noise, cross-entropy."""
+
+
 @dataclass(frozen=True)
 class StackedAutoencoder:
     """f = f_L ∘ … ∘ f_1 and g = g_1 ∘ … ∘ g_L, where (f_l, g_l) is an autoencoder of one layer.
@@ -60,16 +73,7 @@ class StackedAutoencoder:
     """corruption of each layer's input, from below (empty: the corruption of `layer` for all)"""
     pretraining: int = 8_250
     """training steps of each layer but the last"""
-    layer: Autoencoder = Autoencoder(
-        encoder=MLP((1_000,), "sigmoid"),
-        decoder=MLP(()),
-        output="sigmoid",
-        loss="cross_entropy",
-        noise="masking",
-        corruption=0.1,
-        tied=True,
-        optimizer=Optimizer(learning_rate=1e-3),
-    )
+    layer: Autoencoder = DENOISING_LAYER
     """autoencoder of each layer; its shape, its width and its corruption are set by the stack"""
 
     def __post_init__(self):
