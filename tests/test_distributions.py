@@ -82,7 +82,7 @@ def test_indices_of_weight_zero_are_never_drawn():
 def test_gaussian_mixture_equals_the_sum_over_its_components():
     rng = np.random.RandomState(0)
     z, mean, logvar = rng.randn(5, 4, 3), rng.randn(7, 3), rng.uniform(-3, 1, (7, 3))
-    densities = stats.norm(mean, np.exp(logvar / 2)).pdf(z[..., None, :]).prod(axis=-1)
+    densities = stats.norm.pdf(z[..., None, :], mean, np.exp(logvar / 2)).prod(axis=-1)
     expected = np.log(densities.mean(axis=-1))
     log_prob = gaussian_mixture_log_prob(*map(jnp.asarray, (z, mean, logvar)))
     np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)

@@ -113,7 +113,7 @@ EXPERIMENTS = {
         ),
         data="digits",
         batch_size=64,
-        steps=2_000,
+        steps=1_500,
         checkpoint_every=500,
     ),
     # Denoising, with tied weights.

@@ -389,12 +389,13 @@ class VAE:
           label: the class of each example, [n] or one for all, for a model with classes; None draws
             each class with the same probability.
         """
+        labels = None
         if self.classes:
             label_key, key = jax.random.split(key)
             drawn = jax.random.randint(label_key, (n,), 0, self.classes)
-            label = drawn if label is None else jnp.broadcast_to(jnp.asarray(label), (n,))
+            labels = drawn if label is None else jnp.broadcast_to(jnp.asarray(label), (n,))
         if self.prior == "normal":
-            return self.decode(state, jax.random.normal(key, (n, self.latent)), label)
+            return self.decode(state, jax.random.normal(key, (n, self.latent)), labels)
         # Ancestral sampling of the VampPrior: a pseudo-input u_k, then z ~ q(z|u_k).
         component_key, key = jax.random.split(key)
         component = jax.random.randint(component_key, (n,), 0, self.pseudo_inputs)
