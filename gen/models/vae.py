@@ -144,12 +144,19 @@ class VAE:
     - Three ELU layers in place of one tanh layer; Adam in place of Adagrad; no weight decay.
     - Glorot initialisation in place of N(0, 0.01²); convolutions keep Flax's (LeCun's).
 
-    Deviations from Tomczak & Welling 2018: pseudo-inputs in [0, 1] are sigmoids of their parameters
-    and not clipped ones, and the encoder takes them without dropout and with its running batch
-    statistics.
+    Deviations from Tomczak & Welling 2018:
 
-    Deviation from Rybkin et al. 2021: log σ² is learned by gradient, where they also set it to its
-    optimum on each batch.
+    - Pseudo-inputs in [0, 1] are sigmoids of their parameters, where the authors' code clips.
+    - The encoder takes them without dropout and with its running batch statistics.
+    - Layers are not gated, and log-variances not bounded.
+
+    Deviation from Rybkin et al. 2021:
+
+    - log σ² is learned by gradient; they also set it to its optimum on each batch.
+
+    Deviations from Kingma et al. 2014:
+
+    - All labels are known, and p(label) is no part of the model.
 
     Deviations from Burda et al. 2016:
 

@@ -150,13 +150,20 @@ class Autoencoder:
     - ReLU units in place of logistic ones, and a ReLU code of 128 in place of a linear one of 30.
     - Squared error in place of the cross-entropy, by default.
 
-    Deviations from Ng 2011: the squared error is a mean over pixels without the factor ½, ρ̂ is
-    taken over the batch and not over all data, and there is no weight decay by default.
+    Deviations from Ng 2011:
 
-    Deviations from Makhzani & Frey 2014: a trained model keeps as many entries of the code as in
-    training, and k does not fall during training. Weights are tied only if `tied` says so.
+    - The squared error is a mean over pixels without the factor ½.
+    - ρ̂ is taken over the batch and not over all data.
+    - There is no weight decay by default, and Adam or RMSProp takes the place of L-BFGS.
 
-    Deviation from Rifai et al. 2011: the Jacobian is taken without dropout.
+    Deviations from Makhzani & Frey 2014:
+
+    - A trained model keeps as many entries of the code as in training.
+    - k does not fall during training.
+
+    Deviation from Rifai et al. 2011:
+
+    - Weights are tied only if `tied` says so.
 
     A ReLU output that is negative for all data gets no gradient, so some pixels can stay black.
     """
