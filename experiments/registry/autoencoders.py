@@ -90,10 +90,10 @@ EXPERIMENTS = {
         StackedAutoencoder(
             hidden=(1_000, 1_000, 1_000),
             corruptions=(0.1, 0.2, 0.3),
-            pretraining=8_250,  # 15 epochs for each layer
+            pretraining=5_500,  # 10 epochs for each layer
         ),
         data="mnist",
-        steps=24_750,
+        steps=16_500,
         report_every=275,
         checkpoint_every=2_750,
         steps_per_dispatch=50,
@@ -109,7 +109,7 @@ EXPERIMENTS = {
             output="sigmoid",
             noise="salt_and_pepper",
             corruption=0.1,
-            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+            optimizer=Optimizer(learning_rate=3e-3, schedule="cosine"),
         ),
         data="digits",
         batch_size=64,

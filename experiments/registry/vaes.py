@@ -169,22 +169,24 @@ EXPERIMENTS = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
-    # Convolutions, a VampPrior and dropout of nothing: placeholder
+    # Convolutions and a VampPrior.
+    #
+    # python -m experiments train vae_conv_binarized_mnist
     "vae_conv_binarized_mnist": Experiment(
         VAE(
-            encoder=ConvEncoder((32, 64), (256,), "elu"),
+            encoder=ConvEncoder((16, 32), (256,), "elu"),
             latent=40,
-            decoder=ConvDecoder((256,), (64, 32), "elu"),
+            decoder=ConvDecoder((256,), (32, 16), "elu"),
             prior="vamp",
-            pseudo_inputs=200,
+            pseudo_inputs=100,
             bound_samples=500,
-            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
         ),
         data="binarized_mnist",
-        steps=60_000,
+        steps=55_000,  # 110 epochs
         report_every=500,
         validate_every=2_500,
-        sample_every=10_000,
+        sample_every=5_000,
         checkpoint_every=2_500,
     ),
 }

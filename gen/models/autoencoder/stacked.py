@@ -71,7 +71,7 @@ class StackedAutoencoder:
     """numbers of hidden units, from below"""
     corruptions: tuple[float, ...] = ()
     """corruption of each layer's input, from below (empty: the corruption of `layer` for all)"""
-    pretraining: int = 8_250
+    pretraining: int = 5_500
     """training steps of each layer but the last"""
     layer: Autoencoder = DENOISING_LAYER
     """autoencoder of each layer; its shape, its width and its corruption are set by the stack"""
