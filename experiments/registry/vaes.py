@@ -176,14 +176,14 @@ EXPERIMENTS = {
         VAE(
             encoder=ConvEncoder((16, 32), (256,), "elu"),
             latent=40,
-            decoder=ConvDecoder((256,), (32, 16), "elu"),
+            decoder=ConvDecoder((256,), (32, 32), "elu"),
             prior="vamp",
             pseudo_inputs=100,
             bound_samples=500,
-            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+            optimizer=Optimizer(learning_rate=3e-3, schedule="cosine"),
         ),
         data="binarized_mnist",
-        steps=55_000,  # 110 epochs
+        steps=40_000,  # 80 epochs
         report_every=500,
         validate_every=2_500,
         sample_every=5_000,
