@@ -433,7 +433,7 @@ def test_kl_warm_up_rises_linearly_to_beta():
         state, metrics = step(state, {"x": x}, jax.random.key(i))
         weights.append((metrics["loss"] - metrics["reconstruction"]) / metrics["kl"])
     np.testing.assert_allclose(weights, [0, 0.5, 1, 1.5, 2, 2], atol=1e-3)
-    assert state.count == 6
+    assert state.stats["count"] == 6
 
 
 def test_the_best_learned_variance_is_the_mean_squared_error():

@@ -51,9 +51,9 @@ class State(NamedTuple):
 
     params: Any  # {"encoder": ..., "decoder": ...}: kernels [in, out], biases [out]; with a
     # VampPrior "pseudo_inputs" [K, *shape], with a learned variance "logvar" []
-    stats: Any  # {"encoder": ..., "decoder": ...}: batch statistics; empty without them
+    stats: Any  # {"encoder": ..., "decoder": ...}: batch statistics; empty without them; with KL
+    # warm-up "count" [], the steps done
     opt_state: Any  # Adam's two moments, each shaped like params, and its step count
-    count: Any = ()  # [], steps done, with KL warm-up; empty without it
 
 
 class Terms(NamedTuple):
@@ -264,8 +264,9 @@ class VAE:
         if self.learn_variance:
             params["logvar"] = jnp.full((), math.log(self.variance))
         stats = {"encoder": encoder_stats, "decoder": decoder_stats}
-        count = jnp.zeros((), jnp.int32) if self.warmup_steps else ()
-        return State(params, stats, optimize.init(self.optimizer, params), count)
+        if self.warmup_steps:
+            stats["count"] = jnp.zeros((), jnp.int32)
+        return State(params, stats, optimize.init(self.optimizer, params))
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
         """Let the pseudo-inputs of a VampPrior start at examples, in [0.05, 0.95] for pixels."""
@@ -299,8 +300,9 @@ class VAE:
 
         gradient, (metrics, stats) = optimize.gradient(loss, state.params, axis_name)
         params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
-        count = state.count + 1 if self.warmup_steps else ()
-        return State(params, stats, opt_state, count), metrics
+        if self.warmup_steps:
+            stats["count"] = state.stats["count"] + 1
+        return State(params, stats, opt_state), metrics
 
     def parameters(self, state: State) -> Any:
         """Return the parameters of both networks, the pseudo-inputs and the learned variance."""
@@ -503,7 +505,7 @@ class VAE:
         """Return beta, or with KL warm-up beta · min(1, t / N) at step t."""
         if not self.warmup_steps:
             return self.beta
-        return self.beta * jnp.minimum(1.0, state.count / self.warmup_steps)
+        return self.beta * jnp.minimum(1.0, state.stats["count"] / self.warmup_steps)
 
     def _terms(
         self,
