@@ -123,7 +123,7 @@ def structure(value, choices: bool = True) -> tuple[Any, ...]:
         if field.name in (COUNTS if choices else COUNTS[:4]):
             found.append((field.name, min(int(part), 2) if choices else int(part) > 1))
         if choices and field.name in WEIGHTS:
-            found.append((field.name, part > 0))
+            found.append((field.name, bool(part)))
         found.append(structure(part, choices))
     return tuple(found)
 
@@ -194,7 +194,7 @@ def narrow(model):
         elif isinstance(value, tuple) and field.name in WIDTHS:
             depth = 1 if field.name == "channels" else 2
             small[field.name] = tuple(max(1, min(width // 8, 32)) for width in value[:depth])
-        elif field.name == "corruptions":  # of each hidden layer
+        elif isinstance(value, tuple) and field.name == "corruptions":  # of each hidden layer
             small[field.name] = value[:2]
         elif field.name in SMALL and value is not None:
             small[field.name] = min(value, SMALL[field.name])  # type: ignore
