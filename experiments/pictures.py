@@ -361,7 +361,7 @@ def reconstruction_picture(
       test: test images as the model takes them, at least 30.
       originals: the test images before binarisation, [N, *shape].
     """
-    batch = {"x": test["x"][:30]}
+    batch = {name: values[:30] for name, values in test.items()}
     rows = {"original": originals[:30]}
     if not np.array_equal(rows["original"], batch["x"]):
         rows["binarised"] = batch["x"]

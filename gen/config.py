@@ -28,7 +28,7 @@ _EMISSIONS = "gen.models.hmm.emissions"
 
 PARTS = {
     "AIS": "gen.models.boltzmann.partition",
-    "Autoencoder": "gen.models.autoencoder",
+    "Autoencoder": "gen.models.autoencoder.model",
     "Autoregressive": f"{_AUTOREGRESSIVE}.model",
     "Bernoulli": _EMISSIONS,
     "BoltzmannMachine": "gen.models.boltzmann.general",
@@ -58,6 +58,7 @@ PARTS = {
     "RBM": "gen.models.boltzmann.rbm",
     "Reading": "gen.data.own",
     "ResidualMLP": f"{_DIFFUSION}.nets",
+    "StackedAutoencoder": "gen.models.autoencoder.stacked",
     "UNet": f"{_DIFFUSION}.nets",
     "VAE": "gen.models.vae",
 }

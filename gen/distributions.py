@@ -99,3 +99,25 @@ def gaussian_kl(mean: jax.Array, logvar: jax.Array) -> jax.Array:
     """
     chex.assert_equal_shape((mean, logvar))
     return 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1.0 - logvar, axis=-1)
+
+
+def gaussian_mixture_log_prob(z: jax.Array, mean: jax.Array, logvar: jax.Array) -> jax.Array:
+    """Return log 1/K Σ_k N(z; mean_k, diag exp(logvar_k)), in nats of a density.
+
+    (z − m)² / v = z² / v − 2 z m / v + m² / v, summed over D, takes two matrix products, and no
+    array has an entry for each z, component and dimension.
+
+    Args:
+      z: [..., D].
+      mean: means of the components, [K, D].
+      logvar: log-variances of the components, [K, D].
+
+    Returns:
+      [...].
+    """
+    precision = jnp.exp(-logvar)
+    with jax.default_matmul_precision("highest"):  # its terms nearly cancel
+        squares = z**2 @ precision.T - 2 * z @ (mean * precision).T
+    constant = jnp.sum(mean**2 * precision + logvar + math.log(2 * math.pi), axis=1)
+    each = -0.5 * (squares + constant.reshape((1,) * (z.ndim - 1) + (-1,)))  # [..., K]
+    return jax.nn.logsumexp(each, axis=-1) - math.log(len(mean))

@@ -26,8 +26,11 @@ import optax
 
 from gen.core import UserError, check_fields, pmean, require
 
-NO_DECAY = ("b", "c", "bias", "biases", "visible", "hidden", "logvar", "scale")
-"""Names of the parameters that weight decay leaves alone: biases, variances and normalisers."""
+NO_DECAY = ("b", "c", "bias", "biases", "visible", "hidden", "logvar", "scale", "pseudo_inputs")
+"""Names of the parameters that weight decay leaves alone: biases, variances and normalisers.
+
+Pseudo-inputs of a VAE's prior are left alone, too, which are no weights.
+"""
 
 Config = TypeVar("Config")
 Aux = TypeVar("Aux")

@@ -166,15 +166,18 @@ class Trained:
             raise UserError(f"z has the shape {z.shape}: pass codes of shape {('N', *needed)}")
         return _unbatched(self._values(self._each("decode", {"z": z})), single)
 
-    def reconstruct(self, x: ArrayLike, *, length: ArrayLike | None = None) -> np.ndarray:
+    def reconstruct(
+        self, x: ArrayLike, *, label: ArrayLike | None = None, length: ArrayLike | None = None
+    ) -> np.ndarray:
         """Return the reconstructions of examples, as floats: [N, *shape].
 
         Args:
           x: examples, [N, *shape] or a single one.
+          label: their classes, [N], for a model with classes.
           length: the numbers of steps of padded sequences, [N].
         """
         self._need("reconstruct")
-        batch, single = self._batch(x, None, length)
+        batch, single = self._batch(x, label, length)
         return _unbatched(self._values(self._each("reconstruct", batch)), single)
 
     def complete(

@@ -109,7 +109,8 @@ COLOUR = {
 
 def structure(value, choices: bool = True) -> tuple[Any, ...]:
     """Return what a model is apart from its sizes and rates: the types of it and of its parts,
-    its choices and switches (optional), and whether its counts are 0, 1 or more."""
+    its choices and switches (optional), whether its counts are 0, 1 or more, and whether its
+    weights are 0."""
     if isinstance(value, optimize.Optimizer):
         return (value.kind,)
     if not is_dataclass(value):
@@ -121,6 +122,8 @@ def structure(value, choices: bool = True) -> tuple[Any, ...]:
             found.append((field.name, part))
         if field.name in (COUNTS if choices else COUNTS[:4]):
             found.append((field.name, min(int(part), 2) if choices else int(part) > 1))
+        if choices and field.name in WEIGHTS:
+            found.append((field.name, bool(part)))
         found.append(structure(part, choices))
     return tuple(found)
 
@@ -129,6 +132,8 @@ ALIKE = ("activation", "output", "name", "start", "per", "centred", "raster", "d
 """Choices that change a formula's details and not the structure of a model."""
 COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixel_features", "fourier")
 """Counts whose being 0, 1 or more changes the structure of a model."""
+WEIGHTS = ("contraction", "free_bits", "warmup_steps")
+"""Numbers whose being above 0 adds a term to the objective of a model."""
 
 
 DISTINCT = {structure(EXPERIMENTS[name].model): name for name in reversed(EXPERIMENTS)}
@@ -189,6 +194,8 @@ def narrow(model):
         elif isinstance(value, tuple) and field.name in WIDTHS:
             depth = 1 if field.name == "channels" else 2
             small[field.name] = tuple(max(1, min(width // 8, 32)) for width in value[:depth])
+        elif isinstance(value, tuple) and field.name == "corruptions":  # of each hidden layer
+            small[field.name] = value[:2]
         elif field.name in SMALL and value is not None:
             small[field.name] = min(value, SMALL[field.name])  # type: ignore
         elif field.name == "per":
@@ -211,6 +218,9 @@ SMALL = {
     "samples": 4,
     "bound_samples": 60,
     "pretraining": 5,
+    "active": 3,
+    "pseudo_inputs": 5,
+    "warmup_steps": 5,
     "persistent_chains": 20,
     "temperatures": 50,
     "chains": 20,

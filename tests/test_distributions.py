@@ -9,7 +9,12 @@ import pytest
 from scipy import stats
 
 from gen import distributions
-from gen.distributions import bernoulli_nll, gaussian_kl, gaussian_log_prob
+from gen.distributions import (
+    bernoulli_nll,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_mixture_log_prob,
+)
 
 
 @pytest.mark.parametrize(("mean", "logvar"), [(0.0, 0.0), (1.3, -0.7), (-2.0, 1.1), (0.2, -4.0)])
@@ -83,3 +88,12 @@ def test_the_gradient_of_the_categorical_scatters_no_constants():
 
     text = str(jax.make_jaxpr(jax.grad(total))(jnp.zeros((2, 3, 5))))
     assert text.count("scatter-add") == 1  # of the chosen logits
+
+
+def test_gaussian_mixture_equals_the_sum_over_its_components():
+    rng = np.random.RandomState(0)
+    z, mean, logvar = rng.randn(5, 4, 3), rng.randn(7, 3), rng.uniform(-3, 1, (7, 3))
+    densities = stats.norm.pdf(z[..., None, :], mean, np.exp(logvar / 2)).prod(axis=-1)
+    expected = np.log(densities.mean(axis=-1))
+    log_prob = gaussian_mixture_log_prob(*map(jnp.asarray, (z, mean, logvar)))
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from jax.test_util import check_grads
 
 from gen import parallel, train
-from gen.core import UserError
-from gen.models.vae import VAE
+from gen.core import UserError, capabilities
+from gen.models.vae import VAE, Moments, free_bits_kl
 from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
 
@@ -298,6 +298,176 @@ def test_grey_pixels_have_no_nll(digits):
 def test_impossible_hyperparameters_are_refused(flags):
     with pytest.raises(UserError, match=f"VAE: {'beta' if 'beta' in flags else next(iter(flags))}"):
         VAE(**flags)
+
+
+def test_conditional_linear_vae_meets_the_exact_likelihood_given_the_label():
+    """x = W z + b_label + noise has log p(x|label) = log N(x; b_label, W Wᵀ + σ² I). Where q(z|x,
+    label) is the posterior N(M⁻¹ Wᵀ (x − b_label), σ² M⁻¹), every bound equals it."""
+    model, classes = replace(linear_vae(), classes=3), 3
+    w, b, _ = ppca(linear_data())
+    biases = (np.random.RandomState(1).randn(classes, DATA) + b).astype(np.float32)
+    label = np.arange(20) % classes
+    x = (linear_data(20) + biases[label]).astype(np.float32)
+    covariance = w @ w.T + VARIANCE * np.eye(DATA)
+    difference = x - biases[label]
+    mahalanobis = np.einsum("ni,ij,nj->n", difference, np.linalg.inv(covariance), difference)
+    log_det = np.linalg.slogdet(covariance)[1]
+    log_p = -0.5 * (mahalanobis + log_det + DATA * math.log(2 * math.pi))
+
+    plain = set_optimum(jax.jit(linear_vae().init)(jax.random.key(0)), w, np.zeros(DATA))
+    state = jax.jit(model.init)(jax.random.key(0))
+    params = jax.tree.map(np.asarray, state.params)
+    v = plain.params["encoder"]["mean"]["kernel"]  # [DATA, LATENT]
+    params["encoder"] = {
+        "mean": {"kernel": np.concatenate([v, -biases @ v]), "bias": np.zeros(LATENT, np.float32)},
+        "logvar": {
+            "kernel": np.zeros((DATA + classes, LATENT), np.float32),
+            "bias": plain.params["encoder"]["logvar"]["bias"],
+        },
+    }
+    decoder = plain.params["decoder"]["Dense_0"]
+    params["decoder"]["Dense_0"] = {
+        "kernel": np.concatenate([decoder["kernel"], biases]),
+        "bias": np.zeros(DATA, np.float32),
+    }
+    state, batch = state._replace(params=params), {"x": x, "label": jnp.asarray(label)}
+    bound = jax.jit(lambda key: model.bound(state, batch, key, 7))(jax.random.key(0))
+    np.testing.assert_allclose(bound.log_mean, log_p, rtol=1e-4, atol=1e-4)
+    nll = model.evaluate(state, batch, jax.random.key(1))["nll"]
+    assert nll.settings["conditional"]
+    # Samples of a class have its mean, and samples without a label the mean over the classes.
+    draws = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(2), 4_000, label=1)
+    np.testing.assert_allclose(draws.mean(axis=0), biases[1], atol=0.15)
+    draws = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(2), 4_000)
+    np.testing.assert_allclose(draws.mean(axis=0), biases.mean(axis=0), atol=0.15)
+
+
+def test_labels_are_channels_of_an_image_and_entries_of_a_vector():
+    images = VAE((4, 4, 1), ConvEncoder((3,)), 2, ConvDecoder((), (3,)), classes=5)
+    params = jax.eval_shape(images.init, jax.random.key(0)).params
+    assert params["encoder"]["encoder"]["Conv_0"]["kernel"].shape == (3, 3, 6, 3)
+    vectors = VAE((4, 4, 1), MLP((3,)), 2, MLP((3,)), classes=5)
+    params = jax.eval_shape(vectors.init, jax.random.key(0)).params
+    assert params["encoder"]["encoder"]["Dense_0"]["kernel"].shape == (21, 3)
+    assert params["decoder"]["Dense_0"]["kernel"].shape == (7, 3)
+    assert "decode" not in capabilities(vectors)  # a code stands for one image for each label
+    with pytest.raises(UserError, match="needs a batch of labels"):
+        vectors.encode(vectors.init(jax.random.key(0)), {"x": jnp.ones((2, 4, 4, 1))})
+
+
+def vamp_vae() -> VAE:
+    return replace(linear_vae(), prior="vamp", pseudo_inputs=3, encoder=MLP((4,), "tanh"))
+
+
+def test_the_vamp_prior_is_the_mixture_of_posteriors_at_the_pseudo_inputs():
+    """log p(z) = log 1/K Σ_k N(z; mean(u_k), diag var(u_k)), summed directly; the KL is
+    log q(z|x) − log p(z) at the draw of z, and the bound weighs by p(z) and q(z|x)."""
+    model, key = vamp_vae(), jax.random.key(1)
+    state = jax.jit(model.init)(jax.random.key(0))
+    posterior, _ = model._networks()
+    variables = {"params": state.params["encoder"]}
+    means, logvars = map(np.asarray, posterior.apply(variables, state.params["pseudo_inputs"]))
+
+    def log_normal(z, mean, logvar):
+        return -0.5 * np.sum((z - mean) ** 2 / np.exp(logvar) + logvar + np.log(2 * np.pi), axis=-1)
+
+    x = linear_data(5)
+    mean, logvar = map(np.asarray, posterior.apply(variables, x))
+    noise = jax.random.normal(jax.random.split(key, 3)[0], mean.shape)
+    z = mean + np.exp(logvar / 2) * np.asarray(noise)
+    density = np.exp(log_normal(z[:, None], means[None], logvars[None])).mean(axis=1)
+    terms = jax.jit(lambda: model.terms(state, {"x": x}, key))()
+    np.testing.assert_allclose(terms.kl, log_normal(z, mean, logvar) - np.log(density), rtol=1e-4)
+
+    @jax.jit
+    @jax.vmap
+    def both(key):
+        bound = model.bound(state, {"x": x}, key, 1).log_mean
+        return bound, -jnp.add(*model.terms(state, {"x": x}, key))
+
+    bounds, elbos = both(jax.random.split(key, 200))
+    spread = np.std(np.subtract(bounds, elbos)) / math.sqrt(bounds.size)
+    assert abs(np.mean(bounds) - np.mean(elbos)) < 5 * spread
+    draws = jax.jit(model.sample, static_argnums=2)(state, key, 4_000)
+    decoder = state.params["decoder"]["Dense_0"]
+    expected = means.mean(axis=0) @ decoder["kernel"] + decoder["bias"]
+    np.testing.assert_allclose(draws.mean(axis=0), expected, atol=0.15)
+
+
+def test_pseudo_inputs_start_at_training_examples():
+    model = replace(vamp_vae(), likelihood="bernoulli")
+    state, x = model.init(jax.random.key(0)), np.eye(DATA, dtype=np.float32)
+    begun = jax.jit(model.begin)(state, {"x": x}, jax.random.key(1))
+    pseudo_inputs = jax.nn.sigmoid(begun.params["pseudo_inputs"])
+    assert pseudo_inputs.shape == (3, DATA)
+    rows = np.asarray(pseudo_inputs).argmax(axis=1)
+    assert len(set(rows)) == 3
+    np.testing.assert_allclose(pseudo_inputs, 0.05 + 0.9 * x[rows], rtol=1e-5)
+    assert "begin" not in capabilities(linear_vae())
+
+
+def test_free_bits_are_their_formula_and_leave_a_small_kl_alone():
+    x, key, floor = linear_data(50), jax.random.key(3), 0.4
+    model = replace(linear_vae(), free_bits=floor)
+    state = jax.jit(model.init)(jax.random.key(0))
+    state.params["encoder"]["mean"]["bias"] = jnp.array([0.1, 2.0])
+    state.params["encoder"]["mean"]["kernel"] = jnp.zeros((DATA, LATENT))
+    state.params["encoder"]["logvar"]["kernel"] = jnp.zeros((DATA, LATENT))
+    _, metrics = jax.jit(model.step)(state, {"x": x}, key)
+    kl = 0.5 * np.array([0.1, 2.0]) ** 2  # log-variance 0
+    np.testing.assert_allclose(metrics["kl"], kl.sum(), rtol=1e-5)
+    expected = metrics["reconstruction"] + floor + kl[1]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+    def penalty(mean):
+        moments = Moments(jnp.broadcast_to(mean[None], (4, 2)), jnp.zeros((4, 2)))
+        return free_bits_kl(moments, floor)
+
+    np.testing.assert_allclose(jax.grad(penalty)(jnp.array([0.1, 2.0])), [0.0, 2.0], atol=1e-6)
+
+
+def test_kl_warm_up_rises_linearly_to_beta():
+    model, x = replace(linear_vae(), warmup_steps=4, beta=2.0), linear_data(50)
+    state, step, weights = model.init(jax.random.key(0)), jax.jit(model.step), []
+    for i in range(6):
+        state, metrics = step(state, {"x": x}, jax.random.key(i))
+        weights.append((metrics["loss"] - metrics["reconstruction"]) / metrics["kl"])
+    np.testing.assert_allclose(weights, [0, 0.5, 1, 1.5, 2, 2], atol=1e-3)
+    assert state.stats["count"] == 6
+
+
+def test_the_best_learned_variance_is_the_mean_squared_error():
+    """∂/∂log σ² of Σ ½ (e² / σ² + log σ²) is 0 at σ² = mean e² (Rybkin et al. 2021)."""
+    model, x = replace(linear_vae(), learn_variance=True), linear_data(50)
+    state, key = model.init(jax.random.key(0)), jax.random.key(1)
+    assert state.params["logvar"] == pytest.approx(math.log(VARIANCE))
+
+    @jax.jit
+    def loss(logvar):
+        at = state._replace(params={**state.params, "logvar": logvar})
+        return model.terms(at, {"x": x}, key).reconstruction.mean()
+
+    # With σ² = 1 the reconstruction is ½ Σ e² + const.
+    squares = 2 * loss(0.0) / DATA - math.log(2 * math.pi)
+    assert jax.grad(loss)(jnp.log(squares)) == pytest.approx(0, abs=1e-4)
+    assert jax.grad(loss)(jnp.log(squares) - 0.1) < -0.1
+    nll = model.evaluate(state, {"x": x}, key)["nll"]
+    assert nll.settings["variance"] == pytest.approx(VARIANCE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": 5, "warmup_steps": 10}, "warmup_steps is 10, which has no meaning"),
+        ({"samples": 5, "free_bits": 0.1}, "free_bits is 0.1, which has no meaning"),
+        ({"prior": "vamp", "free_bits": 0.1}, "set free_bits or prior, not both"),
+        ({"prior": "vamp", "classes": 10}, "set classes or prior, not both"),
+        ({"learn_variance": True}, "learn_variance needs the gaussian likelihood"),
+    ],
+)
+def test_combinations_without_sense_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        VAE(**fields)
 
 
 @pytest.mark.parametrize("bound_samples", [1, 3])

@@ -1,4 +1,4 @@
-"""Variational autoencoders, also importance-weighted."""
+"""Variational autoencoders, also importance-weighted and conditional."""
 
 from experiments.experiment import Experiment
 from gen.models.dequantized import Dequantized
@@ -92,5 +92,101 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
         checkpoint_every=500,
+    ),
+    # Conditional on the label.
+    #
+    # python -m experiments train cvae_mnist --seeds 0 1 2
+    "cvae_mnist": Experiment(
+        VAE(
+            encoder=MLP((512, 256), "elu"),
+            decoder=MLP((256, 512), "elu"),
+            classes=10,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="mnist",
+        binarize="dynamic",
+        steps=55_000,  # 100 epochs
+        report_every=550,
+        sample_every=5_500,
+        checkpoint_every=2_750,
+        steps_per_dispatch=50,
+    ),
+    # Conditional on the label, with KL warm-up and free bits.
+    #
+    # python -m experiments train cvae_digits --seeds 0 1 2
+    "cvae_digits": Experiment(
+        VAE(
+            encoder=MLP((128,), "elu"),
+            decoder=MLP((128,), "elu"),
+            classes=10,
+            warmup_steps=500,
+            free_bits=0.05,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="digits",
+        binarize="dynamic",
+        steps=3_000,
+        sample_every=500,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    # VampPrior.
+    #
+    # python -m experiments train vae_vamp_digits --seeds 0 1 2
+    "vae_vamp_digits": Experiment(
+        VAE(
+            encoder=MLP((128,), "elu"),
+            decoder=MLP((128,), "elu"),
+            prior="vamp",
+            pseudo_inputs=50,
+            bound_samples=500,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="digits",
+        binarize="dynamic",
+        steps=3_000,
+        sample_every=500,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    # Grey pixels with a learned variance.
+    #
+    # python -m experiments train vae_sigma_digits --seeds 0 1 2
+    "vae_sigma_digits": Experiment(
+        Dequantized(
+            VAE(
+                encoder=MLP((128,), "elu"),
+                decoder=MLP((128,), "elu"),
+                likelihood="gaussian",
+                learn_variance=True,
+                optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+            ),
+            levels=17,
+        ),
+        data="digits",
+        steps=3_000,
+        sample_every=500,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
+    # Convolutions and a VampPrior.
+    #
+    # python -m experiments train vae_conv_binarized_mnist
+    "vae_conv_binarized_mnist": Experiment(
+        VAE(
+            encoder=ConvEncoder((16, 32), (256,), "elu"),
+            latent=40,
+            decoder=ConvDecoder((256,), (32, 32), "elu"),
+            prior="vamp",
+            pseudo_inputs=100,
+            bound_samples=500,
+            optimizer=Optimizer(learning_rate=3e-3, schedule="cosine"),
+        ),
+        data="binarized_mnist",
+        steps=40_000,  # 80 epochs
+        report_every=500,
+        validate_every=2_500,
+        sample_every=5_000,
+        checkpoint_every=2_500,
     ),
 }
