@@ -293,11 +293,12 @@ class ConvTranspose(nn.Module):
     size: int = 3
     stride: int = 2
     use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         place, first, last = transposed_taps(self.size, self.stride)
         cells = jnp.einsum("nas,mbt,stco->nmcabo", place, place, kernel)
         cells = cells.reshape(len(place), len(place), x.shape[-1], -1)
