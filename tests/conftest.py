@@ -127,7 +127,16 @@ def structure(value, choices: bool = True) -> tuple[Any, ...]:
 
 ALIKE = ("activation", "output", "name", "start", "per", "centred", "raster", "direct")
 """Choices that change a formula's details and not the structure of a model."""
-COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixel_features", "fourier")
+COUNTS = (
+    "samples",
+    "masks",
+    "components",
+    "classes",
+    "timesteps",
+    "pixel_features",
+    "fourier",
+    "pack",
+)
 """Counts whose being 0, 1 or more changes the structure of a model."""
 
 
@@ -223,6 +232,7 @@ SMALL = {
     "ode_steps": 2,
     "ode_examples": 16,
     "ema_decay": 0.5,
+    "discriminator_steps": 2,
 }
 
 

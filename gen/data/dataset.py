@@ -115,7 +115,7 @@ class Dataset:
 
     Each split maps names to arrays with N rows:
 
-    - `"x"` [N, *shape]: the stored values. With `format.stack` k > 1 they have 1 / k of the channels.
+    - `"x"` [N, *shape]: the stored values; with `format.stack` k they have 1 / k of the channels.
     - `"label"` [N] int32: the classes 0 … `classes` − 1, if the examples have labels.
     - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
       [N, T, ...], T is the largest length over all splits, and the steps from `length` on are

@@ -1,8 +1,8 @@
 """The losses of the discriminator and the generator, as functions of logits.
 
-`real` are the discriminator's outputs D(x) for data and `fake` its outputs D(G(z)) for samples, both
-[B] before any sigmoid. Where a paper writes D for a probability, that is σ(D) here. Both players
-minimise their loss. Only the relativistic generator reads `real`.
+`real` are the discriminator's outputs D(x) for data and `fake` its outputs D(G(z)) for samples,
+both [B] before any sigmoid. Where a paper writes D for a probability, that is σ(D) here. Both
+players minimise their loss. Only the relativistic generator reads `real`.
 
 | loss | value at the optimal discriminator |
 |---|---|

@@ -63,8 +63,8 @@ class GAN:
     """min_G max_D E_x[log D(x)] + E_z[log(1 − D(G(z)))], z ~ N(0, I), and its varieties.
 
     Goodfellow et al. 2014, "Generative adversarial nets", https://arxiv.org/abs/1406.2661. A step
-    is `discriminator_steps` steps of the discriminator, each on a part of the batch, and then one of
-    the generator against the new discriminator, each with noise of its own. Images are scaled to
+    is `discriminator_steps` steps of the discriminator, each on a part of the batch, and then one
+    of the generator against the new discriminator, each with noise of its own. Images are scaled to
     [−1, 1] for the discriminator, and the generator's output passes through tanh; `sample` returns
     images in [0, 1].
 
@@ -380,10 +380,6 @@ class GAN:
 
         def loss(params):
             player = state.discriminator._replace(params=self._normalized(params, vectors))
-
-            def logits_of(inputs: Inputs) -> jax.Array:  # for the penalty
-                return self._judge(discriminator, player, real_key, inputs, label)[0]
-
             # 2. The loss on both, data first.
             real_logits, _, stats = self._judge(discriminator, player, real_key, real, label)
             player = player._replace(stats=stats)
@@ -399,6 +395,10 @@ class GAN:
             }
             # 3. The penalty on the slope of D, and the bound on the codes' mutual information.
             if self.penalty != "none":
+
+                def logits_of(inputs: Inputs) -> jax.Array:
+                    return self._judge(discriminator, player, real_key, inputs, label)[0]
+
                 metrics["penalty"] = self._weight * regularizers.penalty(
                     self.penalty, logits_of, real, fake, penalty_key, self.pack
                 )
@@ -466,13 +466,13 @@ class GAN:
                 value -= self.information_weight * self._information(latent, posterior).mean()
             return value, ({"g_loss": g_loss}, (stats, encoder_stats))
 
-        players = (state.generator, state.encoder)
         params = (state.generator.params, state.encoder.params if state.encoder else ())
-        gradients, (metrics, stats) = optimize.gradient(loss, params, axis_name)
+        gradients, (metrics, (stats, encoder_stats)) = optimize.gradient(loss, params, axis_name)
         metrics["g_gradient"] = optax.global_norm(gradients[0])
-        player, encoder_player = (
-            self._updated(*each) if each[0] else () for each in zip(players, gradients, stats)
-        )
+        player = self._updated(state.generator, gradients[0], stats)
+        encoder_player = ()
+        if encoder is not None:
+            encoder_player = self._updated(state.encoder, gradients[1], encoder_stats)
         ema = state.ema
         if self.ema_decay:
             ema = optax.incremental_update(player.params, ema, 1 - self.ema_decay)

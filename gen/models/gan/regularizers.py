@@ -140,5 +140,8 @@ def unit(vector: jax.Array) -> jax.Array:
 
 
 def clipped(params: Any, bound: float) -> Any:
-    """Return the parameters clipped to [−bound, bound] (WGAN, Arjovsky et al. 2017, algorithm 1)."""
+    """Return the parameters clipped to [−bound, bound].
+
+    WGAN, Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, algorithm 1, where bound is 0.01.
+    """
     return jax.tree.map(lambda w: jnp.clip(w, -bound, bound), params)
