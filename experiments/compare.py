@@ -34,6 +34,7 @@ ESTIMATE_UNITS = {
     "d_real": "probability",
     "ess": "effective draws",
     "mse": "squared error",
+    "nmi": "share",
     "probe_error": "share",
     "probe_error_raw": "share",
     "retrieval_precision": "share",

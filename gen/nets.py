@@ -3,7 +3,8 @@
 A model takes one of these networks, or any Flax module of the same signature:
 
 - encoder, discriminator: `__call__(x, *, train=False)` of x [B, *shape]. An encoder returns
-  features [B, F], to which the model adds its heads; a discriminator returns logits [B] or [B, 1].
+  features [B, F], to which the model adds its heads; a discriminator returns logits [B] or [B, 1],
+  or features where the model adds heads to it, too.
 - decoder, generator: `__call__(z, *, train=False)` of z [B, latent], returns [B, *shape] or [B, D].
 - network of a diffusion model: `__call__(x, t, label, *, train=False)`, returns [B, *shape].
 

@@ -349,7 +349,7 @@ def test_combinations_without_meaning_are_refused(fields, message):
 def test_a_batch_that_cannot_be_split_is_refused():
     model = small(discriminator_steps=2, pack=2)
     state = jax.eval_shape(model.init, jax.random.key(0))
-    with pytest.raises(UserError, match="has 6 rows, .* need a multiple of 4"):
+    with pytest.raises(UserError, match=r"has 6 rows, .* need a multiple of 4"):
         jax.eval_shape(model.step, state, {"x": jnp.zeros((6, 4))}, jax.random.key(0))
 
 

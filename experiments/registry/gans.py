@@ -93,9 +93,9 @@ EXPERIMENTS = {
         sample_every=1_100,
         checkpoint_every=1_100,
     ),
-    # Wasserstein loss, gradient penalty and five critic steps in a step, each on 50 rows of its own
-    # (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1, and the authors' program
-    # for MNIST). A quarter of their channels and a fortieth of their 200,000 steps.
+    # Wasserstein loss, gradient penalty and five critic steps in a step, each on 50 rows of its own:
+    # Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1, and the authors' program
+    # for MNIST. A quarter of their channels and a fortieth of their 200,000 steps.
     #
     # python -m experiments train wgan_gp_mnist
     "wgan_gp_mnist": Experiment(
@@ -115,8 +115,8 @@ EXPERIMENTS = {
         sample_every=500,
         checkpoint_every=500,
     ),
-    # Both players are given the label (Mirza & Osindero 2014, https://arxiv.org/abs/1411.1784), here
-    # by convolutional networks.
+    # Both players are given the label, as in Mirza & Osindero 2014,
+    # https://arxiv.org/abs/1411.1784, and are convolutional.
     #
     # python -m experiments train cgan_mnist
     "cgan_mnist": Experiment(

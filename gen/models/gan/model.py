@@ -491,10 +491,10 @@ class GAN:
         pairs (x, G(z)) with D(x) > D(G(z)). A GAN has no likelihood; these measure the game, not
         the samples.
 
-        A BiGAN adds `mse`, the squared error per pixel of G(E(x)). An InfoGAN adds `information`,
-        the lower bound on the codes' mutual information with samples, in nats, and, if the data
-        have labels, `nmi`, the normalised mutual information of the label and the likeliest class
-        of the first categorical code: 2 I(c; y) / (H(c) + H(y)).
+        A BiGAN adds `mse`, the squared error per pixel of G(E(x)), a mean over each pack. An
+        InfoGAN adds `information`, the lower bound on the codes' mutual information with samples,
+        in nats, and, if the data have labels, `nmi`, the normalised mutual information of the label
+        y and the likeliest class c of the first categorical code: 2 I(c; y) / (H(c) + H(y)).
         """
         _, discriminator, _ = self._networks(None)
         names, whole = ("x", "label") if self.classes else ("x",), len(data["x"]) // self.pack
@@ -504,22 +504,27 @@ class GAN:
             params=self._normalized(state.discriminator.params, state.vectors)
         )
 
-        def verdict(batch, row_key):
+        def measure(batch, row_key):
             batch = {name: x[0] for name, x in batch.items()}
             label = self._label(batch)
             latent = self.draw_latent(row_key, self.pack)
             real = {"x": 2.0 * batch["x"] - 1.0}
             fake = {"x": 2.0 * self.generate(state, latent, label) - 1.0, "z": latent}
+            measured = {}
             if self.encoder is not None:
                 real["z"] = self.encode(state, batch)
-            real_logits, _, _ = self._judge(discriminator, judge, None, real, label)
-            fake_logits, posterior, _ = self._judge(discriminator, judge, None, fake, label)
-            bound = self._information(latent, posterior) if self._has_codes else fake_logits
-            return real_logits, fake_logits, bound
+                error = batch["x"] - self.decode(state, real["z"])
+                measured["mse"] = jnp.mean(error**2)[None]
+            real_logits, of_real, _ = self._judge(discriminator, judge, None, real, label)
+            fake_logits, of_fake, _ = self._judge(discriminator, judge, None, fake, label)
+            if of_real is not None:
+                measured["information"] = self._information(latent, of_fake)
+                measured["codes"] = self._code_means(of_real)
+            return measured | {"real": real_logits, "fake": fake_logits}
 
-        real, fake, bound = estimate.per_example(verdict, packs, key)
-        correct = np.concatenate([real > 0, fake < 0])
-        settings = {}
+        measured = estimate.per_example(measure, packs, key)
+        real, fake = measured["real"], measured["fake"]
+        correct, settings = np.concatenate([real > 0, fake < 0]), {}
         if self.loss in COMPARISONS:
             correct, settings = real > fake, {"by": "pairs"}
         estimates = {
@@ -527,26 +532,16 @@ class GAN:
             "d_fake": estimate.mean(self._verdict(fake), "Monte Carlo"),
             "d_accuracy": estimate.mean(correct, "Monte Carlo", **settings),
         }
-        if self.encoder is not None:
-            errors = estimate.per_example(
-                lambda batch, _: jnp.mean(
-                    nets.flatten(batch["x"] - self.reconstruct(state, batch)) ** 2, axis=1
-                ),
-                {"x": data["x"]},
-                key,
-            )
-            estimates["mse"] = estimate.mean(errors, "exact")
-        if self._has_codes:
-            estimates["information"] = estimate.mean(bound, "lower bound")
+        if "mse" in measured:
+            estimates["mse"] = estimate.mean(measured["mse"], "exact")
+        if "information" in measured:
+            estimates["information"] = estimate.mean(measured["information"], "lower bound")
         if self.categorical_codes and "label" in data:
             from sklearn.metrics import normalized_mutual_info_score
 
-            codes = estimate.per_example(
-                lambda batch, _: self.encode(state, batch), {"x": data["x"]}, key
-            )
-            classes = np.argmax(codes[:, : self.categorical_codes[0]], axis=1)
-            nmi = normalized_mutual_info_score(np.asarray(data["label"]), classes)
-            estimates["nmi"] = Estimate(float(nmi), float("nan"), "exact", len(classes))
+            classes = np.argmax(measured["codes"][:, : self.categorical_codes[0]], axis=1)
+            nmi = float(normalized_mutual_info_score(np.asarray(data["label"]), classes))
+            estimates["nmi"] = Estimate(nmi, float("nan"), "exact", len(classes))
         return estimates
 
     def sample(
@@ -603,7 +598,7 @@ class GAN:
         label = self._label(batch)
         _, posterior, _ = self._judge(discriminator, judge, None, {"x": x}, label)
         assert posterior is not None
-        return posterior_means(posterior, self.categorical_codes, self.continuous_codes)
+        return self._code_means(posterior)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """Return G(z) of a BiGAN, scaled to [0, 1]: [B, *shape]."""
@@ -701,6 +696,10 @@ class GAN:
         assert posterior is not None
         codes = latent[:, self.latent :]
         return information_bound(codes, posterior, self.categorical_codes, self.continuous_codes)
+
+    def _code_means(self, posterior: jax.Array) -> jax.Array:
+        """Return the means of the codes under Q(c|x), [B, codes]."""
+        return posterior_means(posterior, self.categorical_codes, self.continuous_codes)
 
     def _image(self, out: jax.Array) -> jax.Array:
         """Return the generator's output as images in [−1, 1], [B, *shape]."""
