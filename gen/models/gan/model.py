@@ -468,7 +468,7 @@ class GAN:
 
         params = (state.generator.params, state.encoder.params if state.encoder else ())
         gradients, (metrics, (stats, encoder_stats)) = optimize.gradient(loss, params, axis_name)
-        metrics["g_gradient"] = optax.global_norm(gradients[0])
+        metrics["g_gradient"] = optax.tree.norm(gradients[0])
         player = self._updated(state.generator, gradients[0], stats)
         encoder_player = ()
         if encoder is not None:
