@@ -136,6 +136,7 @@ COUNTS = (
     "pixel_features",
     "fourier",
     "pack",
+    "continuous_codes",
 )
 """Counts whose being 0, 1 or more changes the structure of a model."""
 

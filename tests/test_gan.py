@@ -1,6 +1,7 @@
 """The GAN's losses and regularizers at their known values, and which player moves in which step."""
 
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -175,7 +176,7 @@ def test_penalties_equal_finite_differences():
     r1, r2 = 0.5 * squared_slopes(real).mean(), 0.5 * squared_slopes(fake).mean()
     u = jax.random.uniform(key, (4,))[:, None]
     between = jax.tree.map(lambda a, b: u * a + (1 - u) * b, real, fake)
-    expected = {
+    expected: dict[Any, float] = {
         "gradient_penalty": np.mean((np.sqrt(squared_slopes(between)) - 1) ** 2),
         "r1": r1,
         "r1_r2": r1 + r2,
@@ -273,7 +274,7 @@ def test_every_pair_of_loss_penalty_and_network_takes_a_step_or_is_refused(netwo
         if networks != "mlp" and loss != "hinge" and penalty != "r1":
             continue
 
-        def model(loss=loss, penalty=penalty):
+        def model(loss: Any = loss, penalty: Any = penalty):
             return GAN(IMAGE, 2, generator, discriminator, loss=loss, penalty=penalty)
 
         if loss == "wasserstein" and penalty == "none":

@@ -84,8 +84,11 @@ def read_stacked_mnist(data_dir: str | os.PathLike[str] | None) -> Dataset:
     batch is stacked anew inside the compiled step. The labels of single digits are left out.
     """
     mnist = read_images("mnist", data_dir)
-    splits = {name: {"x": arrays["x"]} for name, arrays in mnist.splits.items()}
-    return Dataset(name="stacked_mnist", format=replace(mnist.format, stack=3), **splits)
+    return from_arrays(
+        {split: arrays["x"] for split, arrays in mnist.splits.items()},
+        name="stacked_mnist",
+        format=replace(mnist.format, stack=3),
+    )
 
 
 def prepared_in(data_dir: str | os.PathLike[str] | None) -> Path:

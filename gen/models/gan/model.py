@@ -497,9 +497,11 @@ class GAN:
         y and the likeliest class c of the first categorical code: 2 I(c; y) / (H(c) + H(y)).
         """
         _, discriminator, _ = self._networks(None)
-        names, whole = ("x", "label") if self.classes else ("x",), len(data["x"]) // self.pack
-        rows = {name: np.asarray(data[name])[: whole * self.pack] for name in names}
-        packs = {name: x.reshape(-1, self.pack, *x.shape[1:]) for name, x in rows.items()}
+        packs = {}
+        for name in ("x", "label") if self.classes else ("x",):
+            rows = np.asarray(data[name])
+            rows = rows[: len(rows) // self.pack * self.pack]
+            packs[name] = rows.reshape(-1, self.pack, *rows.shape[1:])
         judge = state.discriminator._replace(
             params=self._normalized(state.discriminator.params, state.vectors)
         )
@@ -587,11 +589,10 @@ class GAN:
         categorical codes, and then the means of the continuous ones.
         """
         x = 2.0 * batch["x"] - 1.0
-        if self.encoder is not None:
-            _, _, encoder = self._networks(None)
+        _, discriminator, encoder = self._networks(None)
+        if encoder is not None:
             z, _ = nets.apply(encoder, state.encoder.params, state.encoder.stats, x)
             return z
-        _, discriminator, _ = self._networks(None)
         judge = state.discriminator._replace(
             params=self._normalized(state.discriminator.params, state.vectors)
         )

@@ -33,10 +33,8 @@ def squared_slopes(critic: Callable[[Inputs], jax.Array], inputs: Inputs) -> jax
     """
     logits, pull = jax.vjp(critic, inputs)
     (gradients,) = pull(jnp.ones_like(logits))
-    return sum(
-        jnp.sum(gradient.reshape(len(logits), -1) ** 2, axis=1)
-        for gradient in jax.tree.leaves(gradients)
-    )
+    rows = [x.reshape(len(logits), -1) for x in jax.tree.leaves(gradients)]
+    return jnp.sum(jnp.concatenate(rows, axis=1) ** 2, axis=1)
 
 
 def penalty(
