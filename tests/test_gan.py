@@ -176,7 +176,7 @@ def test_penalties_equal_finite_differences():
     r1, r2 = 0.5 * squared_slopes(real).mean(), 0.5 * squared_slopes(fake).mean()
     u = jax.random.uniform(key, (4,))[:, None]
     between = jax.tree.map(lambda a, b: u * a + (1 - u) * b, real, fake)
-    expected: dict[Any, float] = {
+    expected: dict[Any, Any] = {
         "gradient_penalty": np.mean((np.sqrt(squared_slopes(between)) - 1) ** 2),
         "r1": r1,
         "r1_r2": r1 + r2,

@@ -93,9 +93,10 @@ EXPERIMENTS = {
         sample_every=1_100,
         checkpoint_every=1_100,
     ),
-    # Wasserstein loss, gradient penalty and five critic steps in a step, each on 50 rows of its own:
-    # Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1, and the authors' program
-    # for MNIST. A quarter of their channels and a fortieth of their 200,000 steps.
+    # Wasserstein loss and gradient penalty. A step has five critic steps, each on 50 rows of its
+    # own (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1). The settings are
+    # from the authors' program for MNIST, with a quarter of its channels and a fortieth of its
+    # 200,000 steps.
     #
     # python -m experiments train wgan_gp_mnist
     "wgan_gp_mnist": Experiment(
@@ -182,7 +183,7 @@ EXPERIMENTS = {
         ),
         data="stacked_mnist",
         batch_size=128,  # 64 packs
-        steps=12_000,
+        steps=20_000,
         report_every=200,
         sample_every=2_000,
         checkpoint_every=2_000,

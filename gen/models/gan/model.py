@@ -157,8 +157,8 @@ class GAN:
     """number of InfoGAN's continuous codes, each uniform in [−1, 1]"""
     information_weight: float = 1.0
     """weight of the bound on the codes' mutual information with the image"""
-    encoder: nn.Module | None = None
-    """network from an image in [−1, 1] to z, of a BiGAN"""
+    encoder: Any = None  # the command line takes the flags of a network from its value
+    """network from an image in [−1, 1] to z, of a BiGAN (None: no encoder)"""
     pack: int = 1
     """examples that the discriminator is given at once"""
     ema_decay: float = 0.0

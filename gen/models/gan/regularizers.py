@@ -79,7 +79,7 @@ def kernels(params: Any) -> dict[str, jax.Array]:
 
     A kernel is an array of two or more axes, of which the last counts the outputs. A convolution's
     [rows, columns, in, out] becomes [rows · columns · in, out] (Miyato et al. 2018, section 3),
-    whose singular value is not exactly that of the convolution as a linear map.
+    so that its singular value differs from the norm of the convolution as a linear map.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {
