@@ -165,7 +165,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 if metrics:
                     log(step, metrics)
                     reported |= metrics
-                    faults |= _warn(experiment, step, metrics, faults)
+                    faults |= print_faults(experiment, step, metrics, faults)
                 display.show(step, metrics)
                 stop = _agree(bool(signals.received), at_report=metrics is not None)
                 stalled = experiment.stalled(step, carry)
@@ -406,10 +406,13 @@ def _agree(flag: bool, at_report: bool) -> bool:
     return at_report and bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def _warn(
+def print_faults(
     experiment: Experiment, step: int, metrics: dict[str, np.ndarray], known: set[tuple[int, str]]
 ) -> set[tuple[int, str]]:
     """Print the faults of training that a report shows for the first time, with their remedies.
+
+    The first tenth of a run is not judged, because a model that has hardly begun to learn looks
+    faulty: the samples of an untrained generator are alike.
 
     Args:
       experiment: the experiment, whose model may have `hints`.
@@ -420,7 +423,7 @@ def _warn(
     Returns:
       (seed, name) of the faults that this report shows.
     """
-    if "hints" not in capabilities(experiment.model):
+    if step < experiment.steps / 10 or "hints" not in capabilities(experiment.model):
         return set()
     shown = set()
     for i, seed in enumerate(experiment.all_seeds):

@@ -11,6 +11,8 @@ import pytest
 from conftest import equal
 from flax import linen as nn
 
+from experiments.experiment import Experiment
+from experiments.run import print_faults
 from gen import parallel, train
 from gen.core import UserError
 from gen.models.gan import GAN, DCGANDiscriminator, DCGANGenerator, regularizers
@@ -389,6 +391,17 @@ def test_hints_name_the_fault_that_metrics_show(metrics, fault):
     sound = {"d_loss": 1.2, "g_gradient": 0.3, "diversity": 0.9, "penalty": 0.1}
     assert model.hints(sound) == {}
     assert list(model.hints(sound | metrics)) == [fault]
+
+
+def test_a_fault_is_printed_once_for_each_seed_after_the_first_tenth_of_a_run(capsys):
+    experiment = Experiment(SMALL, steps=100, seeds=(3, 5))
+    sound = np.array([0.9, 0.9])
+    metrics = {"d_loss": sound, "g_gradient": sound, "diversity": np.array([0.9, 0.01])}
+    assert print_faults(experiment, 5, metrics, set()) == set()
+    faults = print_faults(experiment, 10, metrics, set())
+    assert faults == {(5, "collapse")}
+    assert print_faults(experiment, 20, metrics, faults) == faults
+    assert capsys.readouterr().err.count("warning: step 10, seed 5: collapse: diversity is") == 1
 
 
 def test_diversity_is_the_mean_squared_distance_of_samples_relative_to_data():

@@ -49,9 +49,8 @@ def hints(loss: LossName, penalty_weight: float, metrics: Mapping[str, float]) -
         )
     if diversity < COLLAPSED:
         lines["collapse"] = (
-            f"diversity is {diversity:.2g}: samples are nearly alike, where data have 1; if this "
-            "lasts beyond the first reports, try pack 2, a penalty (r1), the loss relativistic or "
-            "a lower learning rate"
+            f"diversity is {diversity:.2g}, where data have 1: samples are nearly alike; try pack "
+            "2, a penalty (r1), the loss relativistic or a lower learning rate"
         )
     if metrics.get("penalty", 0.0) > EXPLODED * penalty_weight:
         lines["penalty exploding"] = (

@@ -74,8 +74,9 @@ class GAN:
     - `penalty`, `weight_clip`, `spectral_norm`: bounds on the slope of D (`regularizers`).
     - `conditioning`: G is given the one-hot label beside z (Mirza & Osindero 2014,
       https://arxiv.org/abs/1411.1784, eq. 2), and D beside x, or by a projection (`networks`).
-    - `categorical_codes`, `continuous_codes`: InfoGAN. Both players add −`information_weight` ·
-      L_I(G, Q) to their loss (`information`).
+    - `categorical_codes`, `continuous_codes`: InfoGAN. Both players subtract weighted bounds on the
+      codes' mutual information with the image, λ L_I(G, Q), from their loss (`information`). Chen
+      et al. take λ = 1, and a smaller one for continuous codes (section 6 and appendix).
     - `encoder`: a BiGAN (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, eq. 4). D tells
       pairs (x, E(x)) from (G(z), z). G and E together minimise the generator's loss and its mirror
       image, in which both logits change sign and places.
@@ -86,8 +87,9 @@ class GAN:
     A step logs `d_loss` and `g_loss`, which have no penalty and no bound in them; `d_real` and
     `d_fake`, the means of D(x) and D(G(z)) under dropout; `diversity`, the mean squared distance
     between two samples relative to the distance between two rows of data; and `g_gradient`, the
-    norm of the generator's gradient. `penalty` and `information` are weighted as in the loss, and
-    in nats. The metrics of the discriminator are from its last step. `hints` names faults.
+    norm of the generator's gradient. `penalty` is weighted as in the loss, and `information` is the
+    unweighted bound, in nats. The metrics of the discriminator are from its last step. `hints`
+    names faults that they show.
 
     The defaults are the textbook chapter's networks, 100 → 256 → 512 → 1024 → 784 and
     784 → 1024 → 512 → 256 → 1 with ReLU: 2,946,577 parameters.
@@ -156,7 +158,9 @@ class GAN:
     continuous_codes: int = 0
     """number of InfoGAN's continuous codes, each uniform in [−1, 1]"""
     information_weight: float = 1.0
-    """weight of the bound on the codes' mutual information with the image"""
+    """weight of the bound on the categorical codes' mutual information with the image"""
+    continuous_weight: float = 0.1
+    """weight of the same for the continuous codes, whose information has no upper limit"""
     encoder: Any = None  # the command line takes the flags of a network from its value
     """network from an image in [−1, 1] to z, of a BiGAN (None: no encoder)"""
     pack: int = 1
@@ -170,7 +174,13 @@ class GAN:
         check_fields(
             self,
             positive=("latent", "discriminator_steps", "pack"),
-            non_negative=("weight_clip", "classes", "continuous_codes", "information_weight"),
+            non_negative=(
+                "weight_clip",
+                "classes",
+                "continuous_codes",
+                "information_weight",
+                "continuous_weight",
+            ),
             fraction=("ema_decay",),
         )
 
@@ -404,8 +414,9 @@ class GAN:
                 )
                 value += metrics["penalty"]
             if self._has_codes:
-                metrics["information"] = self._information(latent, posterior).mean()
-                value -= self.information_weight * metrics["information"]
+                bound, weighted = self._information(latent, posterior)
+                metrics["information"] = bound.mean()
+                value -= weighted.mean()
             return value, (metrics, stats)
 
         gradient, (metrics, stats) = optimize.gradient(loss, state.discriminator.params, axis_name)
@@ -463,7 +474,7 @@ class GAN:
                 g_loss += generator_loss(-fake_logits, -real_logits)
             value = g_loss
             if self._has_codes:
-                value -= self.information_weight * self._information(latent, posterior).mean()
+                value -= self._information(latent, posterior)[1].mean()
             return value, ({"g_loss": g_loss}, (stats, encoder_stats))
 
         params = (state.generator.params, state.encoder.params if state.encoder else ())
@@ -520,7 +531,7 @@ class GAN:
             real_logits, of_real, _ = self._judge(discriminator, judge, None, real, label)
             fake_logits, of_fake, _ = self._judge(discriminator, judge, None, fake, label)
             if of_real is not None:
-                measured["information"] = self._information(latent, of_fake)
+                measured["information"], _ = self._information(latent, of_fake)
                 measured["codes"] = self._code_means(of_real)
             return measured | {"real": real_logits, "fake": fake_logits}
 
@@ -692,11 +703,23 @@ class GAN:
         """Return D as the loss reads it: a probability under the logarithmic losses."""
         return jax.nn.sigmoid(logits) if self.loss in PROBABILITIES else logits
 
-    def _information(self, latent: jax.Array, posterior: jax.Array | None) -> jax.Array:
-        """Return the bound on the codes' mutual information for each sample, [B] nats."""
+    def _information(
+        self, latent: jax.Array, posterior: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the bound on the codes' information, and what InfoGAN maximises, [B] nats each.
+
+        The second weights categorical and continuous codes.
+        """
         assert posterior is not None
-        codes = latent[:, self.latent :]
-        return information_bound(codes, posterior, self.categorical_codes, self.continuous_codes)
+        codes, first = latent[:, self.latent :], sum(self.categorical_codes)
+        categorical = information_bound(
+            codes[:, :first], posterior[:, :first], self.categorical_codes, 0
+        )
+        continuous = information_bound(
+            codes[:, first:], posterior[:, first:], (), self.continuous_codes
+        )
+        weights = self.information_weight, self.continuous_weight
+        return categorical + continuous, weights[0] * categorical + weights[1] * continuous
 
     def _code_means(self, posterior: jax.Array) -> jax.Array:
         """Return the means of the codes under Q(c|x), [B, codes]."""
