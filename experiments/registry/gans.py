@@ -155,8 +155,8 @@ EXPERIMENTS = {
         checkpoint_every=1_100,
     ),
     # Three random digits as the channels of an image: 1,000 modes (Metz et al. 2017,
-    # https://arxiv.org/abs/1611.02163). The protocol is PacGAN's (https://arxiv.org/abs/1712.04086,
-    # section 4.1): batches of 64 and modes counted by a classifier in 26,000 samples.
+    # https://arxiv.org/abs/1611.02163). The protocol is PacGAN's (https://arxiv.org/abs/1712.04086):
+    # modes are counted by a classifier in 26,000 samples.
     #
     # python -m experiments train dcgan_stacked_mnist
     "dcgan_stacked_mnist": Experiment(

@@ -77,7 +77,7 @@ class GAN:
     - `categorical_codes`, `continuous_codes`: InfoGAN. Both players subtract weighted bounds on the
       codes' mutual information with the image, λ L_I(G, Q), from their loss (`information`). Chen
       et al. take λ = 1, and a smaller one for continuous codes (section 6 and appendix).
-    - `encoder`: a BiGAN (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, eq. 4). D tells
+    - `encoder`: a BiGAN (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, section 3). D tells
       pairs (x, E(x)) from (G(z), z). G and E together minimise the generator's loss and its mirror
       image, in which both logits change sign and places.
     - `pack`: D is given several examples at once (PacGAN, https://arxiv.org/abs/1712.04086).

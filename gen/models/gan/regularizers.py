@@ -78,7 +78,7 @@ def kernels(params: Any) -> dict[str, jax.Array]:
     """Return every kernel of a network as a matrix W [in, out], by its path in the parameters.
 
     A kernel is an array of two or more axes, of which the last counts the outputs. A convolution's
-    [rows, columns, in, out] becomes [rows · columns · in, out] (Miyato et al. 2018, section 3),
+    [rows, columns, in, out] becomes [rows · columns · in, out], as in Miyato et al. 2018,
     so that its singular value differs from the norm of the convolution as a linear map.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -114,8 +114,8 @@ def power_iteration(params: Any, vectors: Mapping[str, jax.Array]) -> dict[str, 
 def spectrally_normalized(params: Any, vectors: Mapping[str, jax.Array]) -> Any:
     """Return the parameters with each kernel divided by its largest singular value σ.
 
-    σ = vᵀ W u with v = W u / ‖W u‖. The gradient takes u and v as constants (Miyato et al. 2018,
-    eq. 11). Arrays of one axis, such as biases, stay.
+    σ = vᵀ W u with v = W u / ‖W u‖. The gradient takes u and v as constants. Arrays of one axis,
+    such as biases, stay.
 
     Args:
       params: the network's parameters.
