@@ -291,7 +291,7 @@ EXPERIMENTS = {
     # https://arxiv.org/abs/1605.09782).
     #
     # python -m experiments train bigan_digits
-    # Samples that look like digits, and reconstructions that often keep the class.
+    # Samples that look like digits, and reconstructions, most of the same class.
     "bigan_digits": Experiment(
         GAN(
             latent=10,
