@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         display.say("compiling")
         signals.begin("compiling")
 
-        saved, reported = done, {}
+        saved, reported, faults = done, {}, set()
         began = time.perf_counter() - seconds
         try:
             for step, carry, metrics in experiment.fit(
@@ -164,6 +165,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 if metrics:
                     log(step, metrics)
                     reported |= metrics
+                    faults |= print_faults(experiment, step, metrics, faults)
                 display.show(step, metrics)
                 stop = _agree(bool(signals.received), at_report=metrics is not None)
                 stalled = experiment.stalled(step, carry)
@@ -404,6 +406,35 @@ def _agree(flag: bool, at_report: bool) -> bool:
     return at_report and bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def print_faults(
+    experiment: Experiment, step: int, metrics: dict[str, np.ndarray], known: set[tuple[int, str]]
+) -> set[tuple[int, str]]:
+    """Print the faults of training that a report shows for the first time, with their remedies.
+
+    The first tenth of a run is not judged, because a model that has hardly begun to learn looks
+    faulty: the samples of an untrained generator are alike.
+
+    Args:
+      experiment: the experiment, whose model may have `hints`.
+      step: steps done.
+      metrics: the means of a report, [] or [S].
+      known: (seed, name) of the faults that were printed before.
+
+    Returns:
+      (seed, name) of the faults that this report shows.
+    """
+    if step < experiment.steps / 10 or "hints" not in capabilities(experiment.model):
+        return set()
+    shown = set()
+    for i, seed in enumerate(experiment.all_seeds):
+        of_seed = {name: float(np.ravel(values)[i]) for name, values in metrics.items()}
+        for fault, line in experiment.model.hints(of_seed).items():
+            shown.add((seed, fault))
+            if (seed, fault) not in known and _lead():
+                print(f"warning: step {step:,}, seed {seed}: {fault}: {line}", file=sys.stderr)
+    return shown
+
+
 def _no_log(step: int, metrics: Any) -> None:
     """Do nothing, in processes that do not write and where there is no terminal."""
 
@@ -554,8 +585,9 @@ def _final_pictures(
     least = 30 if len(experiment.model.shape) == 3 else 1  # few images repeat in the grids
     shown_rows = np.resize(np.arange(len(test["x"])), max(least, len(test["x"])))[:2000]
     test = {name: jnp.asarray(values[shown_rows]) for name, values in test.items()}
-    stored = {"x": jnp.asarray(dataset.test["x"][shown_rows])}
-    originals = dataset.format.decode(stored, keys.evaluate)
+    grey, _ = replace(experiment, binarize="none").decoded(
+        dataset, "test", experiment.all_seeds[shown]
+    )
     state = experiment.of_seed(carry.chosen, shown)
     pictures.final_pictures(
         folder / "samples",
@@ -566,7 +598,7 @@ def _final_pictures(
         dataset.format.symbols,
         dataset.format.words,
         dataset.log_prob,
-        originals["x"],
+        jnp.asarray(grey["x"][shown_rows]),
         dataset.format.restore if dataset.format.scale else np.asarray,
         dataset.format.labels,
     )

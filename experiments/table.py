@@ -53,6 +53,7 @@ ESTIMATE_UNITS = {
     "d_real": "probability",
     "ess": "effective draws",
     "mse": "squared error",
+    "nmi": "share",
     "probe_error": "share",
     "probe_error_raw": "share",
     "retrieval_precision": "share",
@@ -115,6 +116,8 @@ EXPLANATIONS = """\
 - `mse` is the squared error per pixel in [0, 1].
 - `d_accuracy` is the share of test images and samples that the final discriminator tells apart,
   `d_real` and `d_fake` are its mean outputs. They measure the game; a GAN has no likelihood.
+- `information` is a lower bound on the mutual information of an InfoGAN's codes and its samples, in
+  nats. `nmi` is the normalised mutual information of its categorical code and the label.
 - `probe_error` is the error rate of a linear classifier on the hidden units, `probe_error_raw` on
   the raw variables. `tuned_error` is the error rate after the hidden layers have been trained
   together with the classifier, with dropout if validation prefers it. `retrieval_precision` is the

@@ -32,8 +32,11 @@ from typing import (
 )
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
 from flax import linen as nn
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -142,6 +145,7 @@ CAPABILITIES = {
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
+    "hints": "hints(metrics) -> {fault: cause and remedy}, of training that a report's means show",
 }
 """The optional methods of a model, with their signatures and results."""
 
@@ -218,6 +222,34 @@ def negative_log_prob(model: Any, state: Any, batch: Batch, key: jax.Array) -> j
       key: not used; other models need one for their objective or score.
     """
     return -model.log_prob(state, batch)
+
+
+def sample_labels(model: Any, n: int, label: Any) -> jax.Array | None:
+    """Return the label of each of n samples, [n], or None for a model without classes.
+
+    Args:
+      model: any model.
+      n: the number of samples.
+      label: the class of the samples, [] or [n]; None takes the classes in turn.
+
+    Raises:
+      UserError: the model has no classes, or the label is none of them or of another shape.
+    """
+    name, classes = type(model).__name__, facts(model).classes
+    if label is None:
+        return jnp.arange(n) % classes if classes else None
+    require(classes > 0, f"{name}: label is {label}, and the model has no classes")
+    require(
+        np.shape(label) in ((), (n,)),
+        f"{name}: label has shape {list(np.shape(label))}, must be one label or [{n}]",
+    )
+    if not isinstance(label, Tracer):
+        values = np.asarray(label)
+        require(
+            bool(np.all((values >= 0) & (values < classes))),
+            f"{name}: label is {label}, must be 0 … {classes - 1}",
+        )
+    return jnp.broadcast_to(jnp.asarray(label), (n,))
 
 
 def require(condition: bool, message: str) -> None:

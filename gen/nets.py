@@ -3,7 +3,8 @@
 A model takes one of these networks, or any Flax module of the same signature:
 
 - encoder, discriminator: `__call__(x, *, train=False)` of x [B, *shape]. An encoder returns
-  features [B, F], to which the model adds its heads; a discriminator returns logits [B] or [B, 1].
+  features [B, F], to which the model adds its heads; a discriminator returns logits [B] or [B, 1],
+  or features where the model adds heads to it, too.
 - decoder, generator: `__call__(z, *, train=False)` of z [B, latent], returns [B, *shape] or [B, D].
 - network of a diffusion model: `__call__(x, t, label, *, train=False)`, returns [B, *shape].
 
@@ -293,11 +294,12 @@ class ConvTranspose(nn.Module):
     size: int = 3
     stride: int = 2
     use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         place, first, last = transposed_taps(self.size, self.stride)
         cells = jnp.einsum("nas,mbt,stco->nmcabo", place, place, kernel)
         cells = cells.reshape(len(place), len(place), x.shape[-1], -1)

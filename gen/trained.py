@@ -346,7 +346,7 @@ class Trained:
         self._check_scale(x)
         is_float = np.issubdtype(x.dtype, np.floating) and not self.format.scale
         scaled = is_float and not self._are_stored(x)
-        format = replace(self.format, peak=1) if scaled else self.format
+        format = replace(self.format, peak=1 if scaled else self.format.peak, stack=1)
         decoded = format.decode(
             {**batch, "x": jax.numpy.asarray(x)}, jax.random.key(0), self.binarize
         )

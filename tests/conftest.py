@@ -130,7 +130,17 @@ def structure(value, choices: bool = True) -> tuple[Any, ...]:
 
 ALIKE = ("activation", "output", "name", "start", "per", "centred", "raster", "direct")
 """Choices that change a formula's details and not the structure of a model."""
-COUNTS = ("samples", "masks", "components", "classes", "timesteps", "pixel_features", "fourier")
+COUNTS = (
+    "samples",
+    "masks",
+    "components",
+    "classes",
+    "timesteps",
+    "pixel_features",
+    "fourier",
+    "pack",
+    "continuous_codes",
+)
 """Counts whose being 0, 1 or more changes the structure of a model."""
 WEIGHTS = ("contraction", "free_bits", "warmup_steps")
 """Numbers whose being above 0 adds a term to the objective of a model."""
@@ -233,6 +243,7 @@ SMALL = {
     "ode_steps": 2,
     "ode_examples": 16,
     "ema_decay": 0.5,
+    "discriminator_steps": 2,
 }
 
 

@@ -19,7 +19,7 @@ from gen.nets import MLP, ConvEncoder
 
 BUILT_BY_OTHERS = {
     "Attention", "Block", "Blocks", "CausalConv", "Condition", "Conv", "ConvTranspose", "Dense",
-    "Horizontal", "Posterior", "Vertical", "WholePasses",
+    "Heads", "Horizontal", "Posterior", "Vertical", "WholePasses",
 }  # fmt: skip
 """Layers and helpers that networks and models build: no configuration has them as a value."""
 

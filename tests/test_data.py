@@ -642,3 +642,23 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def test_stacked_images_are_the_batch_in_a_random_order_for_each_channel():
+    format = data.Format(peak=255, stack=3)
+    x = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    stacked = format.decode({"x": x}, jax.random.key(0))["x"]
+    assert stacked.shape == (20, 1, 1, 3)
+    orders = np.asarray(stacked * 255).reshape(20, 3).round().T
+    for order in orders:
+        assert sorted(order) == list(range(20))
+    assert len({tuple(order) for order in orders}) == 3
+    again = format.decode({"x": x}, jax.random.key(1))["x"]
+    assert not np.array_equal(stacked, again)
+
+
+def test_stacked_mnist_has_three_channels_and_no_labels(tiny):
+    dataset = data.load("stacked_mnist", tiny / "tfds")
+    assert dataset.shape == (28, 28, 3)
+    assert dataset.train["x"].shape[1:] == (28, 28, 1)
+    assert dataset.classes == 0

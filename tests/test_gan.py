@@ -1,4 +1,7 @@
-"""The GAN's losses at their known values, and which player moves in which step."""
+"""The GAN's losses and regularizers at their known values, and which player moves in which step."""
+
+import itertools
+from typing import Any
 
 import chex
 import jax
@@ -6,17 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import equal
+from flax import linen as nn
 
+from experiments.experiment import Experiment
+from experiments.run import print_faults
 from gen import parallel, train
 from gen.core import UserError
-from gen.models.gan import GAN, discriminator_loss, minimax_loss, non_saturating_loss
-from gen.nets import MLP
+from gen.models.gan import GAN, DCGANDiscriminator, DCGANGenerator, regularizers
+from gen.models.gan.information import information_bound
+from gen.models.gan.losses import LOSSES
+from gen.models.gan.networks import beside, packed
+from gen.models.gan.regularizers import PENALTY_WEIGHTS
+from gen.nets import MLP, ConvEncoder
 from gen.optimize import Optimizer
 
 
 def small(size=4, width=8, dropout=0.3, **fields) -> GAN:
     networks = {"generator": MLP((width,)), "discriminator": MLP((width,), dropout=dropout)}
-    return GAN(shape=(size,), latent=3, **networks, **fields)
+    return GAN(**{"shape": (size,), "latent": 3, **networks, **fields})
 
 
 SMALL = small()
@@ -37,41 +47,375 @@ def test_the_default_is_the_textbooks_network():
     assert sum(leaf.size for leaf in jax.tree.leaves(model.parameters(state))) == 2_946_577
 
 
-def test_losses_at_a_discriminator_that_cannot_tell():
-    zero = jnp.zeros(5)  # D = ½
-    np.testing.assert_allclose(discriminator_loss(zero, zero), 2 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(non_saturating_loss(zero), np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(minimax_loss(zero), -np.log(2), rtol=1e-6)
+def law(counts) -> np.ndarray:
+    """Return the points 0, 1, ... as often as `counts` says, so that means are expectations."""
+    return np.repeat(np.arange(len(counts)), counts)
 
 
-def test_losses_equal_their_definitions():
-    real, fake = np.array([0.3, -1.2, 2.0]), np.array([-0.4, 0.9, -2.2])
-    d_real, d_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+P, Q = np.array([4, 2, 1, 1]) / 8, np.array([1, 1, 2, 4]) / 8
+REAL, FAKE = law([4, 2, 1, 1]), law([1, 1, 2, 4])
+KL = {name: np.sum(law * np.log(2 * law / (P + Q))) for name, law in (("p", P), ("q", Q))}
+OPTIMAL = {  # the optimal D at each point, and the losses of both players there
+    "minimax": (
+        np.log(P / Q),
+        np.log(4) - KL["p"] - KL["q"],  # log 4 − 2 JSD
+        KL["q"] - np.log(2),
+    ),
+    "non_saturating": (
+        np.log(P / Q),
+        np.log(4) - KL["p"] - KL["q"],
+        -np.sum(Q * np.log(P / (P + Q))),
+    ),
+    "least_squares": (
+        (P - Q) / (P + Q),
+        1 - 0.5 * np.sum((P - Q) ** 2 / (P + Q)),  # half of Pearson's χ²(p + q ‖ 2q)
+        0.5 * np.sum(Q * ((P - Q) / (P + Q)) ** 2),
+    ),
+    "hinge": (
+        np.sign(P - Q),
+        2 - np.abs(P - Q).sum(),  # 2 − 2 TV
+        -np.sum(Q * np.sign(P - Q)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMAL)
+def test_losses_take_their_known_values_at_the_optimal_discriminator(name):
+    at_optimum, d_loss, g_loss = OPTIMAL[name]
+    discriminator, generator = LOSSES[name]
+    values = jnp.asarray(at_optimum, jnp.float32)
+    real, fake = values[REAL], values[FAKE]
+    np.testing.assert_allclose(discriminator(real, fake), d_loss, rtol=1e-5)
+    np.testing.assert_allclose(generator(real, fake), g_loss, rtol=1e-5)
+    # No other D has a lower loss: its gradient by the value at each point is 0, or D is at a kink.
+    gradient = jax.grad(lambda values: discriminator(values[REAL], values[FAKE]))(values)
+    if name != "hinge":
+        np.testing.assert_allclose(gradient, np.zeros(4), atol=1e-6)
+
+
+def test_the_generators_part_of_least_squares_is_half_the_pearson_divergence():
+    """Together with ½ E[D(x)²], which the generator cannot change."""
+    at_optimum = (P - Q) / (P + Q)
+    loss = LOSSES["least_squares"].generator(jnp.zeros(8), jnp.asarray(at_optimum)[FAKE])
+    chi_squared = np.sum((2 * Q - (P + Q)) ** 2 / (P + Q))
+    np.testing.assert_allclose(loss + 0.5 * np.sum(P * at_optimum**2), 0.5 * chi_squared, rtol=1e-5)
+
+
+def test_the_wasserstein_loss_is_the_distance_of_point_masses():
+    """W₁ of masses at {0, 3} and {1, 7} is (1 + 4) / 2, which D(x) = −x attains."""
+    discriminator, generator = LOSSES["wasserstein"]
+    real, fake = -jnp.array([0.0, 3.0]), -jnp.array([1.0, 7.0])
+    np.testing.assert_allclose(discriminator(real, fake), -2.5)
+    np.testing.assert_allclose(generator(real, fake), 4.0)
+
+
+def test_the_relativistic_losses_compare_pairs_and_mirror_each_other():
+    real, fake = jnp.array([0.3, -1.2, 2.0]), jnp.array([-0.4, 0.9, -2.2])
+    discriminator, generator = LOSSES["relativistic"]
+    np.testing.assert_allclose(discriminator(real, real), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(
-        discriminator_loss(jnp.array(real), jnp.array(fake)),
-        -np.log(d_real).mean() - np.log(1 - d_fake).mean(),
-        rtol=1e-5,
+        discriminator(real, fake), np.log1p(np.exp(-(real - fake))).mean(), rtol=1e-5
     )
-    np.testing.assert_allclose(
-        non_saturating_loss(jnp.array(fake)), -np.log(d_fake).mean(), rtol=1e-5
-    )
-    np.testing.assert_allclose(minimax_loss(jnp.array(fake)), np.log(1 - d_fake).mean(), rtol=1e-5)
+    np.testing.assert_allclose(generator(real, fake), discriminator(fake, real))
+    np.testing.assert_allclose(discriminator(real + 5, fake + 5), discriminator(real, fake))
+    for loss in (discriminator, generator):
+        gradient = jax.grad(lambda both, loss=loss: loss(both[:3], both[3:]))
+        both = jnp.concatenate([real, fake])
+        step = 1e-2 * np.eye(6, dtype=np.float32)
+        differences = [
+            (loss(*jnp.split(both + e, 2)) - loss(*jnp.split(both - e, 2))) / 2e-2 for e in step
+        ]
+        np.testing.assert_allclose(gradient(both), differences, atol=1e-4)
 
 
-@pytest.mark.parametrize("logit", [-100.0, 100.0])
-def test_losses_and_gradients_are_finite_at_extreme_logits(logit):
-    extreme = jnp.full(3, logit)
-    for loss in (non_saturating_loss, minimax_loss, lambda x: discriminator_loss(x, x)):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(extreme)
-        assert np.isfinite(value)
-        assert np.all(np.isfinite(gradient))
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients_are_finite_at_extreme_logits(name):
+    for loss in LOSSES[name]:
+        for logit in (-100.0, 100.0):
+            value, gradient = jax.value_and_grad(loss, (0, 1))(
+                jnp.full(3, logit), jnp.full(3, logit)
+            )
+            assert np.isfinite(value)
+            assert np.isfinite(gradient).all()
 
 
 def test_only_non_saturating_loss_pulls_a_losing_generator():
     """Where D(G(z)) is near 0 the minimax gradient vanishes (Goodfellow et al. 2014, section 3)."""
     losing = jnp.full(1, -20.0)
-    assert abs(jax.grad(minimax_loss)(losing)[0]) < 1e-8
-    np.testing.assert_allclose(jax.grad(non_saturating_loss)(losing), [-1.0], rtol=1e-6)
+    pull = {
+        name: jax.grad(LOSSES[name].generator, 1)(losing, losing)[0]
+        for name in ("minimax", "non_saturating")
+    }
+    assert abs(pull["minimax"]) < 1e-8
+    np.testing.assert_allclose(pull["non_saturating"], -1.0, rtol=1e-6)
+
+
+def curved(inputs):
+    """Return a smooth D of pairs (x, z), [B]."""
+    return jnp.sin(inputs["x"] @ jnp.array([1.0, -2.0, 0.5])) + jnp.sum(inputs["z"] ** 2, axis=1)
+
+
+def pairs_of(key):
+    x_key, z_key = jax.random.split(key)
+    return {"x": jax.random.normal(x_key, (4, 3)), "z": jax.random.normal(z_key, (4, 2))}
+
+
+def squared_slopes(inputs) -> np.ndarray:
+    """Return ‖∇D‖² of each row by finite differences, [B]."""
+    total, h = np.zeros(4), 1e-2
+    for name, values in inputs.items():
+        for d in range(values.shape[1]):
+            move = np.zeros(values.shape, np.float32)
+            move[:, d] = h
+            ends = [curved({**inputs, name: values + sign * move}) for sign in (1, -1)]
+            total += np.asarray((ends[0] - ends[1]) / (2 * h)) ** 2
+    return total
+
+
+def test_penalties_equal_finite_differences():
+    real, fake = pairs_of(jax.random.key(0)), pairs_of(jax.random.key(1))
+    key = jax.random.key(2)
+    r1, r2 = 0.5 * squared_slopes(real).mean(), 0.5 * squared_slopes(fake).mean()
+    u = jax.random.uniform(key, (4,))[:, None]
+    between = jax.tree.map(lambda a, b: u * a + (1 - u) * b, real, fake)
+    expected: dict[Any, Any] = {
+        "gradient_penalty": np.mean((np.sqrt(squared_slopes(between)) - 1) ** 2),
+        "r1": r1,
+        "r1_r2": r1 + r2,
+    }
+    for name, value in expected.items():
+        found = regularizers.penalty(name, curved, real, fake, key)
+        np.testing.assert_allclose(found, value, rtol=2e-3)
+
+
+def test_a_logit_of_a_pack_has_the_slope_of_all_its_rows():
+    inputs = pairs_of(jax.random.key(0))
+    packs = regularizers.squared_slopes(lambda x: curved(x).reshape(-1, 2).sum(1), inputs)
+    np.testing.assert_allclose(packs, squared_slopes(inputs).reshape(-1, 2).sum(1), rtol=2e-3)
+
+
+def test_spectral_normalisation_divides_by_the_largest_singular_value():
+    """Of matrices, and of convolutions as matrices [rows · columns · in, out]."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "Conv": {"kernel": jax.random.normal(keys[0], (3, 3, 2, 5))},
+        "Dense": {"kernel": jax.random.normal(keys[1], (7, 4)), "bias": jnp.arange(4.0)},
+    }
+    vectors = regularizers.first_vectors(params, keys[2])
+    vectors = jax.lax.fori_loop(
+        0, 200, lambda _, u: regularizers.power_iteration(params, u), vectors
+    )
+    divided = regularizers.spectrally_normalized(params, vectors)
+    for name in params:
+        kernel = np.asarray(params[name]["kernel"])
+        largest = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
+        np.testing.assert_allclose(divided[name]["kernel"], kernel / largest, rtol=1e-4)
+    np.testing.assert_array_equal(divided["Dense"]["bias"], params["Dense"]["bias"])
+
+
+def test_the_bound_of_an_infogan_lies_below_the_mutual_information():
+    """Three codes and two noises, all pairs equally likely, make one of four images."""
+    image = np.array([[0, 1], [1, 2], [3, 3]])  # of each code and noise
+    joint = np.zeros((3, 4))  # p(c, x)
+    for c in range(3):
+        np.add.at(joint[c], image[c], 1 / 6)
+    marginal = joint.sum(0)
+    information = np.nansum(joint * np.log(np.where(joint > 0, joint, 1) / (marginal / 3)))
+    codes = jax.nn.one_hot(jnp.repeat(jnp.arange(3), 2), 3)
+
+    def bound(logits):  # [x, c], of Q(c|x)
+        posterior = jnp.asarray(logits, jnp.float32)[image.reshape(-1)]
+        return float(information_bound(codes, posterior, (3,), 0).mean())
+
+    exact = np.log(np.maximum(joint.T, 1e-30) / marginal[:, None])
+    np.testing.assert_allclose(bound(exact), information, rtol=1e-5)
+    rng = np.random.default_rng(0)
+    assert max(bound(exact + rng.normal(size=exact.shape)) for _ in range(20)) < information
+
+
+def test_the_bound_of_continuous_codes_is_their_entropy_plus_the_log_density():
+    codes, posterior = jnp.array([[0.5]]), jnp.array([[0.25, 2 * np.log(0.1)]])
+    log_density = -0.5 * (0.25 / 0.1) ** 2 - np.log(0.1 * np.sqrt(2 * np.pi))
+    found = information_bound(codes, posterior, (), 1)
+    np.testing.assert_allclose(found, [np.log(2) + log_density], rtol=1e-5)
+
+
+class Plain(nn.Module):
+    """A network of the user's own, which returns features; batch statistics are optional."""
+
+    width: int
+    normalised: bool = False
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Dense(self.width)(x.reshape(len(x), -1))
+        return nn.BatchNorm(use_running_average=not train)(x) if self.normalised else x
+
+
+IMAGE = (4, 4, 1)
+NETWORKS = {
+    "mlp": (MLP((4,)), MLP((4,))),
+    "dcgan": (DCGANGenerator((4,)), DCGANDiscriminator((2,), batch_norm=False)),
+    "dcgan, normalised": (DCGANGenerator((4,)), DCGANDiscriminator((2,))),
+    "user's": (Plain(16), Plain(1)),
+    "user's, normalised": (Plain(16), Plain(1, normalised=True)),
+}
+
+
+PENALTIES = ("none", *PENALTY_WEIGHTS)
+
+
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_every_pair_of_loss_penalty_and_network_takes_a_step_or_is_refused(networks):
+    """The steps are traced, not compiled: the MLP's with every loss and every penalty, the others'
+    with every loss under one penalty and with every penalty under one loss."""
+    generator, discriminator = NETWORKS[networks]
+    state = jax.eval_shape(GAN(IMAGE, 2, generator, discriminator).init, jax.random.key(0))
+    batch = {"x": jax.ShapeDtypeStruct((4, *IMAGE), jnp.float32)}
+    for loss, penalty in itertools.product(LOSSES, PENALTIES):
+        if networks != "mlp" and loss != "hinge" and penalty != "r1":
+            continue
+
+        def model(loss: Any = loss, penalty: Any = penalty):
+            return GAN(IMAGE, 2, generator, discriminator, loss=loss, penalty=penalty)
+
+        if loss == "wasserstein" and penalty == "none":
+            with pytest.raises(UserError, match="no minimum without a bound on the slope"):
+                model()
+        elif penalty != "none" and "normalised" in networks:
+            with pytest.raises(UserError, match="batch normalisation"):
+                jax.eval_shape(model().init, jax.random.key(0))
+        else:
+            after, metrics = jax.eval_shape(model().step, state, batch, jax.random.key(0))
+            assert jax.tree.structure(after) == jax.tree.structure(state)
+            assert ("penalty" in metrics) == (penalty != "none")
+
+
+def test_a_step_of_each_loss_and_of_each_penalty_is_finite_and_moves_both_players():
+    rules = {
+        "non_saturating": {"penalty": "r1"},
+        "minimax": {},
+        "least_squares": {"penalty": "gradient_penalty"},
+        "hinge": {"spectral_norm": True, "pack": 2},
+        "wasserstein": {"weight_clip": 0.01, "discriminator_steps": 2},
+        "relativistic": {"penalty": "r1_r2", "ema_decay": 0.9},
+    }
+    models = {loss: small(dropout=0.0, loss=loss, **rule) for loss, rule in rules.items()}
+
+    @jax.jit
+    def steps(key, x):
+        states = {loss: model.init(key) for loss, model in models.items()}
+        return states, {
+            loss: model.step(states[loss], {"x": x}, key) for loss, model in models.items()
+        }
+
+    before, after = steps(jax.random.key(0), jax.random.uniform(jax.random.key(1), (8, 4)))
+    for loss, (state, metrics) in after.items():
+        assert np.isfinite(list(metrics.values())).all(), loss
+        for player in ("generator", "discriminator"):
+            moved = getattr(state, player).params
+            assert not equal(getattr(before[loss], player).params, moved)
+    state = after["wasserstein"][0]
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(state.discriminator.params)) <= 0.01
+    state = after["relativistic"][0]
+    expected = jax.tree.map(
+        lambda old, new: 0.9 * old + 0.1 * new,
+        before["relativistic"].generator.params,
+        state.generator.params,
+    )
+    chex.assert_trees_all_close(state.ema, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight_clip": 0.01, "spectral_norm": True}, "switch one of them off"),
+        ({"weight_clip": 0.01, "penalty": "gradient_penalty"}, "clipped weights cannot reach"),
+        (
+            {"spectral_norm": True, "discriminator": MLP((4,), batch_norm=True)},
+            "undoes spectral_norm",
+        ),
+        ({"penalty_weight": 3.0}, "penalty_weight is 3.0, must be positive, with a penalty"),
+        ({"classes": 3}, "classes is 3 and conditioning none"),
+        ({"conditioning": "projection"}, "conditioning projection needs 2 or more"),
+        ({"conditioning": "projection", "classes": 3, "pack": 2}, "a pack has several"),
+        ({"continuous_codes": 1, "pack": 2}, "the posterior of the codes is given one image"),
+        ({"categorical_codes": (1,)}, "each must have 2 classes or more"),
+        ({"categorical_codes": (3,), "encoder": MLP((4,))}, "choose one of them"),
+        (
+            {"encoder": MLP((4,)), "conditioning": "concatenate", "classes": 3},
+            "a BiGAN decodes z alone",
+        ),
+        ({"encoder": (3,)}, "encoder is .*, must be a network"),
+    ],
+)
+def test_combinations_without_meaning_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        small(**fields)
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    model = small(discriminator_steps=2, pack=2)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(UserError, match=r"has 6 rows, .* need a multiple of 4"):
+        jax.eval_shape(model.step, state, {"x": jnp.zeros((6, 4))}, jax.random.key(0))
+
+
+def test_a_pack_joins_examples_in_succession_along_the_channels():
+    x = jnp.arange(2 * 2 * 3 * 1).reshape(4, 3, 1)
+    np.testing.assert_array_equal(packed(x, 2)[0, :, 0], [0, 1, 2])
+    np.testing.assert_array_equal(packed(x, 2)[0, :, 1], [3, 4, 5])
+    assert packed(x, 2).shape == (2, 3, 2)
+
+
+def test_a_vector_beside_an_image_is_constant_over_its_pixels():
+    images, vector = jnp.zeros((2, 3, 3, 1)), jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    channels = beside(ConvEncoder((2,)), images, vector)
+    assert channels.shape == (2, 3, 3, 3)
+    np.testing.assert_array_equal(channels[1, ..., 2], np.full((3, 3), 4.0))
+    flat = beside(MLP((2,)), images, vector)
+    np.testing.assert_array_equal(flat[:, 9:], vector)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fault"),
+    [
+        ({"d_loss": 0.001}, "discriminator saturated"),
+        ({"g_gradient": 1e-7}, "generator's gradient vanished"),
+        ({"diversity": 0.01}, "collapse"),
+        ({"penalty": 2_000.0}, "penalty exploding"),
+    ],
+)
+def test_hints_name_the_fault_that_metrics_show(metrics, fault):
+    model = small(penalty="r1")
+    sound = {"d_loss": 1.2, "g_gradient": 0.3, "diversity": 0.9, "penalty": 0.1}
+    assert model.hints(sound) == {}
+    assert list(model.hints(sound | metrics)) == [fault]
+
+
+def test_a_fault_is_printed_once_for_each_seed_after_the_first_tenth_of_a_run(capsys):
+    experiment = Experiment(SMALL, steps=100, seeds=(3, 5))
+    sound = np.array([0.9, 0.9])
+    metrics = {"d_loss": sound, "g_gradient": sound, "diversity": np.array([0.9, 0.01])}
+    assert print_faults(experiment, 5, metrics, set()) == set()
+    faults = print_faults(experiment, 10, metrics, set())
+    assert faults == {(5, "collapse")}
+    assert print_faults(experiment, 20, metrics, faults) == faults
+    assert capsys.readouterr().err.count("warning: step 10, seed 5: collapse: diversity is") == 1
+
+
+def test_diversity_is_the_mean_squared_distance_of_samples_relative_to_data():
+    state = INIT(jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (6, 4))
+    _, metrics = DISCRIMINATOR_STEP(state, {"x": x}, jax.random.key(2))
+    noise_key = jax.random.split(jax.random.key(2), 6)[0]
+    samples = np.asarray(SMALL.generate(state, SMALL.draw_latent(noise_key, 6)))
+
+    def distance(rows):
+        return np.square(rows[:, None] - rows[None]).sum(-1).mean()
+
+    expected = distance(samples) / distance(np.asarray(x))
+    np.testing.assert_allclose(metrics["diversity"], expected, rtol=1e-4)
 
 
 def test_each_half_step_moves_only_its_own_player():

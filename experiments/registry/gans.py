@@ -1,9 +1,22 @@
 """Generative adversarial networks."""
 
 from experiments.experiment import Experiment
-from gen.models.gan import GAN
+from gen.models.gan import GAN, DCGANDiscriminator, DCGANGenerator
 from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
+
+DCGAN_ADAM = Optimizer(learning_rate=2e-4, b1=0.5)  # Radford et al. 2016, section 4
+WGAN_GP_ADAM = Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9)  # the authors' program for MNIST
+
+# A quarter of the channels of the PacGAN paper, whose networks have 64 to 512, for a CPU.
+STACKED_GENERATOR = DCGANGenerator((128, 64, 32, 16))
+STACKED_DISCRIMINATOR = DCGANDiscriminator((16, 32, 64, 128))
+
+DIGITS_GENERATOR = DCGANGenerator((64, 32), size=3)
+DIGITS_DISCRIMINATOR = DCGANDiscriminator((32, 64), size=3)
+
+DENSE_GENERATOR = MLP((128, 256), "relu")
+DENSE_DISCRIMINATOR = MLP((256, 128), "leaky_relu")
 
 EXPERIMENTS = {
     # python -m experiments train gan_mnist
@@ -48,5 +61,291 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
         checkpoint_every=500,
+    ),
+    # Deep convolutional networks with batch normalisation (Radford et al. 2016,
+    # https://arxiv.org/abs/1511.06434). Half of the channels of the usual networks for MNIST.
+    #
+    # python -m experiments train dcgan_mnist
+    "dcgan_mnist": Experiment(
+        GAN(
+            generator=DCGANGenerator((128, 64, 32)),
+            discriminator=DCGANDiscriminator((32, 64, 128)),
+            optimizer=DCGAN_ADAM,
+        ),
+        data="mnist",
+        steps=11_000,  # 20 epochs
+        report_every=110,
+        sample_every=1_100,
+        checkpoint_every=1_100,
+    ),
+    # The same on clothes.
+    #
+    # python -m experiments train dcgan_fashion_mnist
+    "dcgan_fashion_mnist": Experiment(
+        GAN(
+            generator=DCGANGenerator((128, 64, 32)),
+            discriminator=DCGANDiscriminator((32, 64, 128)),
+            optimizer=DCGAN_ADAM,
+        ),
+        data="fashion_mnist",
+        steps=11_000,  # 20 epochs
+        report_every=110,
+        sample_every=1_100,
+        checkpoint_every=1_100,
+    ),
+    # Wasserstein loss and gradient penalty. A step has five critic steps, each on 50 rows of its
+    # own (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1). The settings are
+    # from the authors' program for MNIST, with a quarter of its channels and a fortieth of its
+    # 200,000 steps.
+    #
+    # python -m experiments train wgan_gp_mnist
+    "wgan_gp_mnist": Experiment(
+        GAN(
+            latent=128,
+            loss="wasserstein",
+            penalty="gradient_penalty",
+            discriminator_steps=5,
+            generator=DCGANGenerator((64, 32, 16)),
+            discriminator=DCGANDiscriminator((16, 32, 64), batch_norm=False),
+            optimizer=WGAN_GP_ADAM,
+        ),
+        data="mnist",
+        batch_size=250,  # 5 × 50
+        steps=5_000,  # 23 epochs
+        report_every=100,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
+    # Both players are given the label, as in Mirza & Osindero 2014,
+    # https://arxiv.org/abs/1411.1784, and are convolutional.
+    #
+    # python -m experiments train cgan_mnist
+    "cgan_mnist": Experiment(
+        GAN(
+            conditioning="concatenate",
+            classes=10,
+            generator=DCGANGenerator((128, 64, 32)),
+            discriminator=DCGANDiscriminator((32, 64, 128)),
+            optimizer=DCGAN_ADAM,
+        ),
+        data="mnist",
+        steps=11_000,  # 20 epochs
+        report_every=110,
+        sample_every=1_100,
+        checkpoint_every=1_100,
+    ),
+    # One code of ten classes and two continuous codes beside 62 dimensions of noise (Chen et al.
+    # 2016, https://arxiv.org/abs/1606.03657, appendix C.1). Their dense layers of 1,024 units are
+    # left out, the channels are halved, and both players have the discriminator's learning rate.
+    #
+    # python -m experiments train infogan_mnist
+    "infogan_mnist": Experiment(
+        GAN(
+            latent=62,
+            categorical_codes=(10,),
+            continuous_codes=2,
+            generator=DCGANGenerator((64, 32), size=4),
+            discriminator=DCGANDiscriminator((32, 64), size=4),
+            optimizer=DCGAN_ADAM,
+        ),
+        data="mnist",
+        steps=16_500,  # 30 epochs
+        report_every=110,
+        sample_every=1_100,
+        checkpoint_every=1_100,
+    ),
+    # Three random digits as the channels of an image: 1,000 modes (Metz et al. 2017,
+    # https://arxiv.org/abs/1611.02163). The protocol is PacGAN's (https://arxiv.org/abs/1712.04086):
+    # modes are counted by a classifier in 26,000 samples.
+    #
+    # python -m experiments train dcgan_stacked_mnist
+    "dcgan_stacked_mnist": Experiment(
+        GAN(
+            generator=STACKED_GENERATOR,
+            discriminator=STACKED_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="stacked_mnist",
+        batch_size=64,
+        steps=20_000,
+        report_every=200,
+        sample_every=2_000,
+        checkpoint_every=2_000,
+    ),
+    # The discriminator is given two images at once.
+    #
+    # python -m experiments train pacgan_stacked_mnist
+    "pacgan_stacked_mnist": Experiment(
+        GAN(
+            pack=2,
+            generator=STACKED_GENERATOR,
+            discriminator=STACKED_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="stacked_mnist",
+        batch_size=128,  # 64 packs
+        steps=20_000,
+        report_every=200,
+        sample_every=2_000,
+        checkpoint_every=2_000,
+    ),
+    # python -m experiments train wgan_gp_stacked_mnist
+    "wgan_gp_stacked_mnist": Experiment(
+        GAN(
+            loss="wasserstein",
+            penalty="gradient_penalty",
+            discriminator_steps=5,
+            generator=STACKED_GENERATOR,
+            discriminator=DCGANDiscriminator((16, 32, 64, 128), batch_norm=False),
+            optimizer=WGAN_GP_ADAM,
+        ),
+        data="stacked_mnist",
+        batch_size=320,  # 5 × 64
+        steps=7_000,
+        report_every=100,
+        sample_every=500,
+        checkpoint_every=500,
+    ),
+    # The structures above on 8 × 8 digits, each in less than a minute on 2 cores.
+    #
+    # python -m experiments train dcgan_digits
+    # Samples that look like digits; half a minute on 2 cores.
+    "dcgan_digits": Experiment(
+        GAN(
+            latent=32,
+            generator=DIGITS_GENERATOR,
+            discriminator=DIGITS_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="digits",
+        steps=5_000,
+        report_every=100,
+        sample_every=1_000,
+    ),
+    # python -m experiments train wgan_gp_digits
+    # Samples that mostly look like digits; half a minute on 2 cores.
+    "wgan_gp_digits": Experiment(
+        GAN(
+            latent=32,
+            loss="wasserstein",
+            penalty="gradient_penalty",
+            discriminator_steps=5,
+            generator=DIGITS_GENERATOR,
+            discriminator=DCGANDiscriminator((32, 64), size=3, batch_norm=False),
+            optimizer=WGAN_GP_ADAM,
+        ),
+        data="digits",
+        batch_size=250,  # 5 × 50
+        steps=4_000,
+        report_every=100,
+        sample_every=1_000,
+    ),
+    # python -m experiments train cgan_digits
+    # Samples of the class that is asked for; half a minute on 2 cores.
+    "cgan_digits": Experiment(
+        GAN(
+            latent=32,
+            conditioning="concatenate",
+            classes=10,
+            generator=DIGITS_GENERATOR,
+            discriminator=DIGITS_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="digits",
+        steps=5_000,
+        report_every=100,
+        sample_every=1_000,
+    ),
+    # python -m experiments train infogan_digits
+    # Samples that look like digits; half a minute on 2 cores.
+    "infogan_digits": Experiment(
+        GAN(
+            latent=22,
+            categorical_codes=(10,),
+            continuous_codes=2,
+            generator=DIGITS_GENERATOR,
+            discriminator=DIGITS_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="digits",
+        steps=5_000,
+        report_every=100,
+        sample_every=1_000,
+    ),
+    # python -m experiments train pacgan_digits
+    # Samples that look like digits; half a minute on 2 cores.
+    "pacgan_digits": Experiment(
+        GAN(
+            latent=32,
+            pack=2,
+            generator=DIGITS_GENERATOR,
+            discriminator=DIGITS_DISCRIMINATOR,
+            optimizer=DCGAN_ADAM,
+        ),
+        data="digits",
+        steps=5_000,
+        report_every=100,
+        sample_every=1_000,
+    ),
+    # An encoder, trained by a discriminator of pairs (x, z) (Donahue et al. 2017,
+    # https://arxiv.org/abs/1605.09782).
+    #
+    # python -m experiments train bigan_digits
+    # Samples that look like digits, and reconstructions, most of the same class.
+    "bigan_digits": Experiment(
+        GAN(
+            latent=10,
+            generator=DENSE_GENERATOR,
+            discriminator=DENSE_DISCRIMINATOR,
+            encoder=MLP((256, 128), "leaky_relu"),
+            optimizer=DCGAN_ADAM,
+        ),
+        data="digits",
+        steps=10_000,
+        report_every=200,
+        sample_every=2_000,
+        probe=True,
+    ),
+    # Relativistic loss with zero-centred penalties on both sides (R3GAN, Huang et al. 2024,
+    # https://arxiv.org/abs/2501.05441), and samples from averaged weights.
+    #
+    # python -m experiments train r3gan_digits
+    # Samples that look like digits, some of them faint; half a minute on 2 cores.
+    "r3gan_digits": Experiment(
+        GAN(
+            latent=32,
+            loss="relativistic",
+            penalty="r1_r2",
+            penalty_weight=1.0,
+            ema_decay=0.999,
+            generator=DENSE_GENERATOR,
+            discriminator=DENSE_DISCRIMINATOR,
+            optimizer=Optimizer(learning_rate=2e-4, b1=0.0, b2=0.99),
+        ),
+        data="digits",
+        steps=10_000,
+        report_every=200,
+        sample_every=2_000,
+    ),
+    # Hinge loss, spectral normalisation and a projection of the label (Miyato et al. 2018,
+    # https://arxiv.org/abs/1802.05957; Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637).
+    #
+    # python -m experiments train sngan_digits
+    # Samples of the class that is asked for; half a minute on 2 cores.
+    "sngan_digits": Experiment(
+        GAN(
+            latent=32,
+            loss="hinge",
+            spectral_norm=True,
+            conditioning="projection",
+            classes=10,
+            generator=DENSE_GENERATOR,
+            discriminator=DENSE_DISCRIMINATOR,
+            optimizer=Optimizer(learning_rate=2e-4, b1=0.0, b2=0.9),
+        ),
+        data="digits",
+        steps=10_000,
+        report_every=200,
+        sample_every=2_000,
     ),
 }

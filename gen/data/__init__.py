@@ -40,7 +40,7 @@ from gen.data.generated import (
     eight_gaussians_log_prob,
     regimes_log_prob,
 )
-from gen.data.images import IMAGES, prepared_in, read_images
+from gen.data.images import IMAGES, prepared_in, read_images, read_stacked_mnist
 from gen.data.own import Reading, read_path
 from gen.data.prepared import prepared_folder, prepared_names, read_any
 
@@ -80,7 +80,7 @@ READERS: dict[str, Callable[[], Dataset]] = {
 }
 """functions that make the data sets outside of tensorflow-datasets, by name"""
 
-DATASETS = (*IMAGES, *READERS)
+DATASETS = (*IMAGES, "stacked_mnist", *READERS)
 """names of the built-in data sets"""
 
 
@@ -109,6 +109,8 @@ def load(
     name = os.fspath(source)
     if name in IMAGES:
         return read_images(name, data_dir)
+    if name == "stacked_mnist":
+        return read_stacked_mnist(data_dir)
     if name in READERS:
         return READERS[name]()
     path = Path(name)

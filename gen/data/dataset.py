@@ -60,6 +60,8 @@ class Format:
     scale: tuple[float, ...] = ()
     """number that each column of x, or all of x, is then divided by; empty where x is not
     standardised"""
+    stack: int = 1
+    """number of stored images that `decode` draws as the channels of one example"""
 
     def __post_init__(self):
         if self.levels < 0:
@@ -68,11 +70,13 @@ class Format:
     def decode(self, batch: Batch, key: jax.Array, binarize: Binarize = "none") -> Batch:
         """Scale the stored x of a batch to x / `peak` or (x − center) / scale, and binarise it.
 
-        Only data with levels can be binarised: there x / `peak` lies in [0, 1].
+        Only data with levels can be binarised: there x / `peak` lies in [0, 1]. With `stack` k the
+        channels of an example are k images of the batch, which k random orders of the batch put
+        side by side: every image is in k examples.
 
         Args:
           batch: stored arrays, with x [B, *shape].
-          key: random key of dynamic binarisation; the other rules ignore it.
+          key: random key of stacking and of dynamic binarisation; the other rules ignore it.
           binarize: `none` keeps the scaled x, `threshold` sets values above ½ to 1 and all others
             to 0, `dynamic` draws Bernoulli variables with the means x / `peak`.
 
@@ -80,6 +84,9 @@ class Format:
           The batch with x as float32; its other arrays are unchanged.
         """
         x = batch["x"].astype(jnp.float32)
+        if self.stack > 1:
+            *order_keys, key = jax.random.split(key, self.stack + 1)
+            x = jnp.concatenate([jax.random.permutation(order, x) for order in order_keys], axis=-1)
         if self.scale:
             columns = (1,) * (x.ndim - 1) + (-1,)
             center, scale = jnp.asarray(self.center), jnp.asarray(self.scale)
@@ -108,7 +115,7 @@ class Dataset:
 
     Each split maps names to arrays with N rows:
 
-    - `"x"` [N, *shape]: the stored values.
+    - `"x"` [N, *shape]: the stored values; with `format.stack` k they have 1 / k of the channels.
     - `"label"` [N] int32: the classes 0 … `classes` − 1, if the examples have labels.
     - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
       [N, T, ...], T is the largest length over all splits, and the steps from `length` on are
@@ -130,8 +137,9 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape of one example."""
-        return self.train["x"].shape[1:]
+        """Return the shape of one decoded example."""
+        shape = self.train["x"].shape[1:]
+        return shape if self.format.stack == 1 else (*shape[:-1], shape[-1] * self.format.stack)
 
     @property
     def splits(self) -> dict[str, Arrays]:

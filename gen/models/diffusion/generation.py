@@ -20,10 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from gen import estimate
-from gen.core import Batch, Data, facts, require
+from gen.core import Batch, Data, sample_labels
 from gen.estimate import Estimate
 from gen.levels import to_floats
 from gen.models.diffusion import samplers
@@ -151,7 +150,7 @@ def _frames(
 ) -> jax.Array:
     """Return the course of n samples in [−1, 1], [frames + 1, n, *shape]."""
     start_key, key = jax.random.split(key)
-    label = _labels(model, n, label)
+    label = sample_labels(model, n, label)
     if label is None:
         denoise = model.denoiser(state)
     else:
@@ -159,22 +158,3 @@ def _frames(
     start = jax.random.normal(start_key, (n, *model.shape))
     times, path = samplers.falling(steps), model.path(state.ema)
     return samplers.trajectory(sampler, path, denoise, start, times, key, frames)
-
-
-def _labels(model: Any, n: int, label: Any) -> jax.Array | None:
-    """Return the label of each of n samples, [n], or None for a model without classes."""
-    name, classes = type(model).__name__, facts(model).classes
-    if label is None:
-        return jnp.arange(n) % classes if classes else None
-    require(classes > 0, f"{name}: label is {label}, and the model has no classes")
-    require(
-        np.shape(label) in ((), (n,)),
-        f"{name}: label has shape {list(np.shape(label))}, must be one label or [{n}]",
-    )
-    if not isinstance(label, Tracer):
-        values = np.asarray(label)
-        require(
-            bool(np.all((values >= 0) & (values < classes))),
-            f"{name}: label is {label}, must be 0 … {classes - 1}",
-        )
-    return jnp.broadcast_to(jnp.asarray(label), (n,))

@@ -1,0 +1,87 @@
+"""InfoGAN's codes and the bound on their mutual information with the image.
+
+Chen et al. 2016, "InfoGAN: interpretable representation learning by information maximizing
+generative adversarial nets", https://arxiv.org/abs/1606.03657.
+
+A vector of codes [K_1 + ... + K_J + continuous] has J categorical codes, each one-hot among K_j
+classes of equal probability, and then continuous codes, each uniform in [−1, 1]. The parameters of
+the posterior Q(c|x) are the logits of each categorical code, and then the means and the
+log-variances of the continuous ones, which are Gaussian under Q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from gen.distributions import gaussian_log_prob
+
+
+def draw_codes(key: jax.Array, n: int, categorical: Sequence[int], continuous: int) -> jax.Array:
+    """Draw n vectors of codes from their prior, [n, sum(categorical) + continuous].
+
+    Args:
+      key: the source of the draws.
+      n: the number of vectors.
+      categorical: the number of classes of each categorical code.
+      continuous: the number of continuous codes.
+    """
+    keys = jax.random.split(key, len(categorical) + 1)
+    parts = [
+        jax.nn.one_hot(jax.random.randint(key, (n,), 0, classes), classes)
+        for key, classes in zip(keys, categorical, strict=False)
+    ]
+    parts.append(jax.random.uniform(keys[-1], (n, continuous), minval=-1.0, maxval=1.0))
+    return jnp.concatenate(parts, axis=1)
+
+
+def posterior_size(categorical: Sequence[int], continuous: int) -> int:
+    """Return the number of parameters of Q(c|x)."""
+    return sum(categorical) + 2 * continuous
+
+
+def information_bound(
+    codes: jax.Array, posterior: jax.Array, categorical: Sequence[int], continuous: int
+) -> jax.Array:
+    """Return H(c) + log Q(c|x) of each pair (c, x), [B] nats.
+
+    Its mean L_I(G, Q) ≤ I(c; G(z, c)) (Chen et al. 2016, eq. 5), with equality where Q is the true
+    posterior. H(c) = Σ_j log K_j + `continuous` · log 2.
+
+    Args:
+      codes: the codes c that G was given, [B, sum(categorical) + continuous].
+      posterior: the parameters of Q(c|x) at x = G(z, c), [B, posterior_size].
+      categorical: the number of classes of each categorical code.
+      continuous: the number of continuous codes.
+    """
+    entropy = sum(math.log(classes) for classes in categorical) + continuous * math.log(2)
+    log_q, first = jnp.zeros(len(codes)), 0
+    for classes in categorical:
+        of_code = slice(first, first + classes)
+        log_q += jnp.sum(codes[:, of_code] * jax.nn.log_softmax(posterior[:, of_code]), axis=1)
+        first += classes
+    if continuous:
+        mean, logvar = jnp.split(posterior[:, first:], 2, axis=1)
+        log_q += gaussian_log_prob(codes[:, first:], mean, logvar)
+    return entropy + log_q
+
+
+def posterior_means(posterior: jax.Array, categorical: Sequence[int], continuous: int) -> jax.Array:
+    """Return E_Q[c|x]: the probabilities of the categorical codes, the means of the others.
+
+    Args:
+      posterior: the parameters of Q(c|x), [B, posterior_size].
+      categorical: the number of classes of each categorical code.
+      continuous: the number of continuous codes.
+
+    Returns:
+      [B, sum(categorical) + continuous], in the order of the codes.
+    """
+    parts, first = [], 0
+    for classes in categorical:
+        parts.append(jax.nn.softmax(posterior[:, first : first + classes]))
+        first += classes
+    return jnp.concatenate([*parts, posterior[:, first : first + continuous]], axis=1)

@@ -1,0 +1,747 @@
+"""`GAN`: two networks that train against each other, in all registered varieties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from gen import estimate, nets, optimize
+from gen.core import (
+    Batch,
+    Data,
+    Density,
+    Metrics,
+    Shape,
+    check_fields,
+    replica_key,
+    require,
+    sample_labels,
+)
+from gen.estimate import Estimate
+from gen.models.gan import regularizers
+from gen.models.gan.hints import hints
+from gen.models.gan.information import (
+    draw_codes,
+    information_bound,
+    posterior_means,
+    posterior_size,
+)
+from gen.models.gan.losses import COMPARISONS, LOSSES, PROBABILITIES, LossName
+from gen.models.gan.networks import Heads, beside, packed
+from gen.models.gan.regularizers import PENALTY_WEIGHTS, Inputs, PenaltyName
+from gen.nets import MLP
+from gen.optimize import AnyOptimizer, Optimizer
+
+
+class Player(NamedTuple):
+    """One of the networks."""
+
+    params: Any  # kernels [in, out], biases [out]
+    stats: Any  # batch statistics; empty without them
+    opt_state: Any  # Adam's two moments, each shaped like params, and its step count
+
+
+class State(NamedTuple):
+    """Everything that training changes."""
+
+    generator: Player
+    discriminator: Player
+    encoder: Any = ()  # a Player; empty without an encoder
+    ema: Any = ()  # moving average of the generator's params; empty if ema_decay is 0
+    vectors: Any = ()  # u [out] of each kernel of the discriminator; empty without spectral_norm
+
+
+@dataclass(frozen=True)
+class GAN:
+    """min_G max_D E_x[log D(x)] + E_z[log(1 − D(G(z)))], z ~ N(0, I), and its varieties.
+
+    Goodfellow et al. 2014, "Generative adversarial nets", https://arxiv.org/abs/1406.2661. A step
+    is `discriminator_steps` steps of the discriminator, each on a part of the batch, and then one
+    of the generator against the new discriminator, each with noise of its own. Images are scaled to
+    [−1, 1] for the discriminator, and the generator's output passes through tanh; `sample` returns
+    images in [0, 1].
+
+    The varieties are fields, which combine freely. A combination without meaning is refused.
+
+    - `loss`: the losses of both players (`losses`).
+    - `penalty`, `weight_clip`, `spectral_norm`: bounds on the slope of D (`regularizers`).
+    - `conditioning`: G is given the one-hot label beside z (Mirza & Osindero 2014,
+      https://arxiv.org/abs/1411.1784, eq. 2), and D beside x, or by a projection (`networks`).
+    - `categorical_codes`, `continuous_codes`: InfoGAN. Both players subtract weighted bounds on the
+      codes' mutual information with the image, λ L_I(G, Q), from their loss (`information`). Chen
+      et al. take λ = 1, and a smaller one for continuous codes (section 6 and appendix).
+    - `encoder`: a BiGAN (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, section 3). D tells
+      pairs (x, E(x)) from (G(z), z). G and E together minimise the generator's loss and its mirror
+      image, in which both logits change sign and places.
+    - `pack`: D is given several examples at once (PacGAN, https://arxiv.org/abs/1712.04086).
+    - `ema_decay`: samples come from a moving average of the generator's parameters (Yazıcı et al.
+      2019, https://arxiv.org/abs/1806.04498). Its batch statistics are the generator's own.
+
+    A step logs `d_loss` and `g_loss`, which have no penalty and no bound in them; `d_real` and
+    `d_fake`, the means of D(x) and D(G(z)) under dropout; `diversity`, the mean squared distance
+    between two samples relative to the distance between two rows of data; and `g_gradient`, the
+    norm of the generator's gradient. `penalty` is weighted as in the loss, and `information` is the
+    unweighted bound, in nats. The metrics of the discriminator are from its last step. `hints`
+    names faults that they show.
+
+    The defaults are the textbook chapter's networks, 100 → 256 → 512 → 1024 → 784 and
+    784 → 1024 → 512 → 256 → 1 with ReLU: 2,946,577 parameters.
+
+    Deviations from the chapter's listing:
+
+    - Losses are taken on logits and are exact; the listing writes log(x + 0.01), which bounds both
+      losses and biases their gradients.
+    - Each player's step moves that player alone; the listing passes no list of variables to its
+      optimisers, so that each of them moves both players.
+    - The discriminator drops 0.3 of its units. The listing builds it with 0.5 and then feeds 0.3 to
+      a placeholder that does not exist.
+    - No batch normalisation by default: the chapter's text speaks of it, the listing has none.
+    - Biases start at 0; the listing draws them like the weights (Glorot).
+    - The rows are shuffled in every epoch.
+
+    Deviations from Goodfellow et al. 2014:
+
+    - Adam in place of SGD with momentum.
+    - Gaussian noise, and ReLU throughout, in place of maxout discriminators and generators of mixed
+      rectifiers and sigmoids.
+
+    Deviations from the papers of the varieties:
+
+    - Noise is Gaussian, where Radford et al., Chen et al. and Lin et al. draw it uniformly.
+    - Both players have the same optimiser; Chen et al. give them different learning rates.
+    - One step has all critic steps of WGAN and WGAN-GP, so that a batch has `discriminator_steps`
+      times their number of rows.
+    - Weights are clipped and spectrally normalised in all layers, the last one too.
+    - The generator of a projection discriminator is given the label beside z, not by conditional
+      batch normalisation.
+    - The variance of InfoGAN's continuous codes under Q is learned; the authors' program fixes it.
+    """
+
+    family: ClassVar[str] = "GAN"
+    density: ClassVar[Density] = "implicit"
+    unit_interval: ClassVar[bool] = True
+
+    shape: Shape = (28, 28, 1)
+    """shape of one example"""
+    latent: int = 100
+    """dimension of z"""
+    generator: nn.Module = MLP((256, 512, 1024), "relu")
+    """network from z, codes and label to the image, before tanh"""
+    discriminator: nn.Module = MLP((1024, 512, 256), "relu", dropout=0.3)
+    """network from an image in [−1, 1] to the logit of D; with a projection or codes, one of your
+    own returns features [B, F]"""
+    loss: LossName = "non_saturating"
+    """losses of both players"""
+    penalty: PenaltyName = "none"
+    """penalty on the slope of the discriminator"""
+    penalty_weight: float | None = None
+    """weight of the penalty (default: its paper's, 10)"""
+    weight_clip: float = 0.0
+    """bound to which the discriminator's parameters are clipped after each step (0: none)"""
+    spectral_norm: bool = False
+    """divide the discriminator's kernels by their largest singular values"""
+    discriminator_steps: int = 1
+    """steps of the discriminator in one step, each on its own part of the batch"""
+    conditioning: Literal["none", "concatenate", "projection"] = "none"
+    """how the discriminator is given the label"""
+    classes: int = 0
+    """number of classes, with conditioning (0: no labels)"""
+    categorical_codes: tuple[int, ...] = ()
+    """numbers of classes of InfoGAN's categorical codes"""
+    continuous_codes: int = 0
+    """number of InfoGAN's continuous codes, each uniform in [−1, 1]"""
+    information_weight: float = 1.0
+    """weight of the bound on the categorical codes' mutual information with the image"""
+    continuous_weight: float = 0.1
+    """weight of the same for the continuous codes, whose information has no upper limit"""
+    encoder: Any = None  # the command line takes the flags of a network from its value
+    """network from an image in [−1, 1] to z, of a BiGAN (None: no encoder)"""
+    pack: int = 1
+    """examples that the discriminator is given at once"""
+    ema_decay: float = 0.0
+    """weight of the past in the moving average of the generator's parameters (0: none)"""
+    optimizer: AnyOptimizer = Optimizer("adam", learning_rate=2e-4)
+    """optimiser of each player"""
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            positive=("latent", "discriminator_steps", "pack"),
+            non_negative=(
+                "weight_clip",
+                "classes",
+                "continuous_codes",
+                "information_weight",
+                "continuous_weight",
+            ),
+            fraction=("ema_decay",),
+        )
+
+        def refuse(condition: bool, reason: str) -> None:
+            require(not condition, f"GAN: {reason}")
+
+        has_batch_norm = bool(getattr(self.discriminator, "batch_norm", False))
+        refuse(
+            self.encoder is not None and not isinstance(self.encoder, nn.Module),
+            f"encoder is {self.encoder!r}, must be a network, such as MLP((256, 128)), or None",
+        )
+        refuse(
+            any(classes < 2 for classes in self.categorical_codes),
+            f"categorical_codes is {self.categorical_codes}, each must have 2 classes or more",
+        )
+        refuse(
+            self.penalty_weight is not None
+            and not (self.penalty_weight > 0 and self.penalty != "none"),
+            f"penalty_weight is {self.penalty_weight}, must be positive, with a penalty",
+        )
+        refuse(
+            self.loss == "wasserstein"
+            and self.penalty == "none"
+            and not (self.weight_clip or self.spectral_norm),
+            "the loss wasserstein has no minimum without a bound on the slope of the "
+            "discriminator: set penalty to gradient_penalty, weight_clip or spectral_norm",
+        )
+        refuse(
+            self.penalty != "none" and has_batch_norm,
+            f"the penalty {self.penalty} is on the gradient of each example, and batch "
+            "normalisation makes an example's output depend on all others: switch batch_norm of "
+            "the discriminator off",
+        )
+        refuse(
+            self.spectral_norm and has_batch_norm,
+            "batch normalisation divides by the scale of a layer's output and undoes "
+            "spectral_norm: switch one of them off",
+        )
+        refuse(
+            self.spectral_norm and self.weight_clip > 0,
+            "spectral_norm divides the scale out of the kernels that weight_clip bounds: "
+            "switch one of them off",
+        )
+        refuse(
+            self.penalty == "gradient_penalty" and self.weight_clip > 0,
+            "gradient_penalty holds the slope of the discriminator at 1, which clipped weights "
+            "cannot reach: switch one of them off",
+        )
+        refuse(
+            self.conditioning == "none" and self.classes > 0,
+            f"classes is {self.classes} and conditioning none: set conditioning to concatenate or "
+            "projection, or classes to 0",
+        )
+        refuse(
+            self.conditioning != "none" and self.classes < 2,
+            f"classes is {self.classes}, and conditioning {self.conditioning} needs 2 or more: "
+            "set classes, or conditioning to none",
+        )
+        refuse(
+            self.conditioning == "projection" and self.pack > 1,
+            "a projection takes one label for each logit, and a pack has several: set conditioning "
+            "to concatenate, or pack to 1",
+        )
+        refuse(
+            self._has_codes and self.pack > 1,
+            "the posterior of the codes is given one image, and a pack has several: set pack to 1",
+        )
+        refuse(
+            self._has_codes and self.encoder is not None,
+            "an encoder and codes both infer what an image was made of: choose one of them",
+        )
+        refuse(
+            self.encoder is not None and self.classes > 0,
+            "a BiGAN decodes z alone, without a label: set conditioning to none and classes to 0",
+        )
+
+    @property
+    def _has_codes(self) -> bool:
+        """Return whether this is an InfoGAN."""
+        return bool(self.categorical_codes) or self.continuous_codes > 0
+
+    @property
+    def _weight(self) -> float:
+        """Return the weight of the penalty, 0 without one."""
+        default = PENALTY_WEIGHTS.get(self.penalty, 0.0)
+        return default if self.penalty_weight is None else self.penalty_weight
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image."""
+        if self.encoder is not None:
+            return ()
+        return ("decode", "reconstruct") if self._has_codes else ("encode", "decode", "reconstruct")
+
+    @property
+    def metric_units(self) -> Mapping[str, str]:
+        """Losses other than the logarithmic ones are in units of D."""
+        units = {
+            "diversity": "relative to data",
+            "g_gradient": "norm",
+            "information": "nats",
+            "penalty": "nats",
+        }
+        if self.loss not in PROBABILITIES:
+            units |= {"d_real": "output of D", "d_fake": "output of D"}
+        if self.loss in ("least_squares", "hinge", "wasserstein"):
+            units |= {"d_loss": "output of D", "g_loss": "output of D", "penalty": "output of D"}
+        return units
+
+    def hints(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Return a line for each fault among saturation, vanishing gradient, collapse, steepness.
+
+        The thresholds are constants of `gen.models.gan.hints`.
+        """
+        return hints(self.loss, self._weight, metrics)
+
+    def init(self, key: jax.Array) -> State:
+        generator_key, discriminator_key, encoder_key, vector_key = jax.random.split(key, 4)
+        generator, discriminator, encoder = self._networks(None)
+        x, z = jnp.zeros((self.pack, *self.shape)), jnp.zeros((self.pack, self.latent))
+        label = jnp.zeros(self.pack, jnp.int32) if self.classes else None
+        latent = jnp.zeros((1, self.latent + self._codes_size))
+        given = self._generator_input(latent, None if label is None else label[:1])
+        shown = self._discriminator_input({"x": x, "z": z}, label)
+
+        def player(net, key, needed, *example):
+            params, stats = nets.init(net, key, *example)
+            out, _ = nets.apply(net, params, stats, *example)
+            nets.check_output(net, out[0] if isinstance(net, Heads) else out, needed)
+            return Player(params, stats, optimize.init(self.optimizer, params))
+
+        state = State(
+            player(generator, generator_key, self.shape, given),
+            player(discriminator, discriminator_key, (), *shown),
+            player(encoder, encoder_key, (self.latent,), x[:1]) if encoder is not None else (),
+        )
+        if self.penalty != "none" or self.spectral_norm:
+            switch = "spectral_norm" if self.spectral_norm else f"the penalty {self.penalty}"
+            require(
+                "batch_stats" not in state.discriminator.stats,
+                f"GAN: {type(self.discriminator).__name__} has batch normalisation, which {switch} "
+                "excludes: take a discriminator without it",
+            )
+        params = state.generator.params
+        ema = jax.tree.map(jnp.copy, params) if self.ema_decay else ()
+        vectors = ()
+        if self.spectral_norm:
+            vectors = regularizers.first_vectors(state.discriminator.params, vector_key)
+        return state._replace(ema=ema, vectors=vectors)
+
+    def step(
+        self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[State, Metrics]:
+        """Take the discriminator's steps, then the generator's, with separate noise.
+
+        Raises:
+          UserError: the rows of the batch cannot be split into the parts of the discriminator's
+            steps, or the rows of a part not into packs.
+        """
+        steps, rows = self.discriminator_steps, len(batch["x"])
+        require(
+            rows % (steps * self.pack) == 0,
+            f"GAN: a batch (of a device) has {rows} rows, and {steps} steps of the discriminator "
+            f"on packs of {self.pack} need a multiple of {steps * self.pack}",
+        )
+        discriminator_key, generator_key = jax.random.split(key)
+        keys = jax.random.split(discriminator_key, steps) if steps > 1 else [discriminator_key]
+        parts = [{name: x[i::steps] for name, x in batch.items()} for i in range(steps)]
+        metrics: Metrics = {}
+        for part, part_key in zip(parts, keys, strict=True):
+            state, metrics = self.discriminator_step(state, part, part_key, axis_name=axis_name)
+        state, more = self.generator_step(state, parts[-1], generator_key, axis_name=axis_name)
+        return state, metrics | more
+
+    def discriminator_step(
+        self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[State, Metrics]:
+        """Move the discriminator alone.
+
+        Args:
+          state: the state of both players.
+          batch: training examples.
+          key: the source of the noise and of dropout.
+          axis_name: the mapped axis to average over, under `pmap`.
+
+        Returns:
+          The next state, and the metrics `d_loss`, `d_real`, `d_fake`, `diversity`, and `penalty`
+          and `information` where the model has them.
+        """
+        keys = jax.random.split(replica_key(key, axis_name), 6)
+        noise_key, generator_key, real_key, fake_key, encoder_key, penalty_key = keys
+        generator, discriminator, encoder = self._networks(axis_name)
+        label = self._label(batch)
+        # 1. Data and samples, each with the code that belongs to it.
+        x = 2.0 * batch["x"] - 1.0
+        latent = self.draw_latent(noise_key, len(x))
+        out, _ = _run(
+            generator, state.generator, generator_key, self._generator_input(latent, label)
+        )
+        real, fake = {"x": x}, {"x": self._image(out)}
+        if encoder is not None:
+            real["z"], _ = _run(encoder, state.encoder, encoder_key, x)
+            fake["z"] = latent
+        vectors = ()
+        if self.spectral_norm:
+            vectors = regularizers.power_iteration(state.discriminator.params, state.vectors)
+
+        def loss(params):
+            player = state.discriminator._replace(params=self._normalized(params, vectors))
+            # 2. The loss on both, data first.
+            real_logits, _, stats = self._judge(discriminator, player, real_key, real, label)
+            player = player._replace(stats=stats)
+            fake_logits, posterior, stats = self._judge(
+                discriminator, player, fake_key, fake, label
+            )
+            d_loss = value = LOSSES[self.loss].discriminator(real_logits, fake_logits)
+            metrics = {
+                "d_loss": d_loss,
+                "d_real": self._verdict(real_logits).mean(),
+                "d_fake": self._verdict(fake_logits).mean(),
+                "diversity": _spread(fake["x"]) / jnp.maximum(_spread(x), 1e-12),
+            }
+            # 3. The penalty on the slope of D, and the bound on the codes' mutual information.
+            if self.penalty != "none":
+
+                def logits_of(inputs: Inputs) -> jax.Array:
+                    return self._judge(discriminator, player, real_key, inputs, label)[0]
+
+                metrics["penalty"] = self._weight * regularizers.penalty(
+                    self.penalty, logits_of, real, fake, penalty_key, self.pack
+                )
+                value += metrics["penalty"]
+            if self._has_codes:
+                bound, weighted = self._information(latent, posterior)
+                metrics["information"] = bound.mean()
+                value -= weighted.mean()
+            return value, (metrics, stats)
+
+        gradient, (metrics, stats) = optimize.gradient(loss, state.discriminator.params, axis_name)
+        player = self._updated(state.discriminator, gradient, stats)
+        if self.weight_clip:
+            clipped = regularizers.clipped(player.params, self.weight_clip)
+            player = player._replace(params=clipped)
+        return state._replace(discriminator=player, vectors=vectors), metrics
+
+    def generator_step(
+        self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
+    ) -> tuple[State, Metrics]:
+        """Move the generator, and the encoder of a BiGAN, on as many samples as the batch has rows.
+
+        Args:
+          state: the state of both players.
+          batch: training examples. The relativistic loss and an encoder use all of them, a
+            conditional generator the labels, others the number of rows.
+          key: the source of the noise and of dropout.
+          axis_name: the mapped axis to average over, under `pmap`.
+
+        Returns:
+          The next state, and the metrics `g_loss` and `g_gradient`.
+        """
+        keys = jax.random.split(replica_key(key, axis_name), 5)
+        noise_key, generator_key, dropout_key, encoder_key, real_key = keys
+        generator, discriminator, encoder = self._networks(axis_name)
+        label = self._label(batch)
+        latent = self.draw_latent(noise_key, len(batch["x"]))
+        judge = state.discriminator._replace(
+            params=self._normalized(state.discriminator.params, state.vectors)
+        )
+
+        def loss(params):
+            generator_params, encoder_params = params
+            # 1. Samples and their logits.
+            player = state.generator._replace(params=generator_params)
+            out, stats = _run(
+                generator, player, generator_key, self._generator_input(latent, label)
+            )
+            fake, encoder_stats = {"x": self._image(out), "z": latent}, ()
+            fake_logits, posterior, _ = self._judge(discriminator, judge, dropout_key, fake, label)
+            # 2. Logits of data, for the losses that read them.
+            real_logits = fake_logits
+            if self.loss == "relativistic" or encoder is not None:
+                real = {"x": 2.0 * batch["x"] - 1.0}
+                if encoder is not None:
+                    player = state.encoder._replace(params=encoder_params)
+                    real["z"], encoder_stats = _run(encoder, player, encoder_key, real["x"])
+                real_logits, _, _ = self._judge(discriminator, judge, real_key, real, label)
+            # 3. The loss, its mirror image for the encoder, and the bound of an InfoGAN.
+            generator_loss = LOSSES[self.loss].generator
+            g_loss = generator_loss(real_logits, fake_logits)
+            if encoder is not None:
+                g_loss += generator_loss(-fake_logits, -real_logits)
+            value = g_loss
+            if self._has_codes:
+                value -= self._information(latent, posterior)[1].mean()
+            return value, ({"g_loss": g_loss}, (stats, encoder_stats))
+
+        params = (state.generator.params, state.encoder.params if state.encoder else ())
+        gradients, (metrics, (stats, encoder_stats)) = optimize.gradient(loss, params, axis_name)
+        metrics["g_gradient"] = optax.tree.norm(gradients[0])
+        player = self._updated(state.generator, gradients[0], stats)
+        encoder_player = ()
+        if encoder is not None:
+            encoder_player = self._updated(state.encoder, gradients[1], encoder_stats)
+        ema = state.ema
+        if self.ema_decay:
+            ema = optax.incremental_update(player.params, ema, 1 - self.ema_decay)
+        return state._replace(generator=player, encoder=encoder_player, ema=ema), metrics
+
+    def parameters(self, state: State) -> Any:
+        """Return the parameters of all players."""
+        players = (state.generator, state.discriminator, state.encoder)
+        return tuple(player.params for player in players if player)
+
+    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
+        """Return the discriminator's verdict, without dropout, on `data` and as many samples.
+
+        `d_real` and `d_fake` are the means of D(x) and D(G(z)), and `d_accuracy` is the share that
+        it classifies correctly. If the loss only compares logits, `d_accuracy` is the share of
+        pairs (x, G(z)) with D(x) > D(G(z)). A GAN has no likelihood; these measure the game, not
+        the samples.
+
+        A BiGAN adds `mse`, the squared error per pixel of G(E(x)), a mean over each pack. An
+        InfoGAN adds `information`, the lower bound on the codes' mutual information with samples,
+        in nats, and, if the data have labels, `nmi`, the normalised mutual information of the label
+        y and the likeliest class c of the first categorical code: 2 I(c; y) / (H(c) + H(y)).
+        """
+        _, discriminator, _ = self._networks(None)
+        packs = {}
+        for name in ("x", "label") if self.classes else ("x",):
+            rows = np.asarray(data[name])
+            rows = rows[: len(rows) // self.pack * self.pack]
+            packs[name] = rows.reshape(-1, self.pack, *rows.shape[1:])
+        judge = state.discriminator._replace(
+            params=self._normalized(state.discriminator.params, state.vectors)
+        )
+
+        def measure(batch, row_key):
+            batch = {name: x[0] for name, x in batch.items()}
+            label = self._label(batch)
+            latent = self.draw_latent(row_key, self.pack)
+            real = {"x": 2.0 * batch["x"] - 1.0}
+            fake = {"x": 2.0 * self.generate(state, latent, label) - 1.0, "z": latent}
+            measured = {}
+            if self.encoder is not None:
+                real["z"] = self.encode(state, batch)
+                error = batch["x"] - self.decode(state, real["z"])
+                measured["mse"] = jnp.mean(error**2)[None]
+            real_logits, of_real, _ = self._judge(discriminator, judge, None, real, label)
+            fake_logits, of_fake, _ = self._judge(discriminator, judge, None, fake, label)
+            if of_real is not None:
+                measured["information"], _ = self._information(latent, of_fake)
+                measured["codes"] = self._code_means(of_real)
+            return measured | {"real": real_logits, "fake": fake_logits}
+
+        measured = estimate.per_example(measure, packs, key)
+        real, fake = measured["real"], measured["fake"]
+        correct, settings = np.concatenate([real > 0, fake < 0]), {}
+        if self.loss in COMPARISONS:
+            correct, settings = real > fake, {"by": "pairs"}
+        estimates = {
+            "d_real": estimate.mean(self._verdict(real), "exact"),
+            "d_fake": estimate.mean(self._verdict(fake), "Monte Carlo"),
+            "d_accuracy": estimate.mean(correct, "Monte Carlo", **settings),
+        }
+        if "mse" in measured:
+            estimates["mse"] = estimate.mean(measured["mse"], "exact")
+        if "information" in measured:
+            estimates["information"] = estimate.mean(measured["information"], "lower bound")
+        if self.categorical_codes and "label" in data:
+            from sklearn.metrics import normalized_mutual_info_score
+
+            classes = np.argmax(measured["codes"][:, : self.categorical_codes[0]], axis=1)
+            nmi = float(normalized_mutual_info_score(np.asarray(data["label"]), classes))
+            estimates["nmi"] = Estimate(nmi, float("nan"), "exact", len(classes))
+        return estimates
+
+    def sample(
+        self, state: State, key: jax.Array, n: int, label: jax.Array | int | None = None
+    ) -> jax.Array:
+        """Draw z ~ N(0, I) and codes, and return G's images, scaled to [0, 1]: [n, *shape].
+
+        Args:
+          label: the class of the samples, [] or [n]; None takes the classes in turn. Only a model
+            with classes takes one.
+        """
+        labels = sample_labels(self, n, label)
+        return self.generate(state, self.draw_latent(key, n), labels)
+
+    def draw_latent(self, key: jax.Array, n: int) -> jax.Array:
+        """Draw z ~ N(0, I) followed by the codes of an InfoGAN: [n, latent + codes]."""
+        if not self._has_codes:
+            return jax.random.normal(key, (n, self.latent))
+        noise_key, code_key = jax.random.split(key)
+        codes = draw_codes(code_key, n, self.categorical_codes, self.continuous_codes)
+        return jnp.concatenate([jax.random.normal(noise_key, (n, self.latent)), codes], axis=1)
+
+    def generate(
+        self, state: State, latent: jax.Array, label: jax.Array | None = None
+    ) -> jax.Array:
+        """Return the images that the generator makes, scaled to [0, 1]: [n, *shape].
+
+        Args:
+          state: a state, of whose generator the moving average is taken if there is one.
+          latent: z followed by the codes of an InfoGAN, as `draw_latent` returns them.
+          label: the class of each image, [n], for a model with classes.
+        """
+        generator, _, _ = self._networks(None)
+        params = state.ema if self.ema_decay else state.generator.params
+        given = self._generator_input(latent, label)
+        out, _ = nets.apply(generator, params, state.generator.stats, given)
+        return (self._image(out) + 1.0) / 2.0
+
+    def encode(self, state: State, batch: Batch) -> jax.Array:
+        """Return the codes of x, [B, F].
+
+        A BiGAN returns z = E(x). An InfoGAN returns the means of Q(c|x): the probabilities of the
+        categorical codes, and then the means of the continuous ones.
+        """
+        x = 2.0 * batch["x"] - 1.0
+        _, discriminator, encoder = self._networks(None)
+        if encoder is not None:
+            z, _ = nets.apply(encoder, state.encoder.params, state.encoder.stats, x)
+            return z
+        judge = state.discriminator._replace(
+            params=self._normalized(state.discriminator.params, state.vectors)
+        )
+        label = self._label(batch)
+        _, posterior, _ = self._judge(discriminator, judge, None, {"x": x}, label)
+        assert posterior is not None
+        return self._code_means(posterior)
+
+    def decode(self, state: State, z: jax.Array) -> jax.Array:
+        """Return G(z) of a BiGAN, scaled to [0, 1]: [B, *shape]."""
+        return self.generate(state, z)
+
+    def reconstruct(self, state: State, batch: Batch) -> jax.Array:
+        """Return G(E(x)) of a BiGAN, scaled to [0, 1]: [B, *shape]."""
+        return self.decode(state, self.encode(state, batch))
+
+    @property
+    def _codes_size(self) -> int:
+        """Return the number of an InfoGAN's codes, each class of a categorical code counted."""
+        return sum(self.categorical_codes) + self.continuous_codes
+
+    def _networks(self, axis_name: str | None) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+        """Return the generator, the discriminator with its heads, and the encoder."""
+        generator = nets.fitted(self.generator, out=self.shape, axis_name=axis_name)
+        encoder = self.encoder
+        if encoder is not None:
+            encoder = nets.fitted(encoder, out=(self.latent,), axis_name=axis_name)
+        projection = self.conditioning == "projection"
+        if not projection and not self._has_codes:
+            discriminator = nets.fitted(self.discriminator, out=(1,), axis_name=axis_name)
+            return generator, discriminator, encoder
+        features = nets.fitted(self.discriminator, out=None, axis_name=axis_name)
+        size = posterior_size(self.categorical_codes, self.continuous_codes)
+        heads = Heads(features, self.classes if projection else 0, size)
+        return generator, heads, encoder
+
+    def _label(self, batch: Batch) -> jax.Array | None:
+        """Return the labels of a batch, [B], or None for a model without classes."""
+        if not self.classes:
+            return None
+        require("label" in batch, "GAN: a model with classes needs a batch of labels")
+        return batch["label"]
+
+    def _generator_input(self, latent: jax.Array, label: jax.Array | None) -> jax.Array:
+        """Return z and codes followed by the one-hot label, the input of the generator."""
+        if label is None:
+            return latent
+        return jnp.concatenate([latent, jax.nn.one_hot(label, self.classes)], axis=1)
+
+    def _discriminator_input(
+        self, inputs: Inputs, label: jax.Array | None
+    ) -> tuple[jax.Array, ...]:
+        """Return x with z and the label beside it, in packs; and the label for a projection."""
+        x, vectors = inputs["x"], []
+        if self.encoder is not None:
+            vectors.append(inputs["z"])
+        if self.conditioning == "concatenate":
+            vectors.append(jax.nn.one_hot(label, self.classes))
+        if vectors:
+            x = beside(self.discriminator, x, jnp.concatenate(vectors, axis=1))
+        if self.pack > 1:
+            x = packed(x, self.pack)
+        return (x, label) if self.conditioning == "projection" else (x,)  # type: ignore
+
+    def _judge(
+        self,
+        discriminator: nn.Module,
+        player: Player,
+        key: jax.Array | None,
+        inputs: Inputs,
+        label: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None, Any]:
+        """Return the logits, [B / pack], the parameters of Q(c|x), and the batch statistics.
+
+        Args:
+          discriminator: the network with its heads.
+          player: its parameters and statistics.
+          key: the source of dropout in training; None in evaluation.
+          inputs: x [B, *shape] in [−1, 1], and z [B, latent] for a BiGAN.
+          label: [B], or None for a model without classes.
+        """
+        shown = self._discriminator_input(inputs, label)
+        train = key is not None
+        out, stats = nets.apply(
+            discriminator, player.params, player.stats, *shown, train=train, key=key
+        )
+        logits, posterior = out if isinstance(discriminator, Heads) else (out, None)
+        return logits.reshape(-1), posterior, stats
+
+    def _normalized(self, params: Any, vectors: Any) -> Any:
+        """Return the discriminator's parameters as it uses them, spectrally normalised or not."""
+        if not self.spectral_norm:
+            return params
+        return regularizers.spectrally_normalized(params, vectors)
+
+    def _verdict(self, logits: Any) -> Any:
+        """Return D as the loss reads it: a probability under the logarithmic losses."""
+        return jax.nn.sigmoid(logits) if self.loss in PROBABILITIES else logits
+
+    def _information(
+        self, latent: jax.Array, posterior: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the bound on the codes' information, and what InfoGAN maximises, [B] nats each.
+
+        The second weights categorical and continuous codes.
+        """
+        assert posterior is not None
+        codes, first = latent[:, self.latent :], sum(self.categorical_codes)
+        categorical = information_bound(
+            codes[:, :first], posterior[:, :first], self.categorical_codes, 0
+        )
+        continuous = information_bound(
+            codes[:, first:], posterior[:, first:], (), self.continuous_codes
+        )
+        weights = self.information_weight, self.continuous_weight
+        return categorical + continuous, weights[0] * categorical + weights[1] * continuous
+
+    def _code_means(self, posterior: jax.Array) -> jax.Array:
+        """Return the means of the codes under Q(c|x), [B, codes]."""
+        return posterior_means(posterior, self.categorical_codes, self.continuous_codes)
+
+    def _image(self, out: jax.Array) -> jax.Array:
+        """Return the generator's output as images in [−1, 1], [B, *shape]."""
+        return jnp.tanh(out).reshape(-1, *self.shape)
+
+    def _updated(self, player: Player, gradient: Any, stats: Any) -> Player:
+        """Return a player after one step of its optimiser."""
+        params, opt_state = optimize.update(
+            self.optimizer, gradient, player.opt_state, player.params
+        )
+        return Player(params, stats, opt_state)
+
+
+def _run(net: nn.Module, player: Player, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+    """Run a player in training mode, with dropout and batch statistics."""
+    return nets.apply(net, player.params, player.stats, x, train=True, key=key)
+
+
+def _spread(x: jax.Array) -> jax.Array:
+    """Return the sum of the variances of all variables: half the mean squared distance of rows."""
+    return jnp.sum(jnp.var(x, axis=0))

@@ -1,0 +1,154 @@
+"""The networks of DCGAN, and how labels, codes and packs reach a discriminator."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gen import nets
+from gen.core import check_fields, require
+from gen.nets import MLP, Axis, Conv, ConvTranspose, Output, batch_norm, check_image, dense, flatten
+
+DCGAN_INIT = nn.initializers.normal(0.02)
+"""The law of DCGAN's first weights, N(0, 0.02²) (Radford et al. 2016, section 4)."""
+
+
+class DCGANGenerator(nn.Module):
+    """Transposed convolutions of stride 2 with ReLU, from z to images [H, W, C].
+
+    Radford et al. 2016, "Unsupervised representation learning with deep convolutional generative
+    adversarial networks", https://arxiv.org/abs/1511.06434, section 3 and figure 1: no dense hidden
+    layers, no pooling, batch normalisation in each layer but the last.
+    """
+
+    channels: tuple[int, ...] = (256, 128, 64)
+    """channels that the transposed convolutions take in, the first at the lowest resolution"""
+    size: int = 5
+    """height and width of the kernels"""
+    batch_norm: bool = True
+    """normalise each layer but the last over the batch, before its nonlinearity"""
+    out: Output = None
+    axis_name: Axis = None
+
+    set_by_model: ClassVar[tuple[str, ...]] = ("out", "axis_name")
+
+    def __post_init__(self):
+        check_fields(self, positive=("channels", "size"))
+        require(len(self.channels) > 0, "DCGANGenerator: channels is empty, take one or more")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, z: jax.Array, *, train: bool = False) -> jax.Array:
+        height, width, colours = check_image("DCGANGenerator", self.out or ())
+        lowest = [-(-side // 2 ** len(self.channels)) for side in (height, width)]
+        bias = not self.batch_norm
+        first = nn.Dense(
+            math.prod(lowest) * self.channels[0], use_bias=bias, kernel_init=DCGAN_INIT
+        )
+        h = first(z).reshape(len(z), *lowest, self.channels[0])
+        for channels in (*self.channels[1:], None):
+            h = batch_norm(train, self.axis_name)(h) if self.batch_norm else h
+            h = nn.relu(h)
+            if channels:
+                h = ConvTranspose(channels, self.size, use_bias=bias, kernel_init=DCGAN_INIT)(h)
+        last = ConvTranspose(colours, self.size, kernel_init=DCGAN_INIT)
+        return last(h)[:, :height, :width]
+
+
+class DCGANDiscriminator(nn.Module):
+    """Convolutions of stride 2 with leaky ReLU of slope 0.2, from images [H, W, C] to a logit.
+
+    Radford et al. 2016, section 3: batch normalisation in each layer but the first.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    """channels of the convolutions, the first at half the height and width"""
+    size: int = 5
+    """height and width of the kernels"""
+    batch_norm: bool = True
+    """normalise each layer but the first over the batch, before its nonlinearity"""
+    out: Output = None
+    axis_name: Axis = None
+
+    set_by_model: ClassVar[tuple[str, ...]] = ("out", "axis_name")
+
+    def __post_init__(self):
+        check_fields(self, positive=("channels", "size"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        check_image("DCGANDiscriminator", x.shape[1:])
+        for i, channels in enumerate(self.channels):
+            normalised = self.batch_norm and i > 0
+            conv = Conv(channels, self.size, 2, use_bias=not normalised, kernel_init=DCGAN_INIT)
+            x = conv(x)
+            if normalised:
+                x = batch_norm(train, self.axis_name)(x)
+            x = nn.leaky_relu(x, 0.2)
+        if self.out is None:
+            return flatten(x)
+        logits = nn.Dense(math.prod(self.out), kernel_init=DCGAN_INIT)(flatten(x))
+        return logits.reshape(-1, *self.out)
+
+
+class Heads(nn.Module):
+    """Heads on the features h = φ(x) of a discriminator's network.
+
+    The logit is wᵀ h + b. With `classes` a label y adds the inner product e_yᵀ h with a learned
+    embedding (the projection discriminator, Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637,
+    eq. 3). With `posterior` numbers a hidden layer and a linear layer give the parameters of
+    InfoGAN's Q(c|x), which shares the features (Chen et al. 2016, https://arxiv.org/abs/1606.03657,
+    section 6 and appendix C.1).
+    """
+
+    network: nn.Module
+    classes: int = 0
+    posterior: int = 0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        h = self.network(x, train=train)
+        nets.check_features(self.network, h)
+        logits = dense(1, "logit")(h)[:, 0]
+        if self.classes:
+            logits += jnp.sum(nn.Embed(self.classes, h.shape[1], name="embedding")(label) * h, 1)
+        if not self.posterior:
+            return logits, None
+        hidden = nn.leaky_relu(dense(128, "posterior_hidden")(h), 0.2)
+        return logits, dense(self.posterior, "posterior")(hidden)
+
+
+def beside(network: nn.Module, x: jax.Array, vector: jax.Array) -> jax.Array:
+    """Return x with a vector beside each example, as the input of a network.
+
+    The vector becomes channels of an image that are constant over its pixels (Radford et al. 2016
+    and later conditional networks). An `MLP`, and any network of examples that are no images
+    [H, W, C], is given the numbers of x followed by the vector (Mirza & Osindero 2014,
+    https://arxiv.org/abs/1411.1784, section 3.2).
+
+    Args:
+      network: the network that takes the input.
+      x: examples, [B, *shape].
+      vector: [B, K].
+    """
+    if x.ndim != 4 or isinstance(network, MLP):
+        return jnp.concatenate([flatten(x), vector], axis=1)
+    channels = jnp.broadcast_to(vector[:, None, None], (*x.shape[:3], vector.shape[1]))
+    return jnp.concatenate([x, channels], axis=3)
+
+
+def packed(x: jax.Array, pack: int) -> jax.Array:
+    """Return `pack` examples in succession as one, joined along the last axis.
+
+    [B, ..., C] becomes [B / pack, ..., pack · C] (PacGAN, Lin et al. 2018,
+    https://arxiv.org/abs/1712.04086, section 2).
+    """
+    x = jnp.moveaxis(x.reshape(-1, pack, *x.shape[1:]), 1, -2)
+    return x.reshape(*x.shape[:-2], -1)
