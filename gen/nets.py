@@ -486,6 +486,25 @@ def check_image(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def beside(network: nn.Module, x: jax.Array, vector: jax.Array) -> jax.Array:
+    """Return x with a vector beside each example, as the input of a network.
+
+    The vector becomes channels of an image that are constant over its pixels (Radford et al. 2016
+    and later conditional networks). An `MLP`, and any network of examples that are no images
+    [H, W, C], is given the numbers of x followed by the vector (Mirza & Osindero 2014,
+    https://arxiv.org/abs/1411.1784, section 3.2).
+
+    Args:
+      network: the network that takes the input.
+      x: examples, [B, *shape].
+      vector: [B, K].
+    """
+    if x.ndim != 4 or isinstance(network, MLP):
+        return jnp.concatenate([flatten(x), vector], axis=1)
+    channels = jnp.broadcast_to(vector[:, None, None], (*x.shape[:3], vector.shape[1]))
+    return jnp.concatenate([x, channels], axis=3)
+
+
 def fitted(net: Net, **known: Any) -> Net:
     """Return a network with those fields set that the model determines, such as its output shape.
 

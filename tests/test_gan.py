@@ -18,9 +18,9 @@ from gen.core import UserError
 from gen.models.gan import GAN, DCGANDiscriminator, DCGANGenerator, regularizers
 from gen.models.gan.information import information_bound
 from gen.models.gan.losses import LOSSES
-from gen.models.gan.networks import beside, packed
+from gen.models.gan.networks import packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS
-from gen.nets import MLP, ConvEncoder
+from gen.nets import MLP, ConvEncoder, beside
 from gen.optimize import Optimizer
 
 

@@ -33,7 +33,18 @@ from flax import linen as nn
 
 from gen import estimate, nets, optimize
 from gen.bounds import ImportanceBound, importance_bound
-from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, pmean, replica_key, require
+from gen.core import (
+    Batch,
+    Data,
+    Density,
+    Metrics,
+    Shape,
+    check_fields,
+    pmean,
+    replica_key,
+    require,
+    sample_labels,
+)
 from gen.distributions import (
     bernoulli_nll,
     gaussian_kl,
@@ -249,7 +260,7 @@ class VAE:
         encoder_key, decoder_key = jax.random.split(key)
         x, z = jnp.zeros((1, *self.shape)), jnp.zeros((1, self.latent))
         label = jnp.zeros(1, jnp.int32)
-        x, z = self._encoder_input(x, label), self._with_label(z, label)
+        x, z = self._with_label(self.encoder, x, label), self._with_label(self.decoder, z, label)
         posterior, decoder = self._networks()
         encoder_params, encoder_stats = nets.init(posterior, encoder_key, x)
         decoder_params, decoder_stats = nets.init(decoder, decoder_key, z)
@@ -395,14 +406,10 @@ class VAE:
           state: a state of the model.
           key: the source of every draw.
           n: the number of examples.
-          label: the class of each example, [n] or one for all, for a model with classes; None draws
-            each class with the same probability.
+          label: the class of the samples, [] or [n]; None takes the classes in turn. Only a model
+            with classes takes one.
         """
-        labels = None
-        if self.classes:
-            label_key, key = jax.random.split(key)
-            drawn = jax.random.randint(label_key, (n,), 0, self.classes)
-            labels = drawn if label is None else jnp.broadcast_to(jnp.asarray(label), (n,))
+        labels = sample_labels(self, n, label)
         if self.prior == "normal":
             return self.decode(state, jax.random.normal(key, (n, self.latent)), labels)
         # Ancestral sampling of the VampPrior: a pseudo-input u_k, then z ~ q(z|u_k).
@@ -446,19 +453,12 @@ class VAE:
         require("label" in batch, "VAE: a model with classes needs a batch of labels")
         return batch["label"]
 
-    def _with_label(self, inputs: jax.Array, label: jax.Array | None) -> jax.Array:
-        """Append one-hot labels to the last axis of inputs [B, ...], for a model with classes."""
+    def _with_label(self, net: nn.Module, x: jax.Array, label: jax.Array | None) -> jax.Array:
+        """Return the input of a network, with the one-hot label beside it if there are classes."""
         if not self.classes:
-            return inputs
+            return x
         require(label is not None, "VAE: a model with classes decodes a code with its label")
-        one_hot = jax.nn.one_hot(label, self.classes)
-        one_hot = one_hot.reshape(-1, *(1 for _ in inputs.shape[2:]), self.classes)
-        one_hot = jnp.broadcast_to(one_hot, (*inputs.shape[:-1], self.classes))
-        return jnp.concatenate([inputs, one_hot], axis=-1)
-
-    def _encoder_input(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        """Return x with its label: a vector for an MLP, more channels for other networks."""
-        return self._with_label(flatten(x) if isinstance(self.encoder, MLP) else x, label)
+        return nets.beside(net, x, jax.nn.one_hot(label, self.classes))
 
     def _encode(
         self,
@@ -471,7 +471,7 @@ class VAE:
         """Return q(z|x), and the encoder's statistics."""
         posterior, _ = self._networks(axis_name)
         params, stats = state.params["encoder"], state.stats["encoder"]
-        x = self._encoder_input(batch["x"], self._label(batch))
+        x = self._with_label(self.encoder, batch["x"], self._label(batch))
         return nets.apply(posterior, params, stats, x, train=train, key=key)
 
     def _decode(
@@ -486,7 +486,8 @@ class VAE:
         """Return the decoder's output, logits or means of the pixels, and its statistics."""
         _, decoder = self._networks(axis_name)
         params, stats = state.params["decoder"], state.stats["decoder"]
-        return nets.apply(decoder, params, stats, self._with_label(z, label), train=train, key=key)
+        z = self._with_label(self.decoder, z, label)
+        return nets.apply(decoder, params, stats, z, train=train, key=key)
 
     def _components(self, state: State) -> Moments:
         """Return q(z|u_k) for each of the K pseudo-inputs of a VampPrior."""

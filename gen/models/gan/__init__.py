@@ -2,7 +2,7 @@
 
 - `losses`: the loss pairs of discriminator and generator, on logits.
 - `regularizers`: gradient penalties, spectral normalisation and weight clipping.
-- `networks`: the DCGAN pair, and heads for labels and codes.
+- `networks`: the DCGAN pair, heads for labels and codes, and packs of examples.
 - `information`: InfoGAN's codes and its bound on their mutual information with the image.
 - `hints`: faults of training that its metrics show.
 - `model`: `GAN` itself.

@@ -34,7 +34,7 @@ from gen.models.gan.information import (
     posterior_size,
 )
 from gen.models.gan.losses import COMPARISONS, LOSSES, PROBABILITIES, LossName
-from gen.models.gan.networks import Heads, beside, packed
+from gen.models.gan.networks import Heads, packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS, Inputs, PenaltyName
 from gen.nets import MLP
 from gen.optimize import AnyOptimizer, Optimizer
@@ -663,7 +663,7 @@ class GAN:
         if self.conditioning == "concatenate":
             vectors.append(jax.nn.one_hot(label, self.classes))
         if vectors:
-            x = beside(self.discriminator, x, jnp.concatenate(vectors, axis=1))
+            x = nets.beside(self.discriminator, x, jnp.concatenate(vectors, axis=1))
         if self.pack > 1:
             x = packed(x, self.pack)
         return (x, label) if self.conditioning == "projection" else (x,)  # type: ignore

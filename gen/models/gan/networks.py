@@ -1,4 +1,4 @@
-"""The networks of DCGAN, and how labels, codes and packs reach a discriminator."""
+"""The networks of DCGAN, heads for labels and codes, and packs of examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from gen import nets
 from gen.core import check_fields, require
-from gen.nets import MLP, Axis, Conv, ConvTranspose, Output, batch_norm, check_image, dense, flatten
+from gen.nets import Axis, Conv, ConvTranspose, Output, batch_norm, check_image, dense, flatten
 
 DCGAN_INIT = nn.initializers.normal(0.02)
 """The law of DCGAN's first weights, N(0, 0.02²) (Radford et al. 2016, section 4)."""
@@ -123,25 +123,6 @@ class Heads(nn.Module):
             return logits, None
         hidden = nn.leaky_relu(dense(128, "posterior_hidden")(h), 0.2)
         return logits, dense(self.posterior, "posterior")(hidden)
-
-
-def beside(network: nn.Module, x: jax.Array, vector: jax.Array) -> jax.Array:
-    """Return x with a vector beside each example, as the input of a network.
-
-    The vector becomes channels of an image that are constant over its pixels (Radford et al. 2016
-    and later conditional networks). An `MLP`, and any network of examples that are no images
-    [H, W, C], is given the numbers of x followed by the vector (Mirza & Osindero 2014,
-    https://arxiv.org/abs/1411.1784, section 3.2).
-
-    Args:
-      network: the network that takes the input.
-      x: examples, [B, *shape].
-      vector: [B, K].
-    """
-    if x.ndim != 4 or isinstance(network, MLP):
-        return jnp.concatenate([flatten(x), vector], axis=1)
-    channels = jnp.broadcast_to(vector[:, None, None], (*x.shape[:3], vector.shape[1]))
-    return jnp.concatenate([x, channels], axis=3)
 
 
 def packed(x: jax.Array, pack: int) -> jax.Array:
