@@ -32,6 +32,7 @@ ESTIMATE_UNITS = {
     "d_accuracy": "share",
     "d_fake": "probability",
     "d_real": "probability",
+    "error": "share",
     "ess": "effective draws",
     "mse": "squared error",
     "probe_error": "share",

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from experiments.evaluation import check_publishable
+from experiments.evaluation import check_publishable, of_sessions
 from experiments.experiment import Experiment
 from experiments.folder import RESULTS, commit, is_clean, read_config, read_json, write_json
 from experiments.registry import EXPERIMENTS
 from experiments.run import Run, load_run
+from experiments.table import ANCHORS, JUDGED, MEASURES, cell
 from gen import data, estimate, trained
-from gen.core import UserError, require
+from gen.core import UserError, capabilities, require
 from gen.data import Dataset
 from gen.estimate import Estimate
 from gen.trained import PUBLISHED, WEIGHTS, Trained
@@ -41,28 +40,8 @@ SAMPLES, STACKED_SAMPLES = 10_000, 26_000
 """Numbers of samples, by default, of images and of Stacked MNIST."""
 MIXTURE_ROWS = 10_000
 """Training examples, at most, to which the mixture is fitted."""
-JUDGED = "judge.json"
-"""Name of the file of a record."""
-
-NAMES = {
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "kernel distance",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "vendi_score": "Vendi score",
-    "class_kl": "class KL",
-    "neighbour_distance": "distance to training",
-    "copies": "copies",
-    "labels_read_back": "labels read back",
-    "trained_on_samples": "trained on samples",
-    "modes": "modes",
-    "mode_kl": "mode KL",
-}
-"""Names of the measures, for tables."""
-ANCHORS = {"train": "training examples", "mixture": "mixture of Gaussians", "test": "test examples"}
-"""Names of the anchors, for tables."""
+CHANNELS = 3
+"""Channels of an image of Stacked MNIST."""
 
 
 class Subject(NamedTuple):
@@ -75,17 +54,35 @@ class Subject(NamedTuple):
     step: Any  # step of the states, [] or [S]
     run: Run | None  # None for published weights
 
+    @property
+    def binary(self) -> bool:
+        """Whether the pixels of its data are 0 or 1."""
+        return self.experiment.levels(self.dataset) == 2
 
-class Anchors(NamedTuple):
-    """What samples are compared with, for one data set, and the figures beside theirs."""
+
+class Judge(NamedTuple):
+    """A classifier, and what it sees in the examples that samples are compared with."""
 
     classifier: Trained
     sha256: str  # of the classifier's file
-    test: dict[str, np.ndarray]  # decoded, with the labels if there are any
+    stacked: bool  # whether samples have three images of the classifier as channels
+    test: Mapping[str, Any]  # decoded test examples; of Stacked MNIST the single images
+    training: Mapping[str, Any]  # the same for training
     seen_test: Prediction
     seen_training: Prediction
-    figures: dict[str, dict[str, Estimate]]  # of training examples, a mixture and test examples
-    accuracy: Estimate | None  # of the classifier on the test examples; None without labels
+
+    def see(self, x: np.ndarray) -> Prediction:
+        """Return what the classifier predicts for samples, channel by channel of stacked ones."""
+        if self.stacked:
+            x = np.moveaxis(x, -1, 1).reshape(-1, *self.classifier.model.shape)
+        return predict(self.classifier.model, self.classifier.state, x)
+
+    def measure(self, seen: Prediction) -> dict[str, Estimate]:
+        """Return the measures of samples that need no labels."""
+        if self.stacked:
+            shares = judge.class_shares(self.seen_test)
+            return judge.modes(seen.labels.reshape(-1, CHANNELS), shares)
+        return judge.judge(seen, self.seen_test, self.seen_training, SEED)
 
 
 def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
@@ -107,50 +104,248 @@ def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
         EXPERIMENTS[published.name], model=published.model, binarize=published.binarize
     )
     record = read_json(RESULTS / f"{published.name}.json", "seeds") or {"seeds": [0]}
-    states = {record["seeds"][0]: published.state}
+    states = {record["seeds"][0]: published.state}  # the seed that the pictures show
     dataset = data.load(experiment.data, data_dir)
     return Subject(published.name, experiment, dataset, states, published.step, None)
 
 
-def load_classifier(name: str, source: str) -> tuple[Trained, str]:
-    """Return a classifier and the SHA-256 of its file.
+def load_judge(subject: Subject, name: str = "", data_dir: Path | None = None) -> Judge:
+    """Return the judge of a model's samples.
 
     Args:
+      subject: the model.
       name: a published classifier, or a file that `export` has written; empty for the classifier of
         the data set.
-      source: the data set.
+      data_dir: folder of prepared data sets.
+
+    Raises:
+      UserError: there is no such classifier, or it reads images of another shape or other values
+        than the samples have.
     """
+    source = subject.experiment.data
     if not name and source not in CLASSIFIERS:
         raise UserError(
-            f"no classifier of {source} is published: train a classifier, export its weights and "
-            "give the file as --classifier"
+            f"no classifier of {source} is published: train one on it, such as classifier_mnist, "
+            "export its weights, and give the file as --classifier"
         )
     name = name or CLASSIFIERS[source]
     path = Path(name) if Path(name).is_file() else PUBLISHED / name / WEIGHTS
     if not path.exists():
         raise UserError(
             f"{name} is no published classifier and no file: python -m experiments export RUN FILE "
-            "writes one from a run of it"
+            "writes the file of a run"
         )
     classifier = trained.load_weights(path)
-    require(
-        classifier.model.family == "classifier", f"{path} is no classifier: it is {classifier!r}"
-    )
-    return classifier, hashlib.sha256(path.read_bytes()).hexdigest()
+    if classifier.model.family != "classifier" or classifier.name not in EXPERIMENTS:
+        raise UserError(f"{path} has a {classifier.model.family} and no classifier: give another")
 
-
-def stacked(subject: Subject, classifier: Trained) -> bool:
-    """Return whether a model draws three images of the classifier as channels of one.
-
-    Raises:
-      UserError: its samples are neither these nor images of the classifier.
-    """
     shape, needed = tuple(subject.experiment.model.shape), tuple(classifier.model.shape)
-    if shape == (*needed[:-1], 3) and needed[-1] == 1:
-        return True
-    if shape != needed:
+    is_stacked = needed[-1] == 1 and shape == (*needed[:-1], CHANNELS)
+    if shape != needed and not is_stacked:
         raise UserError(
             f"{subject.name} draws samples of shape {list(shape)} and {classifier.name} reads "
-            f"{list(needed)}: give another --classifier"
+            f"{list(needed)}: samples of other shapes are not judged"
         )
-    return False
+    experiment, dataset = subject.experiment, subject.dataset
+    if is_stacked:  # the channels are single images
+        experiment = EXPERIMENTS[classifier.name]
+        dataset = data.load(experiment.data, data_dir)
+    require(
+        dataset.format.levels > 0,
+        f"{dataset.name} has no levels, and a classifier reads values in [0, 1]: take other data",
+    )
+    test, training = (experiment.decoded(dataset, split, SEED)[0] for split in ("test", "train"))
+    seen = [predict(classifier.model, classifier.state, rows["x"]) for rows in (test, training)]
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Judge(classifier, sha256, is_stacked, test, training, *seen)
+
+
+def anchors(judging: Judge, n: int, binary: bool) -> dict[str, dict[str, Estimate]]:
+    """Return the figures that stand beside the samples' own, by the keys of `ANCHORS`.
+
+    - `train`: n training examples in place of samples. It is the floor of every distance, except
+      that training examples are copies of themselves.
+    - `mixture`: samples of `judge.mixture_samples`, a simple model.
+    - `test`: the test examples, for the measures that compare with training or with nothing.
+
+    Args:
+      judging: the judge.
+      n: the number of samples.
+      binary: whether the pixels are binary.
+    """
+    rng = np.random.default_rng(SEED)
+    training = np.asarray(judging.training["x"])
+    if judging.stacked:
+        rows = rng.integers(0, len(training), (n, CHANNELS))
+        training = np.concatenate([training[rows[:, i]] for i in range(CHANNELS)], axis=-1)
+    some = np.arange(min(n, len(training))) * len(training) // min(n, len(training))
+    mixture = judge.mixture_samples(training[some[:MIXTURE_ROWS]], n, SEED)
+    if binary:
+        mixture = (rng.random(mixture.shape) < mixture).astype(np.float32)
+    figures = {
+        "train": judging.measure(judging.see(training[some])),
+        "mixture": judging.measure(judging.see(mixture)),
+    }
+    if not judging.stacked:
+        own = judging.seen_test.features
+        figures["test"] = {
+            "vendi_score": judge.vendi_score(own, SEED),
+            **judge.memorisation(own, own, judging.seen_training.features),
+        }
+    return figures
+
+
+def judge_seed(subject: Subject, judging: Judge, seed: int, n: int) -> tuple[Any, list[float]]:
+    """Return the estimates of one seed's samples by name, and the shares of their classes.
+
+    Args:
+      subject: the model.
+      judging: the judge.
+      seed: the seed of the model, which also draws the samples.
+      n: the number of samples.
+    """
+    model, state = subject.experiment.model, subject.states[seed]
+    drawn = judge.draw(model, state, n, seed, binary=subject.binary)
+    seen = judging.see(drawn["x"])
+    figures = judging.measure(seen)
+    if "label" in drawn and not judging.stacked:
+        figures["labels_read_back"] = judge.labels_read_back(seen, drawn["label"])
+        own = replace(EXPERIMENTS[judging.classifier.name], model=judging.classifier.model)
+        if "label" in judging.test:
+            figures["trained_on_samples"] = judge.trained_on_samples(
+                own.for_run().model, drawn, judging.test, own.steps, own.batch_size, seed
+            )
+    return figures, [round(share, 4) for share in judge.class_shares(seen).tolist()]
+
+
+def judge_subject(
+    subject: Subject, judging: Judge, figures: Mapping[str, Mapping[str, Estimate]], n: int
+) -> dict[str, Any]:
+    """Judge the samples of a model, and return the record.
+
+    The estimates are means over the seeds of a run.
+
+    Args:
+      subject: the model.
+      judging: the judge.
+      figures: what `anchors` returned.
+      n: the number of samples.
+    """
+    results = {seed: judge_seed(subject, judging, seed, n) for seed in subject.states}
+    by_seed = [estimates for estimates, _ in results.values()]
+    accuracy = {}
+    if "label" in judging.test:
+        right = judging.seen_test.labels == np.asarray(judging.test["label"])
+        accuracy = {"accuracy": estimate.to_json(estimate.mean(right, "exact"))}
+    run = subject.run
+    published = read_json(RESULTS / f"{subject.name}.json") or {}
+    return {
+        "experiment": subject.name,
+        "data": subject.experiment.data,
+        "binarize": subject.experiment.binarize,
+        "samples": n,
+        "test_examples": len(judging.test["x"]),
+        "step": np.asarray(subject.step).tolist(),
+        "estimates": {
+            name: estimate.to_json(estimate.over_seeds([each[name] for each in by_seed]))
+            for name in by_seed[0]
+        },
+        "seeds": list(results),
+        "per_seed": [
+            {
+                "seed": seed,
+                "class_shares": shares,
+                **{name: {"value": each.value} for name, each in estimates.items()},
+            }
+            for seed, (estimates, shares) in results.items()
+        ],
+        "anchors": {
+            anchor: {name: estimate.to_json(each) for name, each in of_anchor.items()}
+            for anchor, of_anchor in figures.items()
+        },
+        "class_shares": [round(each, 4) for each in judge.class_shares(judging.seen_test).tolist()],
+        "classifier": {
+            "experiment": judging.classifier.name,
+            "sha256": judging.sha256,
+            **accuracy,
+        },
+        "commit": of_sessions(run, "commit") if run else published.get("commit"),
+        "judged_at_commit": commit(),
+    }
+
+
+def judge_all(
+    subjects: Sequence[Subject], samples: int, classifier: str = "", data_dir: Path | None = None
+) -> Iterator[tuple[Subject, dict[str, Any]]]:
+    """Yield each model with its record.
+
+    Models on the same data share the anchors.
+
+    Args:
+      subjects: the models.
+      samples: the number of samples of each seed; 0 for `SAMPLES`, of Stacked MNIST
+        `STACKED_SAMPLES`.
+      classifier: as in `load_judge`.
+      data_dir: folder of prepared data sets.
+    """
+    for subject in subjects:
+        name = type(subject.experiment.model).__name__
+        able = "sample" in capabilities(subject.experiment.model)
+        require(able, f"{name} of {subject.name} has no method sample, so nothing to judge")
+    kept: dict[Any, Any] = {}
+    for subject in subjects:
+        shape, experiment = subject.experiment.model.shape, subject.experiment
+        key = (experiment.data, experiment.binarize, experiment.reading, shape)
+        if key not in kept:
+            judging = load_judge(subject, classifier, data_dir)
+            n = samples or (STACKED_SAMPLES if judging.stacked else SAMPLES)
+            kept[key] = judging, anchors(judging, n, subject.binary), n
+        yield subject, judge_subject(subject, *kept[key])
+
+
+def write(subject: Subject, record: Mapping[str, Any]) -> Path:
+    """Write the record to the run folder, or for published weights to samples/NAME.
+
+    Returns:
+      The path of the file.
+    """
+    folder = subject.run.folder if subject.run else Path("samples") / subject.name
+    path = folder / JUDGED
+    write_json(path, record)
+    return path
+
+
+def check_judgement_publishable(subject: Subject) -> None:
+    """Raise `UserError` unless the judgement of a model may be published.
+
+    A run must be one that `evaluate --publish` would publish, and the checkout without changes.
+    """
+    if subject.run:
+        check_publishable(subject.run, "test", commit())
+    elif not is_clean(commit()):
+        raise UserError(f"this checkout is at {commit()}: commit its changes, then publish")
+
+
+def publish_judgement(subject: Subject, record: Mapping[str, Any]) -> Path:
+    """Write the record to experiments/results/NAME/judge.json, and return the path."""
+    path = RESULTS / subject.name / JUDGED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return path
+
+
+def summary(record: Mapping[str, Any]) -> Any:
+    """Return a table for the terminal: each measure of the samples, and the anchors beside it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"{record['experiment']}: {record['samples']:,} samples, {len(record['seeds'])} seed(s)"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
+    table.add_column("measure")
+    table.add_column("samples", overflow="fold")
+    for anchor in record["anchors"]:
+        table.add_column(ANCHORS[anchor], overflow="fold")
+    for name, fields in record["estimates"].items():
+        others = [of_anchor.get(name) for of_anchor in record["anchors"].values()]
+        table.add_row(MEASURES[name], *map(cell, (fields, *others)))
+    return table

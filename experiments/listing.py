@@ -14,7 +14,13 @@ from experiments.table import NEEDED, number
 from gen.core import CAPABILITIES, UserError, capabilities
 from gen.estimate import MARKS, from_json
 
-HEADLINES = {"bits_per_dim": "bits/dim", "nll": "nats", "mse": "mse", "d_accuracy": "accuracy"}
+HEADLINES = {
+    "bits_per_dim": "bits/dim",
+    "nll": "nats",
+    "mse": "mse",
+    "d_accuracy": "accuracy",
+    "error": "error",
+}
 """Units of the estimates that can be the headline of an experiment, which is the first it has."""
 
 DENSITIES = {

@@ -43,6 +43,29 @@ DYNAMIC = ("mnist", "digits")
 GREY = "_grey"
 """Suffix of the tables of grey levels, in bits per pixel."""
 
+JUDGED = "judge.json"
+"""Name of the file with the judgement of a model's samples."""
+
+MEASURES = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "vendi_score": "Vendi score",
+    "class_kl": "class KL",
+    "neighbour_distance": "distance to training",
+    "copies": "copies",
+    "labels_read_back": "labels read back",
+    "trained_on_samples": "trained on samples",
+    "modes": "modes",
+    "mode_kl": "mode KL",
+}
+"""Names of the measures of samples."""
+ANCHORS = {"train": "training examples", "mixture": "mixture of Gaussians", "test": "test examples"}
+"""Names of the figures that stand beside the measures of samples."""
+
 HEADER = """\
 # Results
 
@@ -120,6 +143,17 @@ difference to the published figure; a negative distance is better.
 """
 
 
+JUDGEMENTS = """\
+## Samples, judged by a classifier
+
+`python -m experiments judge RUN --publish` writes these figures. The features are those of the
+project's own classifier, so no figure is the FID of the literature. ± is the standard error over
+samples (of recall and coverage over test examples), in brackets the one over seeds. *Training
+examples* in place of samples show the value of a perfect model, apart from the last two columns.
+*Class KL* is in nats. BUILD.md says what each measure means.
+"""
+
+
 def records(folder: Path) -> list[Record]:
     """Return the result files of a folder, by name. Raise `UserError` if a file is damaged."""
     read = (read_json(path, *NEEDED) for path in sorted(folder.glob("*_*.json")))
@@ -127,7 +161,7 @@ def records(folder: Path) -> list[Record]:
 
 
 def markdown(folder: Path) -> str:
-    """Return RESULTS.md: all estimates, then the likelihoods of each data set that has results."""
+    """Return RESULTS.md: all estimates, the likelihoods by data set, and the judged samples."""
     results = records(folder)
     parts = [HEADER, ESTIMATES, rows_as_markdown(estimate_rows(results)), EXPLANATIONS, LIKELIHOODS]
     for data, title in TITLES.items():
@@ -136,7 +170,58 @@ def markdown(folder: Path) -> str:
             parts += [f"### {title}\n", rows_as_markdown(rows)]
             if sources:
                 parts.append("".join(f"[{i}] {each}  \n" for i, each in enumerate(sources, 1)))
+    if judged := judgements(folder):
+        parts.append(JUDGEMENTS)
+    for title, of_table in judged.items():
+        parts += [f"### {title}\n", rows_as_markdown(judgement_rows(of_table))]
     return "\n".join(parts)
+
+
+def judgements(folder: Path) -> dict[str, list[Record]]:
+    """Return the judged models of a folder, by the title of the table that they share.
+
+    Figures of one table have the same test examples, classifier and number of samples.
+    """
+    tables: dict[str, list[Record]] = {}
+    for path in sorted(folder.glob(f"*/{JUDGED}")):
+        record = read_json(path, "experiment", "data", "samples", "estimates", "anchors")
+        if record:
+            title = (
+                f"{record['data']}, binarize {record['binarize']}: {record['samples']:,} samples "
+                f"against {record['test_examples']:,} test examples, by "
+                f"`{record['classifier']['experiment']}` {record['classifier']['sha256'][:8]}"
+            )
+            tables.setdefault(title, []).append(record)
+    return tables
+
+
+def judgement_rows(results: Sequence[Record]) -> list[dict[str, str]]:
+    """Return a row of cells by column for each anchor and for each judged model of one table.
+
+    Models are sorted by their first measure.
+    """
+    first = next(iter(results[0]["estimates"]))
+    ordered = sorted(results, key=lambda record: record["estimates"][first]["value"])
+    used = {name for record in results for name in record["estimates"]}
+    rows = [(f"*{ANCHORS[each]}*", figures, "–") for each, figures in results[0]["anchors"].items()]
+    rows += [(f"`{each['experiment']}`", each["estimates"], seeds(each)) for each in ordered]
+    return [
+        {
+            "samples of": name,
+            "seeds": count,
+            **{MEASURES[each]: cell(figures.get(each)) for each in MEASURES if each in used},
+        }
+        for name, figures, count in rows
+    ]
+
+
+def cell(fields: Mapping[str, Any] | None) -> str:
+    """Return an estimate as `value ± stderr`, with the error over seeds in brackets, or a dash."""
+    if fields is None:
+        return "–"
+    value = from_json(fields)
+    over_seeds = value.settings.get("seeds_stderr")
+    return number(value) + (f" (± {over_seeds:.2g})" if over_seeds is not None else "")
 
 
 def rows_as_markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -1,7 +1,7 @@
 """A classifier of the labels: fine-tuning trains one, and its features judge samples.
 
-    run = gen.load("classifier_digits")
-    prediction = predict(run.model, run.state, x)  # features [N, F], probabilities [N, K]
+run = gen.load("classifier_digits")
+prediction = predict(run.model, run.state, x)  # features [N, F], probabilities [N, K]
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class Classifier:
     def features_and_logits(self, state: State, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return f(x), [B, F], and log p(label | x) up to a constant, [B, K]."""
         features, _ = nets.apply(self.encoder, state.params["encoder"], state.stats, x)
-        return features, features @ state.params["top"]["kernel"] + state.params["top"]["bias"][None]
+        return features, features @ state.params["top"]["kernel"] + state.params["top"]["bias"][
+            None
+        ]
 
     def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
         """Return 1 where the most probable label is wrong and 0 elsewhere, [B].
