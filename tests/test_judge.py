@@ -13,6 +13,7 @@ from experiments import judging, table
 from experiments.__main__ import main
 from gen.core import UserError
 from gen.nets import MLP
+from gen.optimize import Optimizer
 from gen.uses import judge
 from gen.uses.classifier import Classifier, Prediction
 
@@ -237,7 +238,7 @@ def test_a_classifier_learns_from_samples_what_their_labels_say(rng):
     label = rng.integers(0, 2, 200).astype(np.int32)
     x = np.repeat(label[:, None], 3, axis=1) + rng.uniform(-0.3, 0.3, (200, 3))
     data = {"x": x.astype(np.float32), "label": label}
-    model = Classifier((3,), 2, MLP((4,)), optimizer=Classifier().optimizer)
+    model = Classifier((3,), 2, MLP((4,)), optimizer=Optimizer(learning_rate=0.02))
     right = judge.trained_on_samples(model, data, data, steps=150, batch_size=50)
     assert right.value > 0.95
     swapped = {**data, "label": 1 - label}
