@@ -423,6 +423,7 @@ def judge_command(arguments: list[str]) -> int:
     judged = judging.judge_all(subjects, chosen.samples, chosen.classifier, chosen.data_dir)
     for subject, record in judged:
         Console().print(judging.summary(record))
+        print(judging.class_lines(record))
         print(judging.write(subject, record), flush=True)
         if chosen.publish:
             print(f"published as {judging.publish_judgement(subject, record)}", flush=True)

@@ -349,3 +349,10 @@ def summary(record: Mapping[str, Any]) -> Any:
         others = [of_anchor.get(name) for of_anchor in record["anchors"].values()]
         table.add_row(MEASURES[name], *map(cell, (fields, *others)))
     return table
+
+
+def class_lines(record: Mapping[str, Any]) -> str:
+    """Return the shares of the labels among the samples of the first seed and the test examples."""
+    rows = {"samples": record["per_seed"][0]["class_shares"], "test": record["class_shares"]}
+    shares = [f"{name:8}" + "".join(f"{100 * share:6.1f}" for share in rows[name]) for name in rows]
+    return "\n".join(["shares of the labels that the classifier reads, %", *shares])

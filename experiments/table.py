@@ -118,6 +118,7 @@ EXPLANATIONS = """\
   weights. For a Boltzmann machine `reconstruction` is the squared error per variable of one
   reconstruction.
 - `mse` is the squared error per pixel in [0, 1].
+- `error` is the error rate of a classifier of the images.
 - `d_accuracy` is the share of test images and samples that the final discriminator tells apart,
   `d_real` and `d_fake` are its mean outputs. They measure the game; a GAN has no likelihood.
 - `probe_error` is the error rate of a linear classifier on the hidden units, `probe_error_raw` on

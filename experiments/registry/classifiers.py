@@ -13,6 +13,7 @@ _MNIST = Classifier(
 
 EXPERIMENTS = {
     # python -m experiments train classifier_mnist
+    # Test error 0.45 %; 2.3 minutes on 2 cores.
     "classifier_mnist": Experiment(
         _MNIST,
         data="mnist",
@@ -31,6 +32,7 @@ EXPERIMENTS = {
         checkpoint_every=550,
     ),
     # python -m experiments train classifier_digits
+    # Test error 0.4 %; 10 s on 2 cores.
     "classifier_digits": Experiment(
         Classifier(
             encoder=ConvEncoder((32, 64), (32,), batch_norm=True),

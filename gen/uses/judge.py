@@ -274,7 +274,7 @@ def memorisation(
       samples that are nearer to a training example than all but `NEAREST` of the test examples are:
       about `NEAREST` for samples of the true distribution, 1 for copies of the training set.
     """
-    distances = nearest_distances(samples, training)
+    distances = np.round(nearest_distances(samples, training), 6)  # of equal images exactly 0
     threshold = np.quantile(nearest_distances(test, training), NEAREST)
     return {
         "neighbour_distance": estimate.mean(distances, "Monte Carlo", training=len(training)),
