@@ -9,7 +9,7 @@ import pytest
 
 from gen.core import UserError
 from gen.nets import MLP
-from gen.uses.classifier import Classifier, predict, shifted
+from gen.uses.classifier import Classifier, predict, shifted, some_binarized
 
 SMALL = Classifier((4, 4, 1), 3, MLP((5,)))
 
@@ -46,6 +46,15 @@ def test_an_image_is_moved_by_at_most_the_shift_with_zeros_moved_in():
         assert 1 <= len(place) // 2 <= 2
     assert len(places) == 25
     np.testing.assert_array_equal(shifted(x, jax.random.key(0), 0), x)
+
+
+def test_some_images_are_drawn_with_their_values_as_means():
+    x = jnp.full((400, 5, 5, 1), 0.3)
+    drawn = np.asarray(some_binarized(x, jax.random.key(0), 0.25))
+    binary = np.isin(drawn, (0, 1)).all(axis=(1, 2, 3))
+    assert binary.mean() == pytest.approx(0.25, abs=0.08)
+    assert drawn[binary].mean() == pytest.approx(0.3, abs=0.04)
+    np.testing.assert_array_equal(drawn[~binary], x[~binary])
 
 
 def test_dropped_inputs_keep_their_mean_and_are_drawn_in_each_step():

@@ -269,7 +269,7 @@ def test_the_command_judges_a_published_model_beside_its_anchors(judged):
     floor = {name: each["value"] for name, each in judged["anchors"]["train"].items()}
     assert judged["data"] == "digits"
     assert len(judged["classifier"]["sha256"]) == 64
-    assert judged["classifier"]["accuracy"]["value"] > 0.9
+    assert judged["classifier"]["accuracy"]["value"] > 0.8  # of drawn pixels
     assert floor.keys() == judged["anchors"]["mixture"].keys() == estimates.keys()
     assert floor["frechet_distance"] < estimates["frechet_distance"]
     assert floor["kernel_distance"] < estimates["kernel_distance"]
@@ -280,8 +280,8 @@ def test_the_command_judges_a_published_model_beside_its_anchors(judged):
 
 def test_training_images_in_place_of_samples_are_near_the_test_images(judged):
     floor = judged["anchors"]["train"]
-    distance = floor["kernel_distance"]
-    assert abs(distance["value"]) < 0.1 * judged["anchors"]["mixture"]["kernel_distance"]["value"]
+    for distance in ("frechet_distance", "kernel_distance"):
+        assert floor[distance]["value"] < judged["anchors"]["mixture"][distance]["value"]
     assert floor["coverage"]["value"] > 0.9
     assert floor["density"]["value"] == pytest.approx(1, abs=0.2)
 

@@ -53,7 +53,8 @@ class Classifier:
         p(label | x) = softmax(f(x) V + b)[label]
 
     A step lowers the mean of −log p(label | x). V and b start at 0. In training, images can be
-    moved by some pixels, and inputs and units can be dropped (Srivastava et al. 2014,
+    moved by some pixels. Some of the images can be binarised, so that the classifier also reads
+    images of binary pixels. Inputs and units can be dropped (Srivastava et al. 2014,
     https://jmlr.org/papers/v15/srivastava14a.html). Inputs that are kept are scaled up in training,
     so that nothing is scaled in evaluation.
     """
@@ -72,12 +73,17 @@ class Classifier:
     """share of the inputs that are dropped in training"""
     shift: int = 0
     """largest number of pixels by which an image is moved in training, along either axis"""
+    binarized: float = 0.0
+    """share of the images whose pixels are drawn as 0 or 1 in training, with the means x"""
     optimizer: AnyOptimizer = Optimizer("adam")
     """optimiser"""
 
     def __post_init__(self):
         check_fields(
-            self, positive=("classes",), fraction=("input_dropout",), non_negative=("shift",)
+            self,
+            positive=("classes",),
+            fraction=("input_dropout", "binarized"),
+            non_negative=("shift",),
         )
         require(
             not self.shift or len(self.shape) == 3,
@@ -101,9 +107,11 @@ class Classifier:
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
         """Take one step on the mean cross-entropy, the `loss`."""
-        shift_key, input_key, key = jax.random.split(replica_key(key, axis_name), 3)
+        shift_key, pixel_key, input_key, key = jax.random.split(replica_key(key, axis_name), 4)
         encoder = nets.fitted(self.encoder, axis_name=axis_name)
         x = shifted(batch["x"], shift_key, self.shift) if self.shift else batch["x"]
+        if self.binarized:
+            x = some_binarized(x, pixel_key, self.binarized)
         if self.input_dropout:
             kept = jax.random.bernoulli(input_key, 1 - self.input_dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.input_dropout), 0)
@@ -160,6 +168,19 @@ def shifted(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), x.shape[1:])
 
     return jax.vmap(crop)(around, corners)
+
+
+def some_binarized(x: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    """Return examples of which some have binary pixels, drawn with the values of x as means.
+
+    Args:
+      x: values in [0, 1], [B, ...].
+      key: the source of the draws.
+      share: the probability that an example is binarised.
+    """
+    choice_key, pixel_key = jax.random.split(key)
+    chosen = jax.random.bernoulli(choice_key, share, (len(x), *[1] * (x.ndim - 1)))
+    return jnp.where(chosen, jax.random.bernoulli(pixel_key, x).astype(x.dtype), x)
 
 
 def predict(model: Classifier, state: State, x: ArrayLike, block: int = 500) -> Prediction:
