@@ -97,7 +97,7 @@ class Evaluate:
 class Judge:
     """Judge the samples of models by the features of a classifier, and write RUN/judge.json.
 
-    Beside each figure stand those of training images, of a mixture's samples and of test images.
+    Beside each figure stand the figures of training images, a mixture's samples and test images.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -93,7 +93,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
     commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "export"}
-    assert ran == commands_run | {"bench", "table"}
+    assert ran == commands_run | {"bench", "judge", "table"}
 
 
 def check_training_parses(arguments):

@@ -5,7 +5,7 @@
 
 Every measure compares samples with test examples. Most are functions of the classifier's features
 [N, F], the others of its class probabilities [N, K]. No measure here is the FID of the literature,
-whose features are those of a network that was trained on ImageNet; values can be compared only if
+whose features come from a network that was trained on ImageNet. Values can be compared only if
 classifier, test examples and numbers of samples are the same. Equal numbers of training examples in
 place of samples show the value that a perfect model would have (`floor`), and `mixture_samples`
 gives the samples of a simple model.
@@ -212,7 +212,7 @@ def class_shares(prediction: Prediction) -> np.ndarray:
 
 
 def reverse_kl(labels: np.ndarray, data_shares: np.ndarray) -> Estimate:
-    """Return the divergence Σ_k p_k log(p_k / q_k) of the labels of samples from those of data.
+    """Return the divergence Σ_k p_k log(p_k / q_k) of the labels of samples from the data's labels.
 
     It is the mean of log(p_k / q_k) over the samples, and the spread of these values gives the
     standard error (delta method). It is infinite if samples have a label that the data lack. Its
