@@ -149,9 +149,9 @@ JUDGEMENTS = """\
 
 `python -m experiments judge RUN --publish` writes these figures. A classifier of the project gives
 the features, so no figure is the FID of the literature. ± is the standard error over samples (of
-recall and coverage over test examples), in brackets the one over seeds. *Training examples* in place
-of samples show the value of a perfect model, except that they are copies. *Class KL* is in nats.
-BUILD.md says what each measure means.
+recall and coverage over test examples), in brackets the one over seeds. *Training examples* in
+place of samples show the value of a perfect model, except that they are copies. *Class KL* is in
+nats. BUILD.md says what each measure means.
 """
 
 

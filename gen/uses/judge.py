@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen import estimate, train
-from gen.core import capabilities, facts, require
+from gen.core import Data, capabilities, facts, require
 from gen.estimate import Estimate
 from gen.uses.classifier import Classifier, Prediction
 
@@ -247,7 +247,7 @@ def modes(labels: np.ndarray, data_shares: np.ndarray) -> dict[str, Estimate]:
     """
     n, channels = labels.shape
     k = len(data_shares)
-    codes = np.ravel_multi_index(tuple(labels.T), (k,) * channels)
+    codes = np.asarray(np.ravel_multi_index(tuple(labels.T), (k,) * channels))
     counts = np.bincount(codes, minlength=k**channels)
     of_data = data_shares
     for _ in range(channels - 1):
@@ -294,8 +294,8 @@ def labels_read_back(samples: Prediction, labels: np.ndarray) -> Estimate:
 
 def trained_on_samples(
     model: Classifier,
-    samples: train.Batch,
-    test: train.Batch,
+    samples: Data,
+    test: Data,
     steps: int,
     batch_size: int,
     seed: int = 0,
