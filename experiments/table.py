@@ -148,10 +148,10 @@ JUDGEMENTS = """\
 ## Samples, judged by a classifier
 
 `python -m experiments judge RUN --publish` writes these figures. A classifier of the project gives
-the features, so no figure is the FID of the literature. ± is the standard error over samples (of
-recall and coverage over test examples), in brackets the one over seeds. *Training examples* in
-place of samples show the value of a perfect model, except that they are copies. *Class KL* is in
-nats. BUILD.md says what each measure means.
+the features, so no figure is the FID of the literature. ± is the standard error over samples, of
+both distances also over test examples, of recall and coverage over test examples alone; in brackets
+stands the error over seeds. *Training examples* in place of samples show the value of a perfect
+model, except that they are copies. *Class KL* is in nats. BUILD.md says what each measure means.
 """
 
 

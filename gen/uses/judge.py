@@ -10,16 +10,16 @@ classifier, test examples and numbers of samples are the same. Equal numbers of 
 place of samples show the value that a perfect model would have (`floor`), and `mixture_samples`
 gives the samples of a simple model.
 
-Standard errors are over the samples, with the test examples held fixed: all models are compared
-with the same ones. `recall` and `coverage` are means over the test examples, and so are their
-errors.
+Standard errors of the two distances are over samples and test examples. Precision, density and the
+measures of samples alone have errors over the samples, recall and coverage over the test examples;
+the other set is held fixed there.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen import estimate, train
-from gen.core import Data, capabilities, facts, require
+from gen.core import capabilities, facts, require
 from gen.estimate import Estimate
 from gen.uses.classifier import Classifier, Prediction
 
@@ -82,26 +82,20 @@ def frechet_distance(samples: np.ndarray, test: np.ndarray, seed: int = 0) -> Es
 
     samples, test = np.asarray(samples, np.float64), np.asarray(test, np.float64)
     require(min(len(samples), len(test)) > 1, "a covariance takes two examples or more")
-    mean, covariance = test.mean(0), _covariance(test)
-    # C₂^½ from the eigenvectors of C₂, of which rounding can take eigenvalues below 0.
-    values, vectors = eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
-    def distance(x):
-        own = _covariance(x)
-        # C₁ C₂ has the eigenvalues of the symmetric C₂^½ C₁ C₂^½. Their roots sum to the trace.
-        products = eigvalsh(root @ own @ root)
-        cross = np.sqrt(np.maximum(products, 0)).sum()
-        return ((x.mean(0) - mean) ** 2).sum() + np.trace(own + covariance) - 2 * cross
+    def distance(x, y):
+        c_x, c_y = _covariance(x), _covariance(y)
+        # 1. C_x^½ from the eigenvectors of C_x. Rounding can take its eigenvalues below 0.
+        values, vectors = eigh(c_x)
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        # 2. C_x C_y has the eigenvalues of the symmetric C_x^½ C_y C_x^½. The trace of its root is
+        #    the sum of their roots.
+        trace = np.sqrt(np.maximum(eigvalsh(root @ c_y @ root), 0)).sum()
+        return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c_x + c_y) - 2 * trace
 
-    error = _bootstrap_error(distance, samples, seed)
-    return Estimate(
-        float(distance(samples)),
-        error,
-        "upper bound",
-        len(samples),
-        {"test": len(test), "resamples": RESAMPLES},
-    )
+    value, error = distance(samples, test), _bootstrap_error(distance, seed, samples, test)
+    settings = {"test": len(test), "resamples": RESAMPLES}
+    return Estimate(float(value), error, "upper bound", len(samples), settings)
 
 
 def kernel_distance(samples: np.ndarray, test: np.ndarray) -> Estimate:
@@ -111,7 +105,7 @@ def kernel_distance(samples: np.ndarray, test: np.ndarray) -> Estimate:
 
     Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, who average over subsets; this is the
     mean over all pairs. It is unbiased, and so can be negative. The standard error is by the
-    jackknife: MMD² is taken without each of the samples in turn.
+    jackknife: MMD² is taken without each of the samples and of the test examples in turn.
 
     Args:
       samples: features of the samples x, [N, F].
@@ -119,17 +113,25 @@ def kernel_distance(samples: np.ndarray, test: np.ndarray) -> Estimate:
     """
     x, y = np.asarray(samples, np.float64), np.asarray(test, np.float64)
     n, m = len(x), len(y)
-    require(n > 2 and m > 1, "a kernel distance takes three samples and two examples or more")
-    itself = (np.square(x).mean(1) + 1) ** 3  # k(x_i, x_i)
-    within = _kernel_sums(x, x) - itself  # Σ_{j≠i} k(x_i, x_j), [N]
-    across = _kernel_sums(x, y)  # Σ_j k(x_i, y_j), [N]
-    of_test = (_kernel_sums(y, y).sum() - ((np.square(y).mean(1) + 1) ** 3).sum()) / (m * (m - 1))
-    value = within.sum() / (n * (n - 1)) - 2 * across.sum() / (n * m) + of_test
+    require(min(n, m) > 2, "a kernel distance takes three samples and three test examples or more")
+    within_x = _kernel_sums(x, x) - (np.square(x).mean(1) + 1) ** 3  # Σ_{j≠i} k(x_i, x_j), [N]
+    within_y = _kernel_sums(y, y) - (np.square(y).mean(1) + 1) ** 3  # Σ_{j≠i} k(y_i, y_j), [M]
+    of_x, of_y = (
+        _kernel_sums(x, y),
+        _kernel_sums(y, x),
+    )  # Σ_j k(x_i, y_j), [N]; Σ_j k(y_i, x_j), [M]
+    value = within_x.sum() / (n * (n - 1)) + within_y.sum() / (m * (m - 1))
+    value -= 2 * of_x.sum() / (n * m)
 
-    # The first two terms without sample i, whose kernel values stand twice in the first sum.
-    without = (within.sum() - 2 * within) / ((n - 1) * (n - 2))
-    without -= 2 * (across.sum() - across) / ((n - 1) * m)
-    error = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+    def variance(within, across, others):
+        """Return the jackknife's variance of MMD² over the rows of one set."""
+        rows = len(within)
+        # The terms of MMD² without row i, whose kernel values stand twice in the first sum.
+        without = (within.sum() - 2 * within) / ((rows - 1) * (rows - 2))
+        without -= 2 * (across.sum() - across) / ((rows - 1) * others)
+        return (rows - 1) / rows * np.square(without - without.mean()).sum()
+
+    error = math.sqrt(variance(within_x, of_x, m) + variance(within_y, of_y, n))
     return Estimate(float(value), error, "Monte Carlo", n, {"test": m})
 
 
@@ -201,7 +203,7 @@ def vendi_score(samples: np.ndarray, seed: int = 0) -> Estimate:
         values = values[values > 0]
         return math.exp(-(values * np.log(values)).sum())
 
-    error = _bootstrap_error(score, x, seed)
+    error = _bootstrap_error(score, seed, x)
     return Estimate(score(x), error, "lower bound", len(x), {"resamples": RESAMPLES})
 
 
@@ -294,8 +296,8 @@ def labels_read_back(samples: Prediction, labels: np.ndarray) -> Estimate:
 
 def trained_on_samples(
     model: Classifier,
-    samples: Data,
-    test: Data,
+    samples: Mapping[str, Any],
+    test: Mapping[str, Any],
     steps: int,
     batch_size: int,
     seed: int = 0,
@@ -440,8 +442,16 @@ def _covariance(x: np.ndarray) -> np.ndarray:
     return centred.T @ centred / (len(x) - 1)
 
 
-def _bootstrap_error(statistic: Callable[[np.ndarray], float], x: np.ndarray, seed: int) -> float:
-    """Return the standard deviation of a statistic over `RESAMPLES` resamples of the rows of x."""
-    rng, n = np.random.default_rng(seed), len(x)
-    values = [statistic(x[rng.integers(0, n, n)]) for _ in range(RESAMPLES)]
+def _bootstrap_error(statistic: Callable[..., float], seed: int, *sets: np.ndarray) -> float:
+    """Return the standard deviation of a statistic of sets over `RESAMPLES` resamples of them.
+
+    Args:
+      statistic: maps the sets to a number.
+      seed: the seed of the resamples.
+      *sets: arrays [N, F], resampled independently.
+    """
+    rng = np.random.default_rng(seed)
+    values = [
+        statistic(*(x[rng.integers(0, len(x), len(x))] for x in sets)) for _ in range(RESAMPLES)
+    ]
     return float(np.std(values, ddof=1))
