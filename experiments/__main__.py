@@ -38,8 +38,9 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
-                   (RUN here, in sample and in export: a folder, or the NAME of an
+                   (RUN here, in judge, sample and export: a folder, or the NAME of an
                    experiment with published weights)
+  judge RUN        samples against test images, by a classifier: RUN/judge.json
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -93,6 +94,33 @@ class Evaluate:
     """also write experiments/results/NAME.json, the pictures and the weights"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judge the samples of models by the features of a classifier, and write RUN/judge.json.
+
+    Beside each figure stand the figures of training images, a mixture's samples and test images.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, or names of experiments with published weights"""
+    samples: int = 0
+    """number of samples (0: 10,000; of Stacked MNIST 26,000)"""
+    classifier: str = ""
+    """published classifier, or a file that export wrote (default: the one of the data)"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    publish: bool = False
+    """also write experiments/results/NAME/judge.json"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
+
+    def __post_init__(self):
+        from gen.core import require
+
+        enough = self.samples == 0 or 10 <= self.samples <= 1_000_000
+        require(enough, f"--samples is {self.samples}: take 10 … 1000000, or 0 for the default")
 
 
 @dataclass(frozen=True)
@@ -399,6 +427,31 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
+def judge_command(arguments: list[str]) -> int:
+    chosen = parse(Judge, arguments, "judge")
+    from rich.console import Console
+
+    from experiments import judging
+    from experiments.compilation import keep_programs
+    from gen.core import UserError
+
+    if not chosen.runs:
+        raise UserError("no run given: judge RUN, or the name of a published model")
+    keep_programs(chosen.keep_programs)
+    subjects = [judging.load_subject(path, chosen.data_dir) for path in chosen.runs]
+    if chosen.publish:  # before the judgement, which may take minutes
+        for subject in subjects:
+            judging.check_judgement_publishable(subject)
+    judged = judging.judge_all(subjects, chosen.samples, chosen.classifier, chosen.data_dir)
+    for subject, record in judged:
+        Console().print(judging.summary(record))
+        print(judging.class_lines(record))
+        print(judging.write(subject, record), flush=True)
+        if chosen.publish:
+            print(f"published as {judging.publish_judgement(subject, record)}", flush=True)
+    return 0
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -505,6 +558,7 @@ COMMANDS = {
     "train": train_command,
     "sweep": sweep_command,
     "evaluate": evaluate_command,
+    "judge": judge_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -70,9 +70,9 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         ],
         "parameters": sum(math.prod(array.shape) for array in learned),
         "train_seconds": round(run.seconds, 1),
-        "device": _of_sessions(run, "device"),
+        "device": of_sessions(run, "device"),
         "command": run.sessions[-1]["command"],
-        "commit": _of_sessions(run, "commit"),
+        "commit": of_sessions(run, "commit"),
         "evaluated_at_commit": commit(),
     }
     name = "evaluation.json" if split == "test" else f"evaluation-{split}.json"
@@ -174,7 +174,7 @@ def check_publishable(run: Run, split: str, evaluated_at: str | None) -> None:
         )
     if split != "test":
         raise UserError(f"only the test split is published, not {split}")
-    trained_at = _of_sessions(run, "commit")
+    trained_at = of_sessions(run, "commit")
     if not is_clean(trained_at):
         raise UserError(
             f"{run.folder} was trained at {trained_at}: train it at one commit, without changes"
@@ -273,7 +273,7 @@ def _list_if_large(path: Path) -> None:
         write_text(listing, "".join(f"{line}\n" for line in sorted(after)))
 
 
-def _of_sessions(run: Run, field: str) -> str:
+def of_sessions(run: Run, field: str) -> str:
     """Return a field of the sessions of a run: one value, or all different values, joined."""
     return " and ".join(dict.fromkeys(str(session[field]) for session in run.sessions))
 

@@ -51,6 +51,7 @@ ESTIMATE_UNITS = {
     "d_accuracy": "share",
     "d_fake": "probability",
     "d_real": "probability",
+    "error": "share",
     "ess": "effective draws",
     "mse": "squared error",
     "nmi": "share",
@@ -61,6 +62,28 @@ ESTIMATE_UNITS = {
     "tuned_error": "share",
 }
 """Units of estimates, by name. All others are in nats, or have the unit of the model's metric."""
+JUDGED = "judge.json"
+"""Name of the file with the judgement of a model's samples."""
+
+MEASURES = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "vendi_score": "Vendi score",
+    "class_kl": "class KL",
+    "neighbour_distance": "distance to training",
+    "copies": "copies",
+    "labels_read_back": "labels read back",
+    "trained_on_samples": "trained on samples",
+    "modes": "modes",
+    "mode_kl": "mode KL",
+}
+"""Names of the measures of samples."""
+ANCHORS = {"train": "training examples", "mixture": "mixture of Gaussians", "test": "test examples"}
+"""Names of the figures that stand beside the measures of samples."""
 
 HEADER = """\
 # Results
@@ -114,6 +137,7 @@ EXPLANATIONS = """\
   weights. For a Boltzmann machine `reconstruction` is the squared error per variable of one
   reconstruction.
 - `mse` is the squared error per pixel in [0, 1].
+- `error` is the error rate of a classifier of the images.
 - `d_accuracy` is the share of test images and samples that the final discriminator tells apart,
   `d_real` and `d_fake` are its mean outputs. They measure the game; a GAN has no likelihood.
 - `information` is a lower bound on the mutual information of an InfoGAN's codes and its samples, in
@@ -141,6 +165,17 @@ difference to the published figure; a negative distance is better.
 """
 
 
+JUDGEMENTS = """\
+## Samples, judged by a classifier
+
+`python -m experiments judge RUN --publish` writes these figures. A classifier of the project gives
+the features, so no figure is the FID of the literature. ± is the standard error over samples, of
+both distances also over test examples, of recall and coverage over test examples alone; in brackets
+stands the error over seeds. *Training examples* in place of samples show the value of a perfect
+model, except that they are copies. *Class KL* is in nats. BUILD.md says what each measure means.
+"""
+
+
 def records(folder: Path) -> list[Record]:
     """Return the result files of a folder, by name. Raise `UserError` if a file is damaged."""
     read = (read_json(path, *NEEDED) for path in sorted(folder.glob("*_*.json")))
@@ -148,7 +183,7 @@ def records(folder: Path) -> list[Record]:
 
 
 def markdown(folder: Path) -> str:
-    """Return RESULTS.md: all estimates, then the likelihoods of each data set that has results."""
+    """Return RESULTS.md: all estimates, the likelihoods by data set, and the judged samples."""
     results = records(folder)
     parts = [HEADER, ESTIMATES, rows_as_markdown(estimate_rows(results)), EXPLANATIONS, LIKELIHOODS]
     for data, title in TITLES.items():
@@ -157,7 +192,58 @@ def markdown(folder: Path) -> str:
             parts += [f"### {title}\n", rows_as_markdown(rows)]
             if sources:
                 parts.append("".join(f"[{i}] {each}  \n" for i, each in enumerate(sources, 1)))
+    if judged := judgements(folder):
+        parts.append(JUDGEMENTS)
+    for title, of_table in judged.items():
+        parts += [f"### {title}\n", rows_as_markdown(judgement_rows(of_table))]
     return "\n".join(parts)
+
+
+def judgements(folder: Path) -> dict[str, list[Record]]:
+    """Return the judged models of a folder, by the title of the table that they share.
+
+    Figures of one table have the same test examples, classifier and number of samples.
+    """
+    tables: dict[str, list[Record]] = {}
+    for path in sorted(folder.glob(f"*/{JUDGED}")):
+        record = read_json(path, "experiment", "data", "samples", "estimates", "anchors")
+        if record:
+            title = (
+                f"{record['data']}, binarize {record['binarize']}: {record['samples']:,} samples "
+                f"against {record['test_examples']:,} test examples, by "
+                f"`{record['classifier']['experiment']}` {record['classifier']['sha256'][:8]}"
+            )
+            tables.setdefault(title, []).append(record)
+    return tables
+
+
+def judgement_rows(results: Sequence[Record]) -> list[dict[str, str]]:
+    """Return a row of cells by column for each anchor and for each judged model of one table.
+
+    Models are sorted by their first measure.
+    """
+    first = next(iter(results[0]["estimates"]))
+    ordered = sorted(results, key=lambda record: record["estimates"][first]["value"])
+    used = {name for record in results for name in record["estimates"]}
+    rows = [(f"*{ANCHORS[each]}*", figures, "–") for each, figures in results[0]["anchors"].items()]
+    rows += [(f"`{each['experiment']}`", each["estimates"], seeds(each)) for each in ordered]
+    return [
+        {
+            "samples of": name,
+            "seeds": count,
+            **{MEASURES[each]: cell(figures.get(each)) for each in MEASURES if each in used},
+        }
+        for name, figures, count in rows
+    ]
+
+
+def cell(fields: Mapping[str, Any] | None) -> str:
+    """Return an estimate as `value ± stderr`, with the error over seeds in brackets, or a dash."""
+    if fields is None:
+        return "–"
+    value = from_json(fields)
+    over_seeds = value.settings.get("seeds_stderr")
+    return number(value) + (f" (± {over_seeds:.2g})" if over_seeds is not None else "")
 
 
 def rows_as_markdown(rows: Sequence[Mapping[str, str]]) -> str:

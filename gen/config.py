@@ -33,6 +33,7 @@ PARTS = {
     "Bernoulli": _EMISSIONS,
     "BoltzmannMachine": "gen.models.boltzmann.general",
     "Categorical": _EMISSIONS,
+    "Classifier": "gen.uses.classifier",
     "ConvDecoder": "gen.nets",
     "ConvEncoder": "gen.nets",
     "DBM": "gen.models.boltzmann.dbm",

@@ -14,7 +14,9 @@ from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
 from gen.core import UserError
 from gen.models.vae import VAE
+from gen.nets import MLP
 from gen.uses import features
+from gen.uses.classifier import Classifier
 
 SIZES = {"train": 400, "validation": 100, "test": 200}
 
@@ -140,32 +142,19 @@ def test_a_model_with_layers_is_fine_tuned_from_them(monkeypatch):
     assert errors[1] < 0.05
 
 
-def test_the_logits_are_those_of_the_layers():
+def test_fine_tuning_starts_from_the_layers():
     rng = np.random.RandomState(0)
-    shapes = [(3, 4), (4, 2), (2, 5)]
-    layers = [(rng.randn(*shape), rng.randn(shape[1])) for shape in shapes]
+    layers = [(rng.randn(*shape), rng.randn(shape[1])) for shape in ((3, 4), (4, 2))]
     x = rng.randn(6, 3)
     h = x
-    for weight, bias in layers[:-1]:
+    for weight, bias in layers:
         h = 1 / (1 + np.exp(-(h @ weight + bias)))
-    expected = h @ layers[-1][0] + layers[-1][1]
-    model = features.Classifier((4, 2), 5, (3,))
+    model = Classifier((3,), 5, MLP((4, 2), "sigmoid"))
     layers = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), layers)
-    logits = model.logits(layers, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_dropout_keeps_the_mean_and_needs_a_key():
-    model = features.Classifier((2_000,), 1, (2_000,), dropout=(0.2, 0.5))
-    x = jnp.ones((20, 2_000))
-    layers = [(jnp.eye(2_000), jnp.zeros(2_000)), (jnp.ones((2_000, 1)) / 2_000, jnp.zeros(1))]
-    whole = model.logits(layers, x)
-    np.testing.assert_allclose(whole, jax.nn.sigmoid(1.0), rtol=1e-5)
-    # A share of 0.2 of the inputs is 0 and the others are 1.25. Half of the hidden units are 0.
-    expected = 0.2 * 0.5 + 0.8 * jax.nn.sigmoid(1.25)
-    dropped = model.logits(layers, x, jax.random.key(0))
-    assert dropped.std() > 0
-    np.testing.assert_allclose(dropped.mean(), expected, rtol=0.02)
+    state = features.with_layers(model.init(jax.random.key(0)), layers)
+    codes, logits = model.features_and_logits(state, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(codes, h, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(logits, np.zeros((6, 5)))
 
 
 def test_rows_are_evenly_spaced():

@@ -34,7 +34,8 @@ def test_every_experiment_has_one_line_of_at_most_80_columns_under_its_family(ca
         ("nll", {"per": "step"}, "exact", "CPU: x", ("98.25±0.30 nats/step", "4.3")),
         ("bits_per_dim", {}, "AIS", "a GPU", ("≈ 98.25±0.30 bits/dim", "4.3*")),
         ("mse", {}, "exact", "CPU: x", ("98.25±0.30 mse", "4.3")),
-        ("error", {}, "exact", "CPU: x", ("–", "4.3")),
+        ("error", {}, "exact", "CPU: x", ("98.25±0.30 error", "4.3")),
+        ("ess", {}, "exact", "CPU: x", ("–", "4.3")),
     ],
 )
 def test_a_line_has_the_main_estimate_and_the_minutes(name, settings, kind, device, shown):

@@ -11,6 +11,7 @@ from experiments.registry import (
     autoencoders,
     autoregressive,
     boltzmann,
+    classifiers,
     diffusion,
     gans,
     hmm,
@@ -41,5 +42,6 @@ EXPERIMENTS = join(
         boltzmann,
         hmm,
         diffusion,
+        classifiers,
     )
 )

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gen import estimate, optimize, train
-from gen.core import Batch, Data, Density, Metrics, capabilities, replica_key
+from gen import estimate, train
+from gen.core import Batch, capabilities
 from gen.estimate import Estimate
-from gen.optimize import AnyOptimizer, Optimizer
+from gen.nets import MLP
+from gen.optimize import Optimizer
+from gen.uses import classifier
+from gen.uses.classifier import Classifier
 
 INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0)
 """Candidates for C, the inverse of the L2 penalty of logistic regression."""
@@ -200,17 +201,20 @@ def tuned_error(
     batch_size = min(batch_size, len(x["train"]))
     round_steps = max(len(x["train"]) // batch_size, ROUND_STEPS)
     steps = rounds * round_steps
-    classifier = Classifier(
-        hidden=tuple(len(bias) for _, bias in layers),
-        classes=1 + max(int(of_split.max()) for of_split in labels.values()),
+    network = MLP(tuple(len(bias) for _, bias in layers), "sigmoid")
+    undropped = Classifier(
         shape=x["train"].shape[1:],
+        classes=1 + max(int(of_split.max()) for of_split in labels.values()),
+        encoder=network,
         optimizer=Optimizer("adam", FINE_TUNING_RATE, schedule="cosine", decay_steps=steps),
     )
 
     def fine_tune(dropout):
-        model = replace(classifier, dropout=dropout)
+        of_inputs, of_units = dropout
+        encoder = network.clone(dropout=of_units)
+        model = replace(undropped, encoder=encoder, input_dropout=of_inputs)
         carry = train.begin(model, data["train"], batch_size, seed, validated=True)
-        carry = carry._replace(state=jax.jit(model.start)(layers))
+        carry = carry._replace(state=jax.jit(with_layers)(carry.state, layers))
         for progress in train.fit(
             model,
             data["train"],
@@ -230,119 +234,17 @@ def tuned_error(
     dropout = min(results, key=lambda rates: float(results[rates].validation))
     best = results[dropout]
     # The error rate is taken without dropout and needs no key.
-    error = classifier.evaluate(best.state, data[split], jax.random.key(0))["error"]
+    error = undropped.evaluate(best.state, data[split], jax.random.key(0))["error"]
     return replace(error, settings={"steps": int(best.step), "dropout": list(dropout)})
 
 
-class State(NamedTuple):
-    """Everything that training changes in a `Classifier`."""
-
-    layers: tuple[Layer, ...]  # ([D, H_1], [H_1]), ..., ([H_L, K], [K]): weights and biases
-    opt_state: Any  # Adam's two moments, each shaped like layers, and its step count
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A softmax layer on L sigmoid layers, trained on the labels with dropout.
-
-        p(label | x) = softmax(h_L V + b)[label],    h_l = σ(h_{l−1} W_l + c_l),    h_0 = x.
-
-    A step lowers the mean of −log p(label | x), with dropout of x and of every h_l (Srivastava et
-    al. 2014, https://jmlr.org/papers/v15/srivastava14a.html). Units that are kept are scaled up in
-    training, so that nothing is scaled in evaluation.
-    """
-
-    family: ClassVar[str] = "classifier"
-    density: ClassVar[Density] = "none"
-
-    hidden: tuple[int, ...]
-    """widths H_1, …, H_L of the hidden layers"""
-    classes: int
-    """number K of labels"""
-    shape: tuple[int, ...]
-    """shape [D] of one example"""
-    optimizer: AnyOptimizer = Optimizer("adam", FINE_TUNING_RATE)
-    """optimiser"""
-    dropout: tuple[float, float] = (0.0, 0.0)
-    """dropout rates of the inputs and of the hidden units"""
-
-    def init(self, key: jax.Array) -> State:
-        """Return the state with all weights 0, from which nothing is learned: see `start`."""
-        pairs = pairwise((*self.shape, *self.hidden))
-        return self.start([(jnp.zeros((d, h)), jnp.zeros(h)) for d, h in pairs])
-
-    def start(self, layers: Sequence[Layer]) -> State:
-        """Return the first state of fine-tuning: copies of W_l and c_l, with V = 0 and b = 0."""
-        width = (*self.shape, *self.hidden)[-1]
-        top = jnp.zeros((width, self.classes)), jnp.zeros(self.classes)
-        params = (*((jnp.array(weight), jnp.array(bias)) for weight, bias in layers), top)
-        return State(params, optimize.init(self.optimizer, params))
-
-    def step(
-        self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
-    ) -> tuple[State, Metrics]:
-        """Take one step on the mean cross-entropy, the `loss`."""
-
-        def loss(layers):
-            logits = self.logits(layers, batch["x"], replica_key(key, axis_name))
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-            return value, {"loss": value}
-
-        gradient, metrics = optimize.gradient(loss, state.layers, axis_name)
-        layers, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.layers)
-        return State(layers, opt_state), metrics
-
-    def parameters(self, state: State) -> Any:
-        """Return the weights and biases of all layers."""
-        return state.layers
-
-    def objective(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return 1 where the most probable label is wrong and 0 elsewhere, [B].
-
-        Early stopping selects by the error rate, not by the cross-entropy that a step lowers.
-        """
-        predicted = self.logits(state.layers, batch["x"]).argmax(axis=1)
-        return (predicted != batch["label"]).astype(jnp.float32)
-
-    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return the error rate as `error`."""
-        x, label = np.asarray(data["x"]), np.asarray(data["label"])
-        with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-            wrong = [
-                self.objective(
-                    state, {"x": jnp.asarray(x[rows]), "label": jnp.asarray(label[rows])}, key
-                )
-                for rows in np.array_split(np.arange(len(x)), -(-len(x) // 1_000))
-            ]
-        return {"error": estimate.mean(np.concatenate(wrong), "exact")}
-
-    def logits(
-        self, layers: Sequence[Layer], x: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Return log p(label | x) for each label, up to a constant.
-
-        Args:
-          layers: weights and biases of the hidden layers and of the softmax layer.
-          x: inputs, [B, D].
-          key: the source of the dropout; None for none.
-
-        Returns:
-          [B, K].
-        """
-        *hidden, (top, bias) = layers
-        input_rate, hidden_rate = self.dropout
-        x = _dropout(x, input_rate, key, 0)
-        for i, (weight, c) in enumerate(hidden, 1):
-            x = _dropout(jax.nn.sigmoid(x @ weight + c[None]), hidden_rate, key, i)
-        return x @ top + bias[None]
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None, layer: int) -> jax.Array:
-    """Set entries to 0 with probability `rate` and divide the others by 1 − rate."""
-    if key is None or not rate:
-        return x
-    kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
+def with_layers(state: classifier.State, layers: Sequence[Layer]) -> classifier.State:
+    """Return the first state of a classifier with copies of a model's layers as its network."""
+    encoder = {
+        f"Dense_{i}": {"kernel": jnp.array(weight), "bias": jnp.array(bias)}
+        for i, (weight, bias) in enumerate(layers)
+    }
+    return state._replace(params={**state.params, "encoder": encoder})
 
 
 def _vectors(x: Any) -> np.ndarray:
