@@ -26,6 +26,7 @@ EXPERIMENTS = {
         checkpoint_every=550,
     ),
     # python -m experiments train classifier_fashion_mnist
+    # Test error 8.0 %; 2.2 minutes on 2 cores.
     "classifier_fashion_mnist": Experiment(
         replace(_MNIST, binarized=0.0),  # few of these images can be read from binary pixels
         data="fashion_mnist",
@@ -35,7 +36,7 @@ EXPERIMENTS = {
         checkpoint_every=550,
     ),
     # python -m experiments train classifier_digits
-    # Test error 0 to 0.5 %; 20 s on 2 cores.
+    # Test error 0.8 %; 20 s on 2 cores.
     "classifier_digits": Experiment(
         Classifier(
             encoder=ConvEncoder((64, 128), (32,), batch_norm=True),

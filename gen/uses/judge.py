@@ -104,9 +104,9 @@ def kernel_distance(samples: np.ndarray, test: np.ndarray) -> Estimate:
         MMD² = mean_{i≠j} k(x_i, x_j) − 2 mean_{i,j} k(x_i, y_j) + mean_{i≠j} k(y_i, y_j).
 
     Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, who average over subsets; this is the
-    mean over all pairs. It is unbiased for independent examples, and so can be negative; a test
-    split that is stratified by class, such as the one of `digits`, lowers it. The standard error is by
-    the jackknife: MMD² is taken without each of the samples and of the test examples in turn.
+    mean over all pairs. It is unbiased for independent examples, and so can be negative. A test
+    split that is stratified by class, such as the one of `digits`, lowers it. The standard error is
+    by the jackknife: MMD² is taken without each of the samples and of the test examples in turn.
 
     Args:
       samples: features of the samples x, [N, F].
