@@ -236,7 +236,7 @@ def modes(labels: np.ndarray, data_shares: np.ndarray) -> dict[str, Estimate]:
 
     A mode is a combination of C labels. In Stacked MNIST an image has a digit in each of its three
     channels, whose labels the classifier reads one by one, so there are 1,000 modes (Metz et al.
-    2016, https://arxiv.org/abs/1611.02163). The channels of the data are independent. VEEGAN
+    2017, https://arxiv.org/abs/1611.02163). The channels of the data are independent. VEEGAN
     (Srivastava et al. 2017, https://arxiv.org/abs/1705.07761) and PacGAN (Lin et al. 2018,
     https://arxiv.org/abs/1712.04086) take 26,000 samples.
 
