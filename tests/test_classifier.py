@@ -14,25 +14,30 @@ from gen.uses.classifier import Classifier, predict, shifted, some_binarized
 SMALL = Classifier((4, 4, 1), 3, MLP((5,)))
 
 
-def test_without_training_all_labels_are_equally_probable():
-    state, x = SMALL.init(jax.random.key(0)), np.random.RandomState(0).rand(7, 4, 4, 1)
+@pytest.fixture(scope="module")
+def state():
+    return jax.jit(SMALL.init)(jax.random.key(0))
+
+
+def test_without_training_all_labels_are_equally_probable(state):
+    x = np.random.RandomState(0).rand(7, 4, 4, 1)
     seen = predict(SMALL, state, x, block=3)
     assert (seen.features.shape, seen.probabilities.shape) == ((7, 5), (7, 3))
     np.testing.assert_allclose(seen.probabilities, 1 / 3, rtol=1e-6)
     batch = {"x": jnp.asarray(x, jnp.float32), "label": jnp.arange(7) % 3}
-    _, metrics = SMALL.step(state, batch, jax.random.key(1))
+    _, metrics = jax.jit(SMALL.step)(state, batch, jax.random.key(1))
     assert metrics["loss"] == pytest.approx(np.log(3), rel=1e-5)
 
 
-def test_predictions_do_not_depend_on_the_block():
-    state, x = SMALL.init(jax.random.key(0)), np.random.RandomState(0).rand(7, 4, 4, 1)
+def test_predictions_do_not_depend_on_the_block(state):
+    x = np.random.RandomState(0).rand(7, 4, 4, 1)
     whole, parts = (predict(SMALL, state, x, block).features for block in (7, 2))
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
 
 
-def test_the_error_is_the_share_of_wrong_labels():
-    state = SMALL.init(jax.random.key(0))
-    state.params["top"]["bias"] = jnp.array([0.0, 1.0, 0.0])
+def test_the_error_is_the_share_of_wrong_labels(state):
+    top = {**state.params["top"], "bias": jnp.array([0.0, 1.0, 0.0])}
+    state = state._replace(params={**state.params, "top": top})
     data = {"x": np.zeros((4, 4, 4, 1)), "label": np.array([1, 1, 0, 2])}
     assert SMALL.evaluate(state, data, jax.random.key(0))["error"].value == 0.5
 
@@ -57,12 +62,11 @@ def test_some_images_are_drawn_with_their_values_as_means():
     np.testing.assert_array_equal(drawn[~binary], x[~binary])
 
 
-def test_dropped_inputs_keep_their_mean_and_are_drawn_in_each_step():
-    model = replace(SMALL, input_dropout=0.5)
-    state = model.init(jax.random.key(0))
+def test_inputs_are_dropped_anew_in_each_step(state):
+    step = jax.jit(replace(SMALL, input_dropout=0.5).step)
     batch = {"x": jnp.ones((8, 4, 4, 1)), "label": jnp.zeros(8, int)}
-    first, _ = model.step(state, batch, jax.random.key(1))
-    second, _ = model.step(state, batch, jax.random.key(2))
+    first, _ = step(state, batch, jax.random.key(1))
+    second, _ = step(state, batch, jax.random.key(2))
     top = first.params["top"]["kernel"], second.params["top"]["kernel"]
     assert not np.array_equal(*top)
 

@@ -45,7 +45,8 @@ def test_parts_of_other_types_than_the_defaults_come_back():
 def test_the_table_has_every_model_network_and_part():
     modules = [module.name for module in pkgutil.walk_packages(gen.models.__path__, "gen.models.")]
     classes = {}
-    for module in (*modules, "gen.nets", "gen.optimize", "gen.data.dataset", "gen.data.own"):
+    others = ("gen.nets", "gen.optimize", "gen.uses.classifier", "gen.data.dataset", "gen.data.own")
+    for module in (*modules, *others):
         for name, value in vars(importlib.import_module(module)).items():
             if is_dataclass(value) and value.__module__ == module:
                 classes[name] = module

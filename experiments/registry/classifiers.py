@@ -1,5 +1,7 @@
 """Classifiers of real images, whose features judge samples (`python -m experiments judge`)."""
 
+from dataclasses import replace
+
 from experiments.experiment import Experiment
 from gen.nets import ConvEncoder
 from gen.optimize import Optimizer
@@ -24,8 +26,9 @@ EXPERIMENTS = {
         checkpoint_every=550,
     ),
     # python -m experiments train classifier_fashion_mnist
+    # Test error 8.0 %; 2.2 minutes on 2 cores.
     "classifier_fashion_mnist": Experiment(
-        _MNIST,
+        replace(_MNIST, binarized=0.0),  # few of these images can be read from binary pixels
         data="fashion_mnist",
         steps=5_500,  # 10 epochs
         report_every=550,
@@ -33,7 +36,7 @@ EXPERIMENTS = {
         checkpoint_every=550,
     ),
     # python -m experiments train classifier_digits
-    # Test error 0 to 0.5 %; 20 s on 2 cores.
+    # Test error 0.8 %; 20 s on 2 cores.
     "classifier_digits": Experiment(
         Classifier(
             encoder=ConvEncoder((64, 128), (32,), batch_norm=True),

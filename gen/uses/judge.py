@@ -104,8 +104,9 @@ def kernel_distance(samples: np.ndarray, test: np.ndarray) -> Estimate:
         MMD² = mean_{i≠j} k(x_i, x_j) − 2 mean_{i,j} k(x_i, y_j) + mean_{i≠j} k(y_i, y_j).
 
     Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401, who average over subsets; this is the
-    mean over all pairs. It is unbiased, and so can be negative. The standard error is by the
-    jackknife: MMD² is taken without each of the samples and of the test examples in turn.
+    mean over all pairs. It is unbiased for independent examples, and so can be negative. A test
+    split that is stratified by class, such as the one of `digits`, lowers it. The standard error is
+    by the jackknife: MMD² is taken without each of the samples and of the test examples in turn.
 
     Args:
       samples: features of the samples x, [N, F].
@@ -235,7 +236,7 @@ def modes(labels: np.ndarray, data_shares: np.ndarray) -> dict[str, Estimate]:
 
     A mode is a combination of C labels. In Stacked MNIST an image has a digit in each of its three
     channels, whose labels the classifier reads one by one, so there are 1,000 modes (Metz et al.
-    2016, https://arxiv.org/abs/1611.02163). The channels of the data are independent. VEEGAN
+    2017, https://arxiv.org/abs/1611.02163). The channels of the data are independent. VEEGAN
     (Srivastava et al. 2017, https://arxiv.org/abs/1705.07761) and PacGAN (Lin et al. 2018,
     https://arxiv.org/abs/1712.04086) take 26,000 samples.
 
