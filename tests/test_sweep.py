@@ -71,7 +71,7 @@ def test_every_combination_is_made_and_named_by_the_shortest_ends():
         (("model.lr", ["1"]), "no such field; did you mean model.optimizer.learning-rate"),
         (("learning-rate", ["1"]), r"did you mean model.optimizer.learning-rate\?"),
         (("model.optimizer.learning-rat", ["1"]), "did you mean model.optimizer.learning-rate"),
-        (("nonsense", ["1"]), "train NAME --help lists the fields"),
+        (("xyzzy", ["1"]), "train NAME --help lists the fields"),
         (("steps", ["2", "2.5"]), "steps is 2.5, must be int"),
         (("model.encoder.hidden", ["4", "4,x"]), "hidden is '4,x', must be tuple"),
         (("model.optimizer.learning-rate", ["1e-3", "-1"]), "learning_rate is -1.0, must be pos"),

@@ -179,7 +179,7 @@ def test_impossible_seeds_are_refused(seed):
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_impossible_batches_are_refused(batch_size):
-    with pytest.raises(UserError, match="take 1 … 10"):
+    with pytest.raises(UserError, match="take batch_size 1 … 10"):
         next(train.fit(Counter(), DATA, steps=1, batch_size=batch_size))
 
 
