@@ -427,7 +427,7 @@ def test_free_bits_are_their_formula_and_leave_a_small_kl_alone():
 
 
 def test_kl_warm_up_rises_linearly_to_beta():
-    model, x = replace(linear_vae(), warmup_steps=4, beta=2.0), linear_data(50)
+    model, x = replace(linear_vae(), kl_warmup_steps=4, beta=2.0), linear_data(50)
     state, step, weights = model.init(jax.random.key(0)), jax.jit(model.step), []
     for i in range(6):
         state, metrics = step(state, {"x": x}, jax.random.key(i))
@@ -458,7 +458,7 @@ def test_the_best_learned_variance_is_the_mean_squared_error():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 5, "warmup_steps": 10}, "warmup_steps is 10, which has no meaning"),
+        ({"samples": 5, "kl_warmup_steps": 10}, "kl_warmup_steps is 10, which has no meaning"),
         ({"samples": 5, "free_bits": 0.1}, "free_bits is 0.1, which has no meaning"),
         ({"prior": "vamp", "free_bits": 0.1}, "set free_bits or prior, not both"),
         ({"prior": "vamp", "classes": 10}, "set classes or prior, not both"),
