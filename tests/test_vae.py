@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jax.test_util import check_grads
 
 from gen import parallel, train
-from gen.core import UserError, capabilities
+from gen.core import UserError, capabilities, sample_labels
 from gen.models.vae import VAE, Moments, free_bits_kl
 from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
@@ -340,6 +340,27 @@ def test_conditional_linear_vae_meets_the_exact_likelihood_given_the_label():
     np.testing.assert_allclose(draws.mean(axis=0), biases[1], atol=0.15)
     draws = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(2), 4_000)
     np.testing.assert_allclose(draws.mean(axis=0), biases.mean(axis=0), atol=0.15)
+
+
+def test_labels_of_samples_are_integers():
+    model = VAE(classes=3)
+    np.testing.assert_array_equal(sample_labels(model, 2, np.uint8(2)), [2, 2])
+    np.testing.assert_array_equal(sample_labels(model, 2, [0, 1]), [0, 1])
+    for label in (1.0, jnp.array([0.5, 1.0]), True):
+        with pytest.raises(UserError, match="must be an integer"):
+            sample_labels(model, 2, label)
+    with pytest.raises(UserError, match="must be an integer"):
+        jax.eval_shape(lambda label: sample_labels(model, 2, label), jnp.zeros(2))
+
+
+def test_fields_of_another_choice_are_not_used():
+    """Bernoulli pixels have no variance, and a normal prior has no pseudo-inputs."""
+    model = VAE((7,), MLP((5,)), 2, MLP((5,)))
+    states = [
+        jax.eval_shape(each.init, jax.random.key(0))
+        for each in (model, replace(model, variance=0.5, pseudo_inputs=3))
+    ]
+    assert states[0] == states[1]
 
 
 def test_labels_are_channels_of_an_image_and_entries_of_a_vector():

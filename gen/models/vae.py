@@ -126,7 +126,7 @@ class VAE:
 
     - Conditional (`classes`): p(x|z, label) and q(z|x, label), with p(z) the same for all labels.
       The label is appended to the inputs of both networks as a one-hot vector; to an image that
-      convolutions take, as one constant channel for each class. The bound is one on log p(x|label).
+      convolutions take, as one constant channel for each class. The ELBO bounds log p(x|label).
     - `beta` weighs the KL in training. With `kl_warmup_steps` N the weight rises from 0 and is
       beta · min(1, t / N) at step t.
     - `free_bits` λ: the KL in training is Σ_j max(λ, mean over the batch of KL_j).
@@ -137,7 +137,7 @@ class VAE:
       is the mean squared error (Rybkin et al. 2021).
 
     With Bernoulli pixels this is a bound only where x is binary. Grey pixels are accepted, and then
-    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels the bound is one on a
+    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels the ELBO bounds a
     density, so the data must be continuous: `Dequantized(VAE(...))` takes data with levels.
 
     The defaults are the textbook chapter's network, 784 → 784 → 256 → 128 with ELU and two heads of
@@ -253,7 +253,11 @@ class VAE:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A code without its label stands for no example; only pseudo-inputs begin from data."""
+        """Return `decode` with classes, and `begin` without a VampPrior.
+
+        A code is decoded only together with its label. The states of other priors do not begin at
+        training examples.
+        """
         decode = ("decode",) if self.classes else ()
         return decode if self.prior == "vamp" else (*decode, "begin")
 
@@ -269,7 +273,7 @@ class VAE:
         nets.check_output(decoder, out, self.shape)
         params = {"encoder": encoder_params, "decoder": decoder_params}
         if self.prior == "vamp":
-            noise_key = jax.random.fold_in(key, 2)  # split(key) has folded in 0 and 1
+            noise_key = jax.random.fold_in(key, 2)  # leaves the networks' keys as they are
             params["pseudo_inputs"] = jax.random.normal(
                 noise_key, (self.pseudo_inputs, *self.shape)
             )

@@ -83,6 +83,8 @@ class StackedAutoencoder:
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
+    overwrites: ClassVar[tuple[str, ...]] = ("layer.shape", "layer.encoder.hidden")
+    """paths of the fields that the stack sets, which are no flags"""
     reconstruct = reconstruction
     score = squared_error
     evaluate = mean_squared_error
@@ -97,7 +99,8 @@ class StackedAutoencoder:
     pretraining: int = 5_500
     """training steps of each layer but the last"""
     layer: Autoencoder = DENOISING_LAYER
-    """autoencoder of each layer; its shape, its width and its corruption are set by the stack"""
+    """autoencoder of each layer; `hidden` sets its width, and `corruptions`, unless it is empty,
+    its corruption"""
 
     def __post_init__(self):
         check_fields(self, positive=("hidden", "pretraining"), non_negative=("corruptions",))
