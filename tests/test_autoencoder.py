@@ -319,8 +319,12 @@ def test_a_layer_of_a_stack_may_have_no_corruption():
 
 
 def test_a_stack_takes_units_in_the_range_of_its_output():
-    for units, output in (("relu", "linear"), ("sigmoid", "relu"), ("tanh", "elu")):
-        layer = sigmoid_autoencoder(encoder=MLP((5,), units), output=output)
+    for encoder, output in (
+        (MLP((5,), "relu"), "linear"),
+        (MLP((5,), "sigmoid"), "relu"),
+        (MLP((5,), "tanh"), "elu"),
+    ):
+        layer = sigmoid_autoencoder(encoder=encoder, output=output)
         StackedAutoencoder(hidden=(6, 5), layer=layer)
     for units, (low, high) in RANGES.items():
         values = np.asarray(activate(units, jnp.linspace(-50, 50, 1_001)))

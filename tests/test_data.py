@@ -679,6 +679,7 @@ def test_a_model_trains_on_stacked_images_and_is_evaluated_on_them(digits):
     experiment = Experiment(model, batch_size=20, steps=2, report_every=2).on(stacked)
     assert experiment.model.shape == (8, 8, 3)
     *_, last = experiment.fit(stacked)
+    assert last.metrics
     assert np.isfinite(last.metrics["loss"])
     rows, key = experiment.decoded(stacked, "test", seed=0)
     assert rows["x"].shape == (len(digits.test["x"]), 8, 8, 3)
