@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from experiments import own
 from gen import checks, config, optimize, parallel, train
-from gen.core import Batch, UserError, capabilities, check_fields, require
+from gen.core import Batch, UserError, check_fields, require
 from gen.data import DATASETS, Binarize, Dataset, Format, Reading
 from gen.train import Decode, Precision
 
@@ -151,7 +151,7 @@ class Experiment:
         Raises:
           UserError: the model does not fit the data's values (levels, counts or continuous), takes
             no sequences, or needs labels that the data lack; the data cannot be binarised; or
-            there are no labels or no codes to probe.
+            there are no labels or no codes to probe, or the model is given the labels.
         """
         if self.data not in DATASETS:
             levels = self.levels(dataset)
@@ -181,9 +181,8 @@ class Experiment:
         """Raise `UserError` unless the data have the labels that the model and the probe need."""
         if self.probe and not dataset.classes:
             raise UserError(f"{dataset.name} has no labels, which --probe predicts: leave it out")
-        if self.probe and "encode" not in capabilities(self.model):
-            name = type(self.model).__name__
-            raise UserError(f"{name} has no codes, from which --probe predicts: leave it out")
+        if self.probe:
+            checks.check_probe(self.model)
         checks.check_classes(self.model, dataset.name, dataset.classes)
 
     def for_run(self) -> Experiment:

@@ -42,8 +42,8 @@ LARGEST_STATE = 100_000_000
 """numbers in the state of the largest model that `candidates` names"""
 
 GPU_SECONDS = 25
-"""seconds on two CPU cores in place of one on a GPU, about: 19 to 30 for the published runs that
-`bench` has measured on a CPU, too"""
+"""approximate time on two CPU cores in units of the time on a GPU; for the published runs that
+`bench` also measured on a CPU the ratio is 19 to 30"""
 EXPENSIVE = 3600.0
 """seconds on two cores from which an experiment is called expensive"""
 
@@ -169,8 +169,8 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         else:
             yield "No experiment fits: give another --kind, or other --columns."
         return
-    yield "Experiments that fit, the cheapest first, with their time on two cores and the"
-    yield "registered data. It grows with the size of an example:"
+    yield "Experiments that fit, the cheapest first. The time is for two cores and the"
+    yield "registered data, and grows with the size of an example:"
     families: dict[str, list[Candidate]] = {}
     for candidate in fitting:
         families.setdefault(candidate.experiment.model.family, []).append(candidate)
@@ -264,9 +264,9 @@ def _sensible(experiment: Experiment, dataset: Dataset) -> bool:
 def _has_likelihood(experiment: Experiment, dataset: Dataset) -> bool:
     """Return whether a fitted model's loss on these data is a likelihood, or a bound on one.
 
-    A model of binary variables that takes all values in [0, 1], such as a VAE of Bernoulli pixels,
-    has a cross-entropy on grey values. Models without a likelihood count as having one: they claim
-    none.
+    A model of binary variables, such as a VAE of Bernoulli pixels, has a likelihood of binary
+    values. It also takes grey values, and its loss on them is a cross-entropy. The answer for a
+    model that has no likelihood of any data is True, so that its line needs no note.
     """
     model = experiment.model
     if model.density in ("implicit", "none"):

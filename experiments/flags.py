@@ -243,6 +243,8 @@ def _lines(flag: Flag) -> list[str]:
 def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = "") -> list[Group]:
     """Return the flags that tyro makes of a class, and after them the flags of its parts.
 
+    Fields that the class sets itself, whose paths are its `overwrites`, are left out.
+
     Args:
       kind: a dataclass.
       default: an instance, whose values are the defaults; None for the defaults of the class.
@@ -250,6 +252,7 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
       title: the title of this part.
     """
     hints, texts = get_type_hints(kind, include_extras=True), field_texts(kind)
+    overwritten = {f"{prefix}{path}".replace("-", "_") for path in getattr(kind, "overwrites", ())}
     own, parts = Group(title or "flags:", []), []
     for field in fields(kind):
         hint, marks = _split(hints[field.name])
@@ -276,7 +279,10 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
         elif value is MISSING or not _is_code(value):
             text = _with_default(text, value)
             own.flags.append(Flag(f"--{name}", _kinds(hint), text, *place))
-    return [own, *parts]
+    return [
+        group._replace(flags=[flag for flag in group.flags if flag.path not in overwritten])
+        for group in (own, *parts)
+    ]
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:

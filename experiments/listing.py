@@ -155,13 +155,15 @@ def details(name: str, experiment: Experiment, results: Path) -> str:
     else:
         terms["result"] = "not published"
     path = results / name / WEIGHTS
-    terms["weights"] = "not published"
+    rows = list(terms.items())
     if path.exists():
-        terms["weights"] = f"published, {path.stat().st_size / 1e6:.2g} MB; in Python:"
-        terms |= {"": "import gen", " ": f'run = gen.load("{name}")'}
-    column = max(map(len, terms)) + 2
+        rows.append(("weights", f"published, {path.stat().st_size / 1e6:.2g} MB; in Python:"))
+        rows += [("", "import gen"), ("", f'run = gen.load("{name}")')]
+    else:
+        rows.append(("weights", "not published"))
+    column = max(len(term) for term, _ in rows) + 2
     text = [name]
-    for term, value in terms.items():
+    for term, value in rows:
         lines = textwrap.wrap(value, WIDTH - column, break_on_hyphens=False) or [""]
         text += [
             f"{term:{column}}{lines[0]}".rstrip(),

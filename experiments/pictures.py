@@ -341,7 +341,7 @@ def image_pictures(
     if "filters" in able:
         filters = np.asarray(jax.jit(model.filters)(state))[:100]
         save(plots.grid(plots.signed(filters), 10), folder / "filters.png")
-    if "encode" in able and "label" in test and facts(model).codes == "features":
+    if "label" in test and has_features(model):
         latent_picture(folder, model, state, test, labels)
     if "encode" in able and "decode" in able:
         interpolation_picture(folder, model, state, test)
@@ -455,7 +455,7 @@ def point_pictures(
         save(clouds(samples_by_steps(model, state, key, POINTS)), folder / "steps.png")
     if len(stored := snapshots(folder, (POINTS, *model.shape))) > 1:
         save(clouds(doubling(stored)), folder / "strip.png")
-    if "encode" in able and "label" in test:
+    if "encode" in able and "label" in test and not facts(model).classes:
         latent_picture(folder, model, state, test, labels)
 
 
@@ -498,7 +498,7 @@ def column_pictures(
             else:
                 columns[title] = {name: x[:, places[0]] for name, x in rows.items()}
         save(plots.histograms(columns, categories), folder / "samples.png")
-    if "encode" in able and "label" in test and facts(model).codes == "features":
+    if "label" in test and has_features(model):
         latent_picture(folder, model, state, test, labels)
 
 
@@ -592,6 +592,15 @@ def doubling(snapshots: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def row_by_row(images: Mapping[str, Any]) -> Any:
     """Return a grid with one row of `ROW` images [ROW, H, W, C] for each name."""
     return plots.grid(np.concatenate(list(images.values())), ROW, list(images))
+
+
+def has_features(model: Any) -> bool:
+    """Return whether a model learns codes that can be drawn by label.
+
+    The codes of a model with classes do not qualify: it is given the label, which they can contain.
+    """
+    known = facts(model)
+    return "encode" in capabilities(model) and known.codes == "features" and not known.classes
 
 
 def latent_picture(

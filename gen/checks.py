@@ -341,6 +341,21 @@ def check_classes(model: Any, source: str, classes: int) -> None:
         )
 
 
+def check_probe(model: Any) -> None:
+    """Check that a model has codes from which its labels can be predicted.
+
+    A model with classes is given the label, so its codes can contain it.
+    """
+    name = type(model).__name__
+    if "encode" not in capabilities(model):
+        raise UserError(f"{name} has no codes, from which --probe predicts: leave it out")
+    if facts(model).classes:
+        raise UserError(
+            f"{name} is given the labels, so that its codes can contain what --probe predicts: "
+            "leave it out"
+        )
+
+
 def check_sequences(model: Any, source: str) -> None:
     """Check that a model takes sequences of different lengths, which `source` has."""
     if not facts(model).sequences:

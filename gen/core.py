@@ -145,7 +145,7 @@ CAPABILITIES = {
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
-    "hints": "hints(metrics) -> {fault: cause and remedy}, of training that a report's means show",
+    "hints": "hints(metrics) -> {fault: cause and remedy}, by the mean metrics of a report",
 }
 """The optional methods of a model, with their signatures and results."""
 
@@ -233,7 +233,8 @@ def sample_labels(model: Any, n: int, label: Any) -> jax.Array | None:
       label: the class of the samples, [] or [n]; None takes the classes in turn.
 
     Raises:
-      UserError: the model has no classes, or the label is none of them or of another shape.
+      UserError: the model has no classes, or the label is none of them, no integer or of another
+        shape.
     """
     name, classes = type(model).__name__, facts(model).classes
     if label is None:
@@ -243,13 +244,26 @@ def sample_labels(model: Any, n: int, label: Any) -> jax.Array | None:
         np.shape(label) in ((), (n,)),
         f"{name}: label has shape {list(np.shape(label))}, must be one label or [{n}]",
     )
+    values = label if isinstance(label, Tracer) else np.asarray(label)
+    require(
+        np.issubdtype(values.dtype, np.integer),
+        f"{name}: label has the type {values.dtype}, must be an integer",
+    )
     if not isinstance(label, Tracer):
-        values = np.asarray(label)
         require(
             bool(np.all((values >= 0) & (values < classes))),
             f"{name}: label is {label}, must be 0 … {classes - 1}",
         )
     return jnp.broadcast_to(jnp.asarray(label), (n,))
+
+
+def label_of(model: Any, batch: Batch) -> jax.Array | None:
+    """Return the labels of a batch, [B], or None for a model without classes."""
+    if not facts(model).classes:
+        return None
+    name = type(model).__name__
+    require("label" in batch, f"{name}: a model with classes needs a batch of labels")
+    return batch["label"]
 
 
 def require(condition: bool, message: str) -> None:

@@ -27,9 +27,9 @@ import optax
 from gen.core import UserError, check_fields, pmean, require
 
 NO_DECAY = ("b", "c", "bias", "biases", "visible", "hidden", "logvar", "scale", "pseudo_inputs")
-"""Names of the parameters that weight decay leaves alone: biases, variances and normalisers.
+"""Names of the parameters that weight decay leaves alone.
 
-Pseudo-inputs of a VAE's prior are left alone, too, which are no weights.
+They are biases, variances, the scales of normalisation, and the pseudo-inputs of a VampPrior.
 """
 
 Config = TypeVar("Config")

@@ -142,7 +142,7 @@ COUNTS = (
     "continuous_codes",
 )
 """Counts whose being 0, 1 or more changes the structure of a model."""
-WEIGHTS = ("contraction", "free_bits", "warmup_steps")
+WEIGHTS = ("contraction_weight", "free_bits", "kl_warmup_steps")
 """Numbers whose being above 0 adds a term to the objective of a model."""
 
 
@@ -230,7 +230,7 @@ SMALL = {
     "pretraining": 5,
     "active": 3,
     "pseudo_inputs": 5,
-    "warmup_steps": 5,
+    "kl_warmup_steps": 5,
     "persistent_chains": 20,
     "temperatures": 50,
     "chains": 20,

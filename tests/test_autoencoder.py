@@ -14,7 +14,8 @@ from gen import parallel, train
 from gen.core import UserError, capabilities
 from gen.models.autoencoder import Autoencoder, StackedAutoencoder
 from gen.models.autoencoder.model import corrupt, largest
-from gen.nets import MLP, ConvEncoder
+from gen.models.autoencoder.stacked import RANGES
+from gen.nets import MLP, ConvEncoder, activate
 from gen.optimize import Optimizer
 
 
@@ -137,11 +138,17 @@ def first_step(model):
 
 
 @pytest.mark.parametrize(
-    "encoder", [MLP((5,), "sigmoid"), MLP((5,), "tanh"), MLP((6, 5), "sigmoid")], ids=str
+    ("encoder", "decoder"),
+    [
+        (MLP((5,), "sigmoid"), MLP(())),
+        (MLP((5,), "tanh"), MLP(())),
+        (MLP((6, 5), "sigmoid"), MLP((6,))),
+    ],
+    ids=("sigmoid", "tanh", "two_layers"),
 )
-def test_contraction_is_the_squared_norm_of_the_jacobian(encoder):
+def test_contraction_is_the_squared_norm_of_the_jacobian(encoder, decoder):
     """One sigmoid layer takes the closed form, the others automatic differentiation."""
-    model = sigmoid_autoencoder(encoder=encoder, contraction=0.3)
+    model = sigmoid_autoencoder(encoder=encoder, decoder=decoder, contraction_weight=0.3, tied=True)
     state, batch, _, metrics = first_step(model)
     jacobian = jax.vmap(jax.jacfwd(lambda x: model.encode(state, {"x": x[None]})[0]))(batch["x"])
     assert jacobian.shape == (6, 5, 7)
@@ -159,7 +166,9 @@ def test_sparsity_penalties_are_their_formulas():
     np.testing.assert_allclose(metrics["sparsity"], expected, rtol=1e-5)
     loss = metrics["reconstruction"] + 0.7 * expected
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
-    model = sigmoid_autoencoder(encoder=MLP((5,), "tanh"), sparsity="l1", sparsity_weight=0.7)
+    model = sigmoid_autoencoder(
+        encoder=MLP((5,), "tanh"), sparsity="l1", sparsity_weight=0.7, tied=True
+    )
     state, batch, _, metrics = first_step(model)
     expected = np.abs(model.encode(state, batch)).sum() / 6
     np.testing.assert_allclose(metrics["sparsity"], expected, rtol=1e-5)
@@ -236,15 +245,14 @@ def test_only_sigmoid_layers_start_a_classifier():
     ("fields", "message"),
     [
         ({"loss": "cross_entropy"}, "set output sigmoid, not relu"),
-        ({"noise": "masking"}, "noise is masking and corruption 0.0: set both or neither"),
         ({"noise": "masking", "corruption": 1.0}, "a share of pixels, must be below 1"),
         (
             {"noise": "salt_and_pepper", "corruption": 0.1, "output": "linear"},
             "take gaussian noise",
         ),
-        ({"sparsity": "l1"}, "kl and l1 need a weight above 0"),
-        ({"sparsity": "top_k"}, "top_k needs a number above 0"),
-        ({"active": 3}, "top_k needs a number above 0, and the others have none"),
+        ({"sparsity": "l1"}, "sparsity l1 has no effect with an untied decoder"),
+        ({"contraction_weight": 0.1}, "contraction_weight has no effect with an untied decoder"),
+        ({"sparsity": "top_k"}, "active is 0, must be positive with sparsity top_k"),
         ({"sparsity": "kl", "sparsity_weight": 1.0}, "take an encoder with sigmoid units"),
         ({"tied": True, "encoder": ConvEncoder()}, "take an MLP with layers as encoder"),
         ({"tied": True}, r"set decoder.hidden to \(256, 784\)"),
@@ -259,10 +267,16 @@ def test_combinations_without_sense_are_refused(fields, message):
         Autoencoder(**fields)
 
 
-def test_a_jacobian_of_a_normalised_batch_is_refused():
-    model = Autoencoder((7,), MLP((5,), batch_norm=True), MLP(()), contraction=0.1)
-    with pytest.raises(UserError, match="normalises over the batch"):
-        jax.eval_shape(model.init, jax.random.key(0))
+def test_fields_of_another_choice_are_not_used():
+    """The sparsity and the noise are off, so their other fields change nothing."""
+    model = Autoencoder((7,), MLP((5,)), MLP(()))
+    unused = {"corruption": 0.3, "sparsity_weight": 1.0, "sparsity_target": 0.0, "active": 9}
+    key = jax.random.key(0)
+    programs = []
+    for each in (model, replace(model, **unused)):
+        state = jax.eval_shape(each.init, key)
+        programs.append(str(jax.make_jaxpr(each.step)(state, {"x": jnp.ones((2, 7))}, key)))
+    assert programs[0] == programs[1]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +284,24 @@ def test_a_jacobian_of_a_normalised_batch_is_refused():
     [
         ({"hidden": (5,)}, "must have two layers or more"),
         ({"corruptions": (0.1,)}, "must have one number for each of the 3 layers"),
+        ({"corruptions": (0.0, 0.2, 1.0)}, r"corruptions is \(0.0, 0.2, 1.0\), shares"),
         ({"layer": Autoencoder()}, "take an MLP of one layer"),
+        (
+            {"layer": sigmoid_autoencoder(encoder=MLP((5,)), loss="cross_entropy")},
+            "layer.output is sigmoid, which cannot reconstruct the relu units",
+        ),
+        (
+            {"layer": sigmoid_autoencoder(encoder=MLP((5,), "tanh"), output="relu")},
+            "layer.output is relu, which cannot reconstruct the tanh units",
+        ),
+        (
+            {
+                "layer": sigmoid_autoencoder(
+                    encoder=MLP((5,)), output="relu", noise="salt_and_pepper", corruption=0.1
+                )
+            },
+            "take sigmoid units or gaussian noise",
+        ),
         (
             {"layer": sigmoid_autoencoder(optimizer=Optimizer(schedule="cosine"))},
             "set its decay_steps, for example to pretraining",
@@ -280,6 +311,25 @@ def test_a_jacobian_of_a_normalised_batch_is_refused():
 def test_impossible_stacks_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         StackedAutoencoder(**fields)
+
+
+def test_a_layer_of_a_stack_may_have_no_corruption():
+    model = StackedAutoencoder(hidden=(6, 5), corruptions=(0.0, 0.2))
+    assert [each.corruption for each in model.autoencoders] == [0.0, 0.2]
+
+
+def test_a_stack_takes_units_in_the_range_of_its_output():
+    for encoder, output in (
+        (MLP((5,), "relu"), "linear"),
+        (MLP((5,), "sigmoid"), "relu"),
+        (MLP((5,), "tanh"), "elu"),
+    ):
+        layer = sigmoid_autoencoder(encoder=encoder, output=output)
+        StackedAutoencoder(hidden=(6, 5), layer=layer)
+    for units, (low, high) in RANGES.items():
+        values = np.asarray(activate(units, jnp.linspace(-50, 50, 1_001)))
+        assert low <= values.min()
+        assert values.max() <= high
 
 
 def test_impossible_hyperparameters_are_refused():

@@ -25,6 +25,9 @@ from gen.core import facts
 from gen.estimate import Estimate
 from gen.models.autoencoder import StackedAutoencoder
 from gen.models.diffusion import ResidualMLP, UNet
+from gen.models.gan import GAN
+from gen.models.vae import VAE
+from gen.nets import MLP
 from gen.optimize import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:log Z lies")  # after so little training
@@ -35,6 +38,40 @@ SOME = [
     pytest.param(name, marks=() if name in QUICKLY else pytest.mark.slow, id=name)
     for name in TYPICAL
 ]
+
+
+IMAGE: dict[str, Any] = {"shape": (4, 4, 1), "latent": 3}
+STRUCTURES = {
+    "vae_vamp_warmup": VAE(
+        **IMAGE,
+        encoder=MLP((8,), batch_norm=True),
+        decoder=MLP((8,)),
+        prior="vamp",
+        pseudo_inputs=4,
+        kl_warmup_steps=2,
+    ),
+    "vae_sigma_free_bits": VAE(
+        **IMAGE,
+        encoder=MLP((8,)),
+        decoder=MLP((8,)),
+        likelihood="gaussian",
+        learn_variance=True,
+        free_bits=0.1,
+    ),
+    "gan_codes_spectral_ema": GAN(
+        **IMAGE,
+        generator=MLP((8,)),
+        discriminator=MLP((8,)),
+        categorical_codes=(3,),
+        spectral_norm=True,
+        ema_decay=0.5,
+        discriminator_steps=2,
+    ),
+    "gan_encoder_packed": GAN(
+        **IMAGE, generator=MLP((8,)), discriminator=MLP((8,)), encoder=MLP((8,)), pack=2
+    ),
+}
+"""Small models of structures that interact with the axis of `pmap`."""
 
 
 class Setup(NamedTuple):
@@ -370,7 +407,19 @@ def test_mesh_equals_one_device(some):
 
 @pytest.mark.usefixtures("eight_devices")
 def test_pmap_replicas_agree_and_learn_from_every_shard(some):
-    model, state, batch = some.model, some.state, some.batch
+    check_pmap(some.model, some.state, some.batch)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_pmap_replicas_of_other_structures_agree(name):
+    model = STRUCTURES[name]
+    state = jax.jit(model.init)(jax.random.key(0))
+    check_pmap(model, state, {"x": jax.random.uniform(jax.random.key(1), (BATCH, 4, 4, 1))})
+
+
+def check_pmap(model, state, batch):
     step = parallel.pmap_step(model, 4)
     shards = parallel.shard(batch, 4)
     states, history = run(step, parallel.replicate(state, 4), shards, 3)

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ import scipy.io
 import scipy.sparse
 from scipy.stats import multivariate_normal
 
+from experiments.experiment import Experiment
 from gen import data
 from gen.core import UserError
 from gen.data import cache, generated, images
+from gen.models.autoencoder import Autoencoder
+from gen.nets import MLP
 
 
 def distinct_rows(dataset):
@@ -655,6 +659,31 @@ def test_stacked_images_are_the_batch_in_a_random_order_for_each_channel():
     assert len({tuple(order) for order in orders}) == 3
     again = format.decode({"x": x}, jax.random.key(1))["x"]
     assert not np.array_equal(stacked, again)
+
+
+def test_a_stack_of_no_images_and_a_stack_with_labels_are_refused():
+    for stack in (0, -2):
+        with pytest.raises(UserError, match=f"stack is {stack}, must be positive"):
+            data.Format(stack=stack)
+    with pytest.raises(UserError, match="stacked images have no labels"):
+        data.Format(stack=3, labels=("cat", "dog"))
+    batch = {"x": np.zeros((4, 2, 2, 1)), "label": np.zeros(4, int)}
+    with pytest.raises(UserError, match="a label is of a single image"):
+        data.Format(stack=3).decode(batch, jax.random.key(0))
+
+
+def test_a_model_trains_on_stacked_images_and_is_evaluated_on_them(digits):
+    splits = {name: {"x": rows["x"]} for name, rows in digits.splits.items()}
+    stacked = replace(digits, **splits, format=data.Format(peak=16, stack=3))
+    model = Autoencoder(encoder=MLP((4,)), decoder=MLP(()))
+    experiment = Experiment(model, batch_size=20, steps=2, report_every=2).on(stacked)
+    assert experiment.model.shape == (8, 8, 3)
+    *_, last = experiment.fit(stacked)
+    assert last.metrics
+    assert np.isfinite(last.metrics["loss"])
+    rows, key = experiment.decoded(stacked, "test", seed=0)
+    assert rows["x"].shape == (len(digits.test["x"]), 8, 8, 3)
+    assert np.isfinite(experiment.model.evaluate(last.carry.state, rows, key)["mse"].value)
 
 
 def test_stacked_mnist_has_three_channels_and_no_labels(tiny):

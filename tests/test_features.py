@@ -191,10 +191,16 @@ def test_evaluate_probes_each_seed(tmp_path, capsys):
     assert record["estimates"]["probe_error"]["value"] == pytest.approx(np.mean(errors))
 
 
-def test_a_model_without_codes_and_data_without_labels_are_refused(digits):
+def test_models_without_codes_or_given_the_labels_and_data_without_labels_are_refused(digits):
     experiment = replace(EXPERIMENTS["gan_digits"], probe=True)
     with pytest.raises(UserError, match="GAN has no codes"):
         experiment.on(digits)
+    for probed in (
+        lambda: replace(EXPERIMENTS["cvae_digits"], probe=True).on(digits),
+        lambda: features.probe(VAE(classes=10), None, {}, "test", 0),
+    ):
+        with pytest.raises(UserError, match="VAE is given the labels"):
+            probed()
     unlabelled = replace(digits, train={"x": digits.train["x"]})
     with pytest.raises(UserError, match="digits has no labels"):
         replace(experiment, model=VAE()).on(unlabelled)

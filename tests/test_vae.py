@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jax.test_util import check_grads
 
 from gen import parallel, train
-from gen.core import UserError, capabilities
+from gen.core import UserError, capabilities, sample_labels
 from gen.models.vae import VAE, Moments, free_bits_kl
 from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
@@ -342,6 +342,27 @@ def test_conditional_linear_vae_meets_the_exact_likelihood_given_the_label():
     np.testing.assert_allclose(draws.mean(axis=0), biases.mean(axis=0), atol=0.15)
 
 
+def test_labels_of_samples_are_integers():
+    model = VAE(classes=3)
+    np.testing.assert_array_equal(sample_labels(model, 2, np.uint8(2)), [2, 2])
+    np.testing.assert_array_equal(sample_labels(model, 2, [0, 1]), [0, 1])
+    for label in (1.0, jnp.array([0.5, 1.0]), True):
+        with pytest.raises(UserError, match="must be an integer"):
+            sample_labels(model, 2, label)
+    with pytest.raises(UserError, match="must be an integer"):
+        jax.eval_shape(lambda label: sample_labels(model, 2, label), jnp.zeros(2))
+
+
+def test_fields_of_another_choice_are_not_used():
+    """Bernoulli pixels have no variance, and a normal prior has no pseudo-inputs."""
+    model = VAE((7,), MLP((5,)), 2, MLP((5,)))
+    states = [
+        jax.eval_shape(each.init, jax.random.key(0))
+        for each in (model, replace(model, variance=0.5, pseudo_inputs=3))
+    ]
+    assert states[0] == states[1]
+
+
 def test_labels_are_channels_of_an_image_and_entries_of_a_vector():
     images = VAE((4, 4, 1), ConvEncoder((3,)), 2, ConvDecoder((), (3,)), classes=5)
     params = jax.eval_shape(images.init, jax.random.key(0)).params
@@ -427,7 +448,7 @@ def test_free_bits_are_their_formula_and_leave_a_small_kl_alone():
 
 
 def test_kl_warm_up_rises_linearly_to_beta():
-    model, x = replace(linear_vae(), warmup_steps=4, beta=2.0), linear_data(50)
+    model, x = replace(linear_vae(), kl_warmup_steps=4, beta=2.0), linear_data(50)
     state, step, weights = model.init(jax.random.key(0)), jax.jit(model.step), []
     for i in range(6):
         state, metrics = step(state, {"x": x}, jax.random.key(i))
@@ -458,7 +479,7 @@ def test_the_best_learned_variance_is_the_mean_squared_error():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": 5, "warmup_steps": 10}, "warmup_steps is 10, which has no meaning"),
+        ({"samples": 5, "kl_warmup_steps": 10}, "kl_warmup_steps is 10, which has no meaning"),
         ({"samples": 5, "free_bits": 0.1}, "free_bits is 0.1, which has no meaning"),
         ({"prior": "vamp", "free_bits": 0.1}, "set free_bits or prior, not both"),
         ({"prior": "vamp", "classes": 10}, "set classes or prior, not both"),

@@ -119,7 +119,7 @@ EXPERIMENTS = {
             encoder=MLP((128,), "elu"),
             decoder=MLP((128,), "elu"),
             classes=10,
-            warmup_steps=500,
+            kl_warmup_steps=500,
             free_bits=0.05,
             optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
         ),

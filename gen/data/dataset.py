@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Batch
+from gen.core import Batch, require
 
 Arrays = Mapping[str, np.ndarray]
 """arrays of one split by name, with N rows each: `"x"`, and `"label"` or `"length"`"""
@@ -66,6 +66,12 @@ class Format:
     def __post_init__(self):
         if self.levels < 0:
             object.__setattr__(self, "levels", 0 if self.counts else self.peak + 1)
+        require(self.stack >= 1, f"Format: stack is {self.stack}, must be positive")
+        require(
+            self.stack == 1 or not self.labels,
+            f"Format: labels is {self.labels}, and examples of {self.stack} stacked images have no "
+            "labels: leave it out",
+        )
 
     def decode(self, batch: Batch, key: jax.Array, binarize: Binarize = "none") -> Batch:
         """Scale the stored x of a batch to x / `peak` or (x − center) / scale, and binarise it.
@@ -82,7 +88,14 @@ class Format:
 
         Returns:
           The batch with x as float32; its other arrays are unchanged.
+
+        Raises:
+          UserError: the images are stacked, and the batch has labels, each of a single image.
         """
+        require(
+            self.stack == 1 or "label" not in batch,
+            f"Format: stack is {self.stack}, and a label is of a single image: leave labels out",
+        )
         x = batch["x"].astype(jnp.float32)
         if self.stack > 1:
             *order_keys, key = jax.random.split(key, self.stack + 1)

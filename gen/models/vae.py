@@ -40,6 +40,7 @@ from gen.core import (
     Metrics,
     Shape,
     check_fields,
+    label_of,
     pmean,
     replica_key,
     require,
@@ -125,8 +126,8 @@ class VAE:
 
     - Conditional (`classes`): p(x|z, label) and q(z|x, label), with p(z) the same for all labels.
       The label is appended to the inputs of both networks as a one-hot vector; to an image that
-      convolutions take, as one constant channel for each class. The bound is one on log p(x|label).
-    - `beta` weighs the KL in training. With `warmup_steps` N the weight rises from 0 and is
+      convolutions take, as one constant channel for each class. The ELBO bounds log p(x|label).
+    - `beta` weighs the KL in training. With `kl_warmup_steps` N the weight rises from 0 and is
       beta · min(1, t / N) at step t.
     - `free_bits` λ: the KL in training is Σ_j max(λ, mean over the batch of KL_j).
     - VampPrior (`prior="vamp"`): p(z) = 1/K Σ_k q(z|u_k), with K learned pseudo-inputs u_k (Tomczak
@@ -136,7 +137,7 @@ class VAE:
       is the mean squared error (Rybkin et al. 2021).
 
     With Bernoulli pixels this is a bound only where x is binary. Grey pixels are accepted, and then
-    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels the bound is one on a
+    `evaluate` calls its figure `bce_elbo`, not `nll`. With Gaussian pixels the ELBO bounds a
     density, so the data must be continuous: `Dequantized(VAE(...))` takes data with levels.
 
     The defaults are the textbook chapter's network, 784 → 784 → 256 → 128 with ELU and two heads of
@@ -192,7 +193,7 @@ class VAE:
     """draws of z per example in evaluation; more than 1 give the importance-weighted bound"""
     beta: float = 1.0
     """weight of the KL in training (with one sample)"""
-    warmup_steps: int = 0
+    kl_warmup_steps: int = 0
     """steps over which the weight of the KL rises linearly from 0 (with one sample)"""
     free_bits: float = 0.0
     """nats of KL that each latent variable has free in training (with one sample)"""
@@ -215,9 +216,9 @@ class VAE:
         check_fields(
             self,
             positive=("latent", "samples", "bound_samples", "variance", "pseudo_inputs"),
-            non_negative=("beta", "warmup_steps", "free_bits", "classes"),
+            non_negative=("beta", "kl_warmup_steps", "free_bits", "classes"),
         )
-        for name, default in (("beta", 1), ("warmup_steps", 0), ("free_bits", 0)):
+        for name, default in (("beta", 1), ("kl_warmup_steps", 0), ("free_bits", 0)):
             value = getattr(self, name)
             require(
                 value == default or self.samples == 1,
@@ -252,7 +253,11 @@ class VAE:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A code without its label stands for no example; only pseudo-inputs begin from data."""
+        """Return `decode` with classes, and `begin` without a VampPrior.
+
+        A code is decoded only together with its label. The states of other priors do not begin at
+        training examples.
+        """
         decode = ("decode",) if self.classes else ()
         return decode if self.prior == "vamp" else (*decode, "begin")
 
@@ -268,14 +273,14 @@ class VAE:
         nets.check_output(decoder, out, self.shape)
         params = {"encoder": encoder_params, "decoder": decoder_params}
         if self.prior == "vamp":
-            noise_key = jax.random.fold_in(key, 2)  # split(key) has folded in 0 and 1
+            noise_key = jax.random.fold_in(key, 2)  # leaves the networks' keys as they are
             params["pseudo_inputs"] = jax.random.normal(
                 noise_key, (self.pseudo_inputs, *self.shape)
             )
         if self.learn_variance:
             params["logvar"] = jnp.full((), math.log(self.variance))
         stats = {"encoder": encoder_stats, "decoder": decoder_stats}
-        if self.warmup_steps:
+        if self.kl_warmup_steps:
             stats["count"] = jnp.zeros((), jnp.int32)
         return State(params, stats, optimize.init(self.optimizer, params))
 
@@ -311,7 +316,7 @@ class VAE:
 
         gradient, (metrics, stats) = optimize.gradient(loss, state.params, axis_name)
         params, opt_state = optimize.update(self.optimizer, gradient, state.opt_state, state.params)
-        if self.warmup_steps:
+        if self.kl_warmup_steps:
             stats["count"] = state.stats["count"] + 1
         return State(params, stats, opt_state), metrics
 
@@ -438,20 +443,13 @@ class VAE:
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
         """Return the mean of p(x|z) at the mean of q(z|x), [B, *shape]."""
-        return self.decode(state, self.encode(state, batch), self._label(batch))
+        return self.decode(state, self.encode(state, batch), label_of(self, batch))
 
     def _networks(self, axis_name: str | None = None) -> tuple[Posterior, nn.Module]:
         """Return the networks of q(z|x) and of p(x|z)."""
         encoder = nets.fitted(self.encoder, axis_name=axis_name)
         decoder = nets.fitted(self.decoder, out=self.shape, axis_name=axis_name)
         return Posterior(encoder, self.latent), decoder
-
-    def _label(self, batch: Batch) -> jax.Array | None:
-        """Return the labels of a batch, [B], or None for a model without classes."""
-        if not self.classes:
-            return None
-        require("label" in batch, "VAE: a model with classes needs a batch of labels")
-        return batch["label"]
 
     def _with_label(self, net: nn.Module, x: jax.Array, label: jax.Array | None) -> jax.Array:
         """Return the input of a network, with the one-hot label beside it if there are classes."""
@@ -471,7 +469,7 @@ class VAE:
         """Return q(z|x), and the encoder's statistics."""
         posterior, _ = self._networks(axis_name)
         params, stats = state.params["encoder"], state.stats["encoder"]
-        x = self._with_label(self.encoder, batch["x"], self._label(batch))
+        x = self._with_label(self.encoder, batch["x"], label_of(self, batch))
         return nets.apply(posterior, params, stats, x, train=train, key=key)
 
     def _decode(
@@ -504,9 +502,9 @@ class VAE:
 
     def _kl_weight(self, state: State) -> Any:
         """Return beta, or with KL warm-up beta · min(1, t / N) at step t."""
-        if not self.warmup_steps:
+        if not self.kl_warmup_steps:
             return self.beta
-        return self.beta * jnp.minimum(1.0, state.stats["count"] / self.warmup_steps)
+        return self.beta * jnp.minimum(1.0, state.stats["count"] / self.kl_warmup_steps)
 
     def _terms(
         self,
@@ -518,7 +516,7 @@ class VAE:
     ) -> tuple[Terms, Moments, Any]:
         """Return the terms of −ELBO, q(z|x), and the networks' statistics."""
         z_key, encoder_key, decoder_key = jax.random.split(key, 3)
-        x, label = batch["x"], self._label(batch)
+        x, label = batch["x"], label_of(self, batch)
         # 1. q(z|x) = N(mean, diag exp(logvar)).
         q, encoder_stats = self._encode(state, batch, encoder_key, train, axis_name)
         # 2. The reparameterization trick.
@@ -547,7 +545,7 @@ class VAE:
         statistics. One more draw of z for each example does.
         """
         z_key, encoder_key, stats_key = jax.random.split(key, 3)
-        x, label = batch["x"], self._label(batch)
+        x, label = batch["x"], label_of(self, batch)
         (mean, logvar), encoder_stats = self._encode(state, batch, encoder_key, train, axis_name)
         log_prior = self._log_prior(state)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen import estimate, train
+from gen import checks, estimate, train
 from gen.core import Batch, capabilities
 from gen.estimate import Estimate
 from gen.nets import MLP
@@ -58,7 +58,7 @@ def probe(
     Errors on the training split are too low as well, because each row retrieves itself.
 
     Args:
-      model: a model with `encode`.
+      model: a model with `encode` and without classes.
       state: a trained state of it.
       splits: decoded examples with labels; the splits train, validation and `split`.
       split: the name of the split to evaluate on.
@@ -72,7 +72,11 @@ def probe(
         (`retrieval_precision`).
       - `tuned_error`: error rate of the model's sigmoid layers under a softmax layer, all trained
         on the labels (`tuned_error`). Only for a model with `layers`.
+
+    Raises:
+      UserError: the model has no codes, or is given the labels.
     """
+    checks.check_probe(model)
     labels = {name: np.asarray(rows["label"]) for name, rows in splits.items()}
     raw = {name: _vectors(rows["x"]) for name, rows in splits.items()}
     codes = {name: encode_all(model, state, rows) for name, rows in splits.items()}

@@ -32,7 +32,6 @@ from gen.core import (
     Density,
     Metrics,
     Shape,
-    UserError,
     check_fields,
     pmean,
     replica_key,
@@ -93,7 +92,7 @@ def kl_sparsity(activity: jax.Array, target: float) -> jax.Array:
 
     Args:
       activity: ρ̂, the mean activity of each unit over the examples, in (0, 1): [F].
-      target: ρ, the activity that is asked for.
+      target: ρ, the target mean activity.
     """
     activity = jnp.clip(activity, 1e-6, 1 - 1e-6)
     on = target * jnp.log(target / activity)
@@ -109,6 +108,44 @@ def squared_jacobian(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.A
     """
     jacobian = jax.vmap(jax.jacrev(lambda row: f(row[None])[0]))(x)  # [B, F, *shape]
     return jnp.sum(flatten(jacobian) ** 2, axis=1)
+
+
+def reconstruction(model: Any, state: Any, batch: Batch) -> jax.Array:
+    """Return g(f(x)), [B, *shape].
+
+    Args:
+      model: a model with `encode`, f, and `decode`, g.
+      state: a state of the model.
+      batch: examples.
+    """
+    return model.decode(state, model.encode(state, batch))
+
+
+def squared_error(model: Any, state: Any, batch: Batch, key: jax.Array) -> jax.Array:
+    """Return the squared error of each example's reconstruction, the mean over its pixels, [B].
+
+    Args:
+      model: a model with `reconstruct`.
+      state: a state of the model.
+      batch: examples.
+      key: not used; the scores of other models need one.
+    """
+    return jnp.mean(flatten(batch["x"] - model.reconstruct(state, batch)) ** 2, axis=1)
+
+
+def mean_squared_error(model: Any, state: Any, data: Data, key: jax.Array) -> dict[str, Estimate]:
+    """Return `mse`, the mean over examples of the squared error per pixel.
+
+    Args:
+      model: a model whose `score` is `squared_error`.
+      state: a state of the model.
+      data: all examples of a split.
+      key: not used; the estimates of other models need one.
+    """
+    errors = estimate.per_example(
+        lambda batch, row_key: model.score(state, batch, row_key), data, key
+    )
+    return {"mse": estimate.mean(errors, "exact")}
 
 
 @dataclass(frozen=True)
@@ -127,8 +164,11 @@ class Autoencoder:
     - Sparse (`sparsity`): the loss adds `sparsity_weight` times Σ_j KL(ρ ‖ ρ̂_j), where ρ̂_j is the
       mean of unit j over the batch (`kl`), or times the mean of Σ_j |z_j| (`l1`). With `top_k` the
       code keeps its `active` largest entries.
-    - Contractive (`contraction`): the loss adds this weight times the mean of
+    - Contractive (`contraction_weight`): the loss adds this weight times the mean of
       ‖∂f(x)/∂x‖²_F = Σ_ij (∂z_j/∂x_i)², the squared Frobenius norm of the encoder's Jacobian.
+    - The contractive and the `l1` penalty need tied weights, as in Rifai et al. 2011. An
+      untied decoder could undo any scale of the code: if the encoder divides the code by 1,000 and
+      the decoder multiplies it by 1,000, the reconstruction stays and the penalty vanishes.
     - Tied weights (`tied`): layer l of the decoder has the transposed kernel of layer L − l of the
       encoder, and biases of its own.
 
@@ -161,15 +201,28 @@ class Autoencoder:
     - A trained model keeps as many entries of the code as in training.
     - k does not fall during training.
 
-    Deviation from Rifai et al. 2011:
+    Deviations from Vincent et al. 2008 and 2010:
 
-    - Weights are tied only if `tied` says so.
+    - Masking and salt-and-pepper noise change each pixel independently with the probability
+      `corruption`; the papers change a fixed number of pixels.
+    - All pixels have the same weight in the loss; Vincent et al. 2010 also emphasise the corrupted
+      ones.
+    - Adam or RMSProp on batches takes the place of stochastic gradient descent.
+
+    Deviations from Rifai et al. 2011:
+
+    - The squared error is the default; they take the cross-entropy.
+    - Encoders of more than one layer are accepted. Their Jacobian is taken by automatic
+      differentiation.
 
     A ReLU output that is negative for all data gets no gradient, so some pixels can stay black.
     """
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
+    reconstruct = reconstruction
+    score = squared_error
+    evaluate = mean_squared_error
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""
@@ -193,10 +246,10 @@ class Autoencoder:
     sparsity_weight: float = 0.0
     """weight of the penalty (kl, l1)"""
     sparsity_target: float = 0.05
-    """mean activity of a unit that is asked for (kl)"""
+    """target mean activity of each unit (kl)"""
     active: int = 0
     """entries of the code that are kept (top_k)"""
-    contraction: float = 0.0
+    contraction_weight: float = 0.0
     """weight of the squared Frobenius norm of the encoder's Jacobian"""
     tied: bool = False
     """the decoder's weights are the transposed weights of the encoder, both MLPs"""
@@ -206,7 +259,7 @@ class Autoencoder:
     def __post_init__(self):
         check_fields(
             self,
-            non_negative=("corruption", "sparsity_weight", "active", "contraction"),
+            non_negative=("corruption", "sparsity_weight", "active", "contraction_weight"),
             fraction=("sparsity_target",),
         )
 
@@ -218,10 +271,6 @@ class Autoencoder:
             f"loss cross_entropy needs probabilities: set output sigmoid, not {self.output}",
         )
         rule(
-            (self.noise == "none") == (self.corruption == 0),
-            f"noise is {self.noise} and corruption {self.corruption}: set both or neither",
-        )
-        rule(
             self.noise in ("none", "gaussian") or self.corruption < 1,
             f"corruption is {self.corruption}, a share of pixels, must be below 1",
         )
@@ -231,18 +280,18 @@ class Autoencoder:
             "beyond [0, 1]: take gaussian noise",
         )
         rule(
-            (self.sparsity in ("kl", "l1")) == (self.sparsity_weight > 0),
-            f"sparsity is {self.sparsity} and sparsity_weight {self.sparsity_weight}: kl and l1 "
-            "need a weight above 0, and the others have none",
+            self.sparsity != "top_k" or self.active > 0,
+            "active is 0, must be positive with sparsity top_k",
         )
+        penalty = "contraction_weight" if self.contraction_weight else "sparsity l1"
         rule(
-            (self.sparsity == "top_k") == (self.active > 0),
-            f"sparsity is {self.sparsity} and active {self.active}: top_k needs a number above 0, "
-            "and the others have none",
+            self.tied or not (self.contraction_weight or self.sparsity == "l1"),
+            f"{penalty} has no effect with an untied decoder, which makes up for any scale of the "
+            "code: set tied",
         )
         rule(
             self.sparsity != "kl" or self.sparsity_target > 0,
-            "sparsity_target is 0, must be positive",
+            "sparsity_target is 0, must be positive with sparsity kl",
         )
         rule(
             self.sparsity != "kl"
@@ -275,12 +324,12 @@ class Autoencoder:
 
     @property
     def unit_interval(self) -> bool:
-        """A sigmoid or ReLU output, which is never negative, is for data in [0, 1]."""
+        """Data must lie in [0, 1] if the output is a sigmoid or ReLU, which is never negative."""
         return self.output in ("sigmoid", "relu")
 
     @property
     def metric_units(self) -> Mapping[str, str]:
-        """The units follow from the loss; scores are squared errors in any case."""
+        """Return units that follow from the loss and the penalty. Scores are squared errors."""
         unit = "squared error" if self.loss == "squared_error" else "nats"
         penalty = "absolute values" if self.sparsity == "l1" else "nats"
         return {
@@ -293,7 +342,10 @@ class Autoencoder:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """An encoder without dense layers has no filters, and a classifier starts from sigmoids."""
+        """Return `filters` without a dense first layer, and `layers` unless all are sigmoid layers.
+
+        A layer with batch normalisation is no sigmoid layer.
+        """
         encoder = self.encoder
         if not isinstance(encoder, MLP) or not encoder.hidden:
             return ("layers", "filters")
@@ -305,13 +357,10 @@ class Autoencoder:
         params, stats = nets.init(self.encoder, encoder_key, x)
         z, _ = nets.apply(self.encoder, params, stats, x)
         nets.check_features(self.encoder, z)
-        if self.active > z.shape[1]:
-            raise UserError(f"Autoencoder: active is {self.active}, the code has {z.shape[1]}")
-        if self.contraction and stats:
-            raise UserError(
-                "Autoencoder: contraction needs a code of each example by itself, and the encoder "
-                "normalises over the batch: leave one of them out"
-            )
+        require(
+            self.sparsity != "top_k" or self.active <= z.shape[1],
+            f"Autoencoder: active is {self.active}, the code has {z.shape[1]} entries",
+        )
         decoder = self._decoder(None)
         decoder_params, decoder_stats = nets.init(decoder, decoder_key, z)
         x_hat, _ = nets.apply(decoder, decoder_params, decoder_stats, z)
@@ -359,11 +408,11 @@ class Autoencoder:
                 metrics["sparsity"] = kl_sparsity(activity, self.sparsity_target)
             if self.sparsity == "l1":
                 metrics["sparsity"] = jnp.mean(jnp.sum(jnp.abs(z), axis=1))
-            if self.sparsity_weight:
+            if "sparsity" in metrics:
                 value += self.sparsity_weight * metrics["sparsity"]
-            if self.contraction:
+            if self.contraction_weight:
                 metrics["contraction"] = jnp.mean(self._squared_jacobian(params, x))
-                value += self.contraction * metrics["contraction"]
+                value += self.contraction_weight * metrics["contraction"]
             if metrics:
                 metrics["reconstruction"] = reconstruction
             stats = {"encoder": encoder_stats, "decoder": decoder_stats}
@@ -377,13 +426,6 @@ class Autoencoder:
         """Return the parameters of the encoder and the decoder."""
         return state.params
 
-    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return `mse`, the mean over examples of the squared error per pixel."""
-        errors = estimate.per_example(
-            lambda batch, row_key: self.score(state, batch, row_key), data, key
-        )
-        return {"mse": estimate.mean(errors, "exact")}
-
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the code f(x), [B, F]."""
         of_encoder = state.params["encoder"], state.stats["encoder"]
@@ -394,14 +436,6 @@ class Autoencoder:
         of_decoder = self._decoder_params(state.params), state.stats["decoder"]
         out, _ = nets.apply(self._decoder(None), *of_decoder, z)
         return activate(self.output, out).reshape(-1, *self.shape)
-
-    def reconstruct(self, state: State, batch: Batch) -> jax.Array:
-        """Return g(f(x)), [B, *shape]."""
-        return self.decode(state, self.encode(state, batch))
-
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the squared error of each example's reconstruction, the mean over its pixels."""
-        return jnp.mean(flatten(batch["x"] - self.reconstruct(state, batch)) ** 2, axis=1)
 
     def filters(self, state: State) -> jax.Array:
         """Return the weights of each unit of the first layer, [H, *shape]."""
@@ -435,7 +469,11 @@ class Autoencoder:
         return largest(z, self.active) if self.sparsity == "top_k" else z
 
     def _squared_jacobian(self, params: Any, x: jax.Array) -> jax.Array:
-        """Return ‖∂f(x)/∂x‖²_F, [B], of one sigmoid layer by Σ_j (h_j (1 − h_j))² Σ_i W_ij²."""
+        """Return ‖∂f(x)/∂x‖²_F, [B].
+
+        One sigmoid layer has the closed form Σ_j (h_j (1 − h_j))² Σ_i W_ij² (Rifai et al. 2011).
+        Other encoders take automatic differentiation.
+        """
 
         def f(x):
             return self._kept(nets.apply(self.encoder, params["encoder"], {}, x)[0])

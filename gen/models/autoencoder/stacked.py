@@ -7,6 +7,7 @@ Vincent et al. 2010, "Stacked denoising autoencoders", https://jmlr.org/papers/v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +16,15 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen import estimate
-from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, require
-from gen.estimate import Estimate
-from gen.models.autoencoder.model import Autoencoder
+from gen.core import Batch, Density, Metrics, Shape, check_fields, require
+from gen.models.autoencoder.model import (
+    Autoencoder,
+    mean_squared_error,
+    reconstruction,
+    squared_error,
+)
 from gen.models.autoencoder.model import State as LayerState
-from gen.nets import MLP, flatten
+from gen.nets import MLP, Activation
 from gen.optimize import Optimizer
 
 
@@ -30,6 +34,17 @@ class State(NamedTuple):
     layers: tuple[LayerState, ...]  # the autoencoder of each layer, from below
     count: jax.Array  # [], steps done
 
+
+RANGES: dict[Activation, tuple[float, float]] = {
+    "relu": (0, math.inf),
+    "elu": (-1, math.inf),
+    "tanh": (-1, 1),
+    "leaky_relu": (-math.inf, math.inf),
+    "softplus": (0, math.inf),
+    "sigmoid": (0, 1),
+    "linear": (-math.inf, math.inf),
+}
+"""The smallest and the largest value of each nonlinearity, or their limits."""
 
 DENOISING_LAYER = Autoencoder(
     encoder=MLP((1_000,), "sigmoid"),
@@ -51,7 +66,9 @@ class StackedAutoencoder:
     Training is greedy and layerwise: layer l learns to reconstruct the codes f_{l−1}(… f_1(x)) of
     the layers below it, which are trained already and stay as they are. A denoising layer corrupts
     these codes; the codes themselves are taken from the clean example (Vincent et al. 2010,
-    section 3.5). Each layer takes `pretraining` steps, and the last one all further steps.
+    section 3.5). Each layer takes `pretraining` steps, and the last one all further steps. A step
+    computes the layer whose turn it is. Several seeds at once (`vmap`) compute all L layers in
+    every step, and keep the one whose turn it is.
 
     The stack of sigmoid layers then starts a classifier: `gen.uses.features.tuned_error` puts a
     softmax layer on it and trains all layers on the labels.
@@ -60,24 +77,33 @@ class StackedAutoencoder:
 
     - Adam on batches in place of stochastic gradient descent on single examples.
     - All layers have the same kind of noise and the same optimiser.
+    - Fine-tuning takes Adam and selects dropout rates on the validation split; they fine-tune by
+      stochastic gradient descent without dropout.
     """
 
     family: ClassVar[str] = "autoencoder"
     density: ClassVar[Density] = "none"
+    overwrites: ClassVar[tuple[str, ...]] = ("layer.shape", "layer.encoder.hidden")
+    """paths of the fields that the stack sets, which are no flags"""
+    reconstruct = reconstruction
+    score = squared_error
+    evaluate = mean_squared_error
 
     shape: Shape = (28, 28, 1)
     """shape of one example"""
     hidden: tuple[int, ...] = (1_000, 1_000, 1_000)
     """numbers of hidden units, from below"""
     corruptions: tuple[float, ...] = ()
-    """corruption of each layer's input, from below (empty: the corruption of `layer` for all)"""
+    """corruption of each layer's input, from below; it takes precedence over layer.corruption
+    (empty: layer.corruption for all layers)"""
     pretraining: int = 5_500
     """training steps of each layer but the last"""
     layer: Autoencoder = DENOISING_LAYER
-    """autoencoder of each layer; its shape, its width and its corruption are set by the stack"""
+    """autoencoder of each layer; `hidden` sets its width, and `corruptions`, unless it is empty,
+    its corruption"""
 
     def __post_init__(self):
-        check_fields(self, positive=("hidden", "pretraining"))
+        check_fields(self, positive=("hidden", "pretraining"), non_negative=("corruptions",))
         require(
             len(self.hidden) > 1,
             f"StackedAutoencoder: hidden is {self.hidden}, must have two layers or more",
@@ -87,12 +113,18 @@ class StackedAutoencoder:
             f"StackedAutoencoder: corruptions is {self.corruptions}, must have one number for each "
             f"of the {len(self.hidden)} layers",
         )
+        require(
+            self.layer.noise in ("none", "gaussian") or all(part < 1 for part in self.corruptions),
+            f"StackedAutoencoder: corruptions is {self.corruptions}, shares of the inputs, must be "
+            "below 1",
+        )
         encoder, decoder = self.layer.encoder, self.layer.decoder
         require(
             isinstance(encoder, MLP) and isinstance(decoder, MLP) and decoder.hidden == (),
             "StackedAutoencoder: a layer has one matrix in each direction: take an MLP of one "
             "layer as layer.encoder and MLP(()) as layer.decoder",
         )
+        self._check_ranges(encoder.activation)
         optimizer = self.layer.optimizer
         require(
             not isinstance(optimizer, Optimizer)
@@ -102,7 +134,21 @@ class StackedAutoencoder:
             "layer trains for the whole run: set its decay_steps, for example to pretraining, "
             f"{self.pretraining}",
         )
-        assert self.autoencoders  # which checks the corruptions
+
+    def _check_ranges(self, units: Activation) -> None:
+        """Raise `UserError` unless a layer can reconstruct the codes of the layer below it."""
+        layer = self.layer
+        (low, high), (lowest, highest) = RANGES[units], RANGES[layer.output]
+        require(
+            lowest <= low and high <= highest,
+            f"StackedAutoencoder: layer.output is {layer.output}, which cannot reconstruct the "
+            f"{units} units of the layer below: set layer.output to linear, or to {units}",
+        )
+        require(
+            layer.noise != "salt_and_pepper" or units == "sigmoid",
+            "StackedAutoencoder: layer.noise is salt_and_pepper, which sets units to 0 and 1, and "
+            f"layer.encoder.activation is {units}: take sigmoid units or gaussian noise",
+        )
 
     @property
     def autoencoders(self) -> tuple[Autoencoder, ...]:
@@ -121,17 +167,17 @@ class StackedAutoencoder:
 
     @property
     def unit_interval(self) -> bool:
-        """The first layer reconstructs the data."""
+        """Data must lie in [0, 1] if the first layer needs it, which reconstructs the data."""
         return self.layer.unit_interval
 
     @property
     def metric_units(self) -> Mapping[str, str]:
-        """The metrics are of the layer whose turn it is."""
+        """Return the units of a layer: the metrics are of the layer whose turn it is."""
         return self.layer.metric_units
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A classifier starts from sigmoid layers alone."""
+        """Return `layers`, which start a classifier, unless the units are sigmoid."""
         return self.layer.lacks
 
     def init(self, key: jax.Array) -> State:
@@ -162,13 +208,6 @@ class StackedAutoencoder:
         """Return the parameters of every layer."""
         return tuple(each.params for each in state.layers)
 
-    def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return `mse`, the mean over examples of the squared error per pixel of g(f(x))."""
-        errors = estimate.per_example(
-            lambda batch, row_key: self.score(state, batch, row_key), data, key
-        )
-        return {"mse": estimate.mean(errors, "exact")}
-
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the code of the last layer, f(x), [B, D_L]."""
         return self._codes(state, batch["x"], len(self.hidden))
@@ -178,14 +217,6 @@ class StackedAutoencoder:
         for each, of_layer in reversed(list(zip(self.autoencoders, state.layers, strict=True))):
             z = each.decode(of_layer, z)
         return z
-
-    def reconstruct(self, state: State, batch: Batch) -> jax.Array:
-        """Return g(f(x)), [B, *shape]."""
-        return self.decode(state, self.encode(state, batch))
-
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the squared error of each example's reconstruction, the mean over its pixels."""
-        return jnp.mean(flatten(batch["x"] - self.reconstruct(state, batch)) ** 2, axis=1)
 
     def filters(self, state: State) -> jax.Array:
         """Return the weights of each unit of the first layer, [D_1, *shape]."""

@@ -26,6 +26,7 @@ from gen.core import (
     Metrics,
     Shape,
     check_fields,
+    label_of,
     replica_key,
     require,
 )
@@ -307,7 +308,7 @@ class GaussianDiffusion:
         timesteps = self.timesteps if timesteps is None else timesteps
         draws_key, x_0_key = jax.random.split(key)
         times, noise_keys = stratified_times(draws_key, self.time_draws, len(batch["x"]))
-        x, label = self.to_continuous(batch["x"]), self._label(batch)
+        x, label = self.to_continuous(batch["x"]), label_of(self, batch)
 
         def at(draw):
             t, noise_key = draw
@@ -379,18 +380,11 @@ class GaussianDiffusion:
             return schedules.learned(params["schedule"])
         return schedules.FIXED[self.schedule](self.log_snr_min, self.log_snr_max)
 
-    def _label(self, batch: Batch) -> jax.Array | None:
-        """Return the labels of a batch, [B], or None for a model without classes."""
-        if not self.classes:
-            return None
-        require("label" in batch, "GaussianDiffusion: a model with classes needs a batch of labels")
-        return batch["label"]
-
     def _loss(
         self, params: Any, stats: Any, batch: Batch, key: jax.Array, train: bool = False
     ) -> tuple[jax.Array, Any]:
         """Return the training loss of each example, [B], and the network's statistics."""
-        x, label = self.to_continuous(batch["x"]), self._label(batch)
+        x, label = self.to_continuous(batch["x"]), label_of(self, batch)
         times_key, label_key, *keys = jax.random.split(key, 5)
         if label is not None:
             dropped = jax.random.bernoulli(label_key, self.label_dropout, label.shape)
@@ -519,7 +513,7 @@ class GaussianDiffusion:
         """Return −log p(x) by the probability flow, or with levels a bound on it, [B] nats."""
         noise_key, trace_key = jax.random.split(key)
         x = self.to_continuous(batch["x"])
-        path, denoise = self.path(state.ema), self.denoiser(state, self._label(batch))
+        path, denoise = self.path(state.ema), self.denoiser(state, label_of(self, batch))
         alpha, sigma = path(jnp.zeros(()))
         noise = jax.random.normal(noise_key, x.shape) if self.levels else 0.0
         x_0 = alpha * x + sigma * noise

@@ -20,6 +20,7 @@ from gen.core import (
     Metrics,
     Shape,
     check_fields,
+    label_of,
     replica_key,
     require,
     sample_labels,
@@ -642,10 +643,7 @@ class GAN:
 
     def _label(self, batch: Batch) -> jax.Array | None:
         """Return the labels of a batch, [B], or None for a model without classes."""
-        if not self.classes:
-            return None
-        require("label" in batch, "GAN: a model with classes needs a batch of labels")
-        return batch["label"]
+        return label_of(self, batch)
 
     def _generator_input(self, latent: jax.Array, label: jax.Array | None) -> jax.Array:
         """Return z and codes followed by the one-hot label, the input of the generator."""
