@@ -172,6 +172,7 @@ EXPERIMENTS = {
     # Convolutions and a VampPrior.
     #
     # python -m experiments train vae_conv_binarized_mnist
+    # Test ≤ 84.46 nats; 34 minutes on 2 busy cores.
     "vae_conv_binarized_mnist": Experiment(
         VAE(
             encoder=ConvEncoder((16, 32), (256,), "elu"),
