@@ -145,7 +145,7 @@ CAPABILITIES = {
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
-    "hints": "hints(metrics) -> {fault: cause and remedy}, of training that a report's means show",
+    "hints": "hints(metrics) -> {fault: cause, remedy}: the faults that a report's means show",
 }
 """The optional methods of a model, with their signatures and results."""
 
