@@ -261,6 +261,8 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
             continue
         value = field.default if default is None else getattr(default, field.name)
         value = MISSING if value is tyro.MISSING else value
+        if hint is Any and value is None:  # a part that is absent has no flags
+            continue
         renamed = [mark.name for mark in marks if hasattr(mark, "name") and mark.name is not None]
         name = prefix + (renamed[0] if renamed else field.name.replace("_", "-"))
         text = " ".join(texts.get(field.name, "").split())

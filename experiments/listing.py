@@ -15,7 +15,7 @@ from gen.core import CAPABILITIES, UserError, capabilities
 from gen.estimate import MARKS, from_json
 from gen.trained import WEIGHTS
 
-HEADLINES = ("bits_per_dim", "nll", "mse", "d_accuracy", "error")
+HEADLINES = ("bits_per_dim", "nll", "mse", "nmi", "d_accuracy", "d_pairs", "error")
 """Estimates that can be the headline of an experiment, which is the first it has."""
 
 DENSITIES = {

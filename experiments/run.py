@@ -31,6 +31,8 @@ from gen.trained import Trained
 
 LAST_METRICS = ("loss", "validation")
 """Metrics that the last line of a training has, where the model logs them."""
+FAULTS = "faults.log"
+"""Name of the file of a run with the faults of its training that a report showed."""
 LINE_EVERY = 30.0
 """Seconds between two lines about the progress of a run, where there is no terminal."""
 LAST_PICTURE = "curves.png"
@@ -150,7 +152,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         display.say("compiling")
         signals.begin("compiling")
 
-        saved, reported, faults = done, {}, set()
+        saved, reported = done, {}
+        if _lead() and not done:
+            (folder / FAULTS).unlink(missing_ok=True)
+        faults = known_faults(folder)
         began = time.perf_counter() - seconds
         try:
             for step, carry, metrics in experiment.fit(
@@ -165,7 +170,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 if metrics:
                     log(step, metrics)
                     reported |= metrics
-                    faults |= print_faults(experiment, step, metrics, faults)
+                    faults |= print_faults(folder, experiment, step, metrics, faults)
                 display.show(step, metrics)
                 stop = _agree(bool(signals.received), at_report=metrics is not None)
                 stalled = experiment.stalled(step, carry)
@@ -406,15 +411,31 @@ def _agree(flag: bool, at_report: bool) -> bool:
     return at_report and bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
+def known_faults(folder: Path) -> set[tuple[int, str]]:
+    """Return (seed, name) of the faults that the log of a run folder holds."""
+    path = folder / FAULTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = (re.match(r"step \S+, seed (\d+): (.+?): ", line) for line in lines)
+    return {(int(each[1]), each[2]) for each in found if each}
+
+
 def print_faults(
-    experiment: Experiment, step: int, metrics: dict[str, np.ndarray], known: set[tuple[int, str]]
+    folder: Path,
+    experiment: Experiment,
+    step: int,
+    metrics: dict[str, np.ndarray],
+    known: set[tuple[int, str]],
 ) -> set[tuple[int, str]]:
     """Print the faults of training that a report shows for the first time, with their remedies.
+
+    The lines also go into the file FAULTS of the run folder, so that a resumed run does not repeat
+    them.
 
     The first tenth of a run is not judged, because a model that has hardly begun to learn looks
     faulty: the samples of an untrained generator are alike.
 
     Args:
+      folder: the run folder.
       experiment: the experiment, whose model may have `hints`.
       step: steps done.
       metrics: the means of a report, [] or [S].
@@ -431,7 +452,10 @@ def print_faults(
         for fault, line in experiment.model.hints(of_seed).items():
             shown.add((seed, fault))
             if (seed, fault) not in known and _lead():
-                print(f"warning: step {step:,}, seed {seed}: {fault}: {line}", file=sys.stderr)
+                text = f"step {step:,}, seed {seed}: {fault}: {line}"
+                print(f"warning: {text}", file=sys.stderr)
+                with (folder / FAULTS).open("a") as log:
+                    log.write(f"{text}\n")
     return shown
 
 

@@ -50,18 +50,20 @@ ESTIMATE_UNITS = {
     "bits_per_dim_ode": "bits/dim",
     "d_accuracy": "share",
     "d_fake": "probability",
+    "d_pairs": "share",
     "d_real": "probability",
     "error": "share",
     "ess": "effective draws",
     "mse": "squared error",
-    "nmi": "share",
+    "nmi": "ratio of nats",
     "probe_error": "share",
     "probe_error_raw": "share",
     "retrieval_precision": "share",
     "retrieval_precision_raw": "share",
     "tuned_error": "share",
 }
-"""Units of estimates, by name. All others are in nats, or have the unit of the model's metric."""
+"""Units of estimates, by name, in models that do not state another unit of a metric of that name.
+All others are in nats."""
 JUDGED = "judge.json"
 """Name of the file with the judgement of a model's samples."""
 
@@ -139,9 +141,12 @@ EXPLANATIONS = """\
 - `mse` is the squared error per pixel in [0, 1].
 - `error` is the error rate of a classifier of the images.
 - `d_accuracy` is the share of test images and samples that the final discriminator tells apart,
-  `d_real` and `d_fake` are its mean outputs. They measure the game; a GAN has no likelihood.
+  `d_real` and `d_fake` are its mean outputs. `d_pairs` is the share of pairs of a test image and a
+  sample in which the image has the higher output; losses that only compare outputs have it in place
+  of `d_accuracy`. They measure the game; a GAN has no likelihood.
 - `information` is a lower bound on the mutual information of an InfoGAN's codes and its samples, in
-  nats. `nmi` is the normalised mutual information of its categorical code and the label.
+  nats. `nmi` is the normalised mutual information of its first categorical code and the label, of
+  the relative frequencies on the test split.
 - `probe_error` is the error rate of a linear classifier on the hidden units, `probe_error_raw` on
   the raw variables. `tuned_error` is the error rate after the hidden layers have been trained
   together with the classifier, with dropout if validation prefers it. `retrieval_precision` is the
@@ -378,7 +383,7 @@ def number(estimate: Estimate) -> str:
 
 def estimate_unit(model: Any, name: str) -> str:
     """Return the unit of an estimate of a model."""
-    return ESTIMATE_UNITS.get(name) or facts(model).metric_units.get(name, "nats")
+    return facts(model).metric_units.get(name) or ESTIMATE_UNITS.get(name, "nats")
 
 
 def marked(estimate: Estimate) -> str:

@@ -489,10 +489,10 @@ def check_image(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 def beside(network: nn.Module, x: jax.Array, vector: jax.Array) -> jax.Array:
     """Return x with a vector beside each example, as the input of a network.
 
-    The vector becomes channels of an image that are constant over its pixels (Radford et al. 2016
-    and later conditional networks). An `MLP`, and any network of examples that are no images
-    [H, W, C], is given the numbers of x followed by the vector (Mirza & Osindero 2014,
-    https://arxiv.org/abs/1411.1784, section 3.2).
+    The vector becomes channels of an image that are constant over its pixels (Reed et al. 2016,
+    https://arxiv.org/abs/1605.05396, section 4.1, where it is an embedding of text). An `MLP`, and
+    any network of examples that are no images [H, W, C], is given the numbers of x followed by the
+    vector (Mirza & Osindero 2014, https://arxiv.org/abs/1411.1784, section 3.2).
 
     Args:
       network: the network that takes the input.
@@ -560,12 +560,21 @@ def apply(
     return net.apply(variables, *inputs, train=train, rngs=rngs), stats
 
 
-def check_features(net: nn.Module, output: Any) -> None:
-    """Raise `UserError` unless the output of an encoder is an array of features [B, F]."""
+def check_features(net: nn.Module, output: Any, role: str = "encoder") -> None:
+    """Check that a network's output is an array of features [B, F].
+
+    Args:
+      net: the network, for the message.
+      output: what it returned.
+      role: the network's place in the model, for the message.
+
+    Raises:
+      UserError: the output has another shape, or is not one array.
+    """
     shape = single_shape(net, output)
     if len(shape) != 2:
         raise UserError(
-            f"the encoder {type(net).__name__} returns {list(shape)}, needed are features [B, F]: "
+            f"the {role} {type(net).__name__} returns {list(shape)}, needed are features [B, F]: "
             "flatten its output"
         )
 

@@ -19,6 +19,7 @@ from gen.core import UserError
 from gen.estimate import Estimate
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import DBM, RBM
+from gen.models.gan import GAN
 from gen.models.hmm import HMM
 from gen.models.vae import VAE
 from gen.nets import MLP
@@ -127,6 +128,9 @@ def test_units_are_the_models():
     assert estimate_unit(VAE(), "reconstruction") == "nats"
     assert {estimate_unit(each, "reconstruction") for each in (RBM(), DBM())} == {"squared error"}
     assert estimate_unit(Autoencoder(), "mse") == "squared error"
+    assert estimate_unit(GAN(), "d_real") == "probability"
+    critic = GAN(loss="wasserstein", penalty="gradient_penalty")
+    assert estimate_unit(critic, "d_real") == "output of D"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The GAN's losses and regularizers at their known values, and which player moves in which step."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import chex
@@ -10,15 +11,17 @@ import numpy as np
 import pytest
 from conftest import equal
 from flax import linen as nn
+from scipy.stats import wasserstein_distance
+from sklearn.metrics import normalized_mutual_info_score
 
 from experiments.experiment import Experiment
-from experiments.run import print_faults
-from gen import parallel, train
+from experiments.run import FAULTS, known_faults, print_faults
+from gen import estimate, parallel, train
 from gen.core import UserError
 from gen.models.gan import GAN, DCGANDiscriminator, DCGANGenerator, regularizers
-from gen.models.gan.information import information_bound
-from gen.models.gan.losses import LOSSES
-from gen.models.gan.networks import packed
+from gen.models.gan.information import information_bound, normalized_information
+from gen.models.gan.losses import LOSSES, generator_and_encoder
+from gen.models.gan.networks import Heads, packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS
 from gen.nets import MLP, ConvEncoder, beside
 from gen.optimize import Optimizer
@@ -91,6 +94,9 @@ def test_losses_take_their_known_values_at_the_optimal_discriminator(name):
     gradient = jax.grad(lambda values: discriminator(values[REAL], values[FAKE]))(values)
     if name != "hinge":
         np.testing.assert_allclose(gradient, np.zeros(4), atol=1e-6)
+    for e in np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32):
+        moved = values + e
+        assert discriminator(moved[REAL], moved[FAKE]) >= d_loss - 1e-5
 
 
 def test_the_generators_part_of_least_squares_is_half_the_pearson_divergence():
@@ -102,11 +108,16 @@ def test_the_generators_part_of_least_squares_is_half_the_pearson_divergence():
 
 
 def test_the_wasserstein_loss_is_the_distance_of_point_masses():
-    """W₁ of masses at {0, 3} and {1, 7} is (1 + 4) / 2, which D(x) = −x attains."""
+    """D(x) = −x attains W₁ where the samples lie above the data; no D of slope 1 has less."""
     discriminator, generator = LOSSES["wasserstein"]
-    real, fake = -jnp.array([0.0, 3.0]), -jnp.array([1.0, 7.0])
-    np.testing.assert_allclose(discriminator(real, fake), -2.5)
-    np.testing.assert_allclose(generator(real, fake), 4.0)
+    data, samples = np.array([0.0, 3.0]), np.array([1.0, 7.0])
+    distance = wasserstein_distance(data, samples)
+    np.testing.assert_allclose(discriminator(-jnp.array(data), -jnp.array(samples)), -distance)
+    np.testing.assert_allclose(generator(-jnp.array(data), -jnp.array(samples)), 4.0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # piecewise linear, with slopes in [−1, 1] between the integers
+        d = np.concatenate([[0.0], np.cumsum(rng.uniform(-1, 1, 7))])
+        assert discriminator(d[data.astype(int)], d[samples.astype(int)]) >= -distance
 
 
 def test_the_relativistic_losses_compare_pairs_and_mirror_each_other():
@@ -118,6 +129,9 @@ def test_the_relativistic_losses_compare_pairs_and_mirror_each_other():
     )
     np.testing.assert_allclose(generator(real, fake), discriminator(fake, real))
     np.testing.assert_allclose(discriminator(real + 5, fake + 5), discriminator(real, fake))
+    np.testing.assert_allclose(
+        generator_and_encoder("relativistic", real, fake), generator(real, fake)
+    )
     for loss in (discriminator, generator):
         gradient = jax.grad(lambda both, loss=loss: loss(both[:3], both[3:]))
         both = jnp.concatenate([real, fake])
@@ -126,6 +140,27 @@ def test_the_relativistic_losses_compare_pairs_and_mirror_each_other():
             (loss(*jnp.split(both + e, 2)) - loss(*jnp.split(both - e, 2))) / 2e-2 for e in step
         ]
         np.testing.assert_allclose(gradient(both), differences, atol=1e-4)
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+R, F = np.array([0.3, -1.2, 2.0]), np.array([-0.4, 0.9, -2.2])
+PAIRS = {  # the loss of a BiGAN's generator and encoder at the logits R of data and F of samples
+    "minimax": -softplus(F).mean() - softplus(-R).mean(),
+    "non_saturating": softplus(-F).mean() + softplus(R).mean(),
+    "least_squares": 0.5 * (F**2).mean() + 0.5 * (R**2).mean(),
+    "hinge": R.mean() - F.mean(),
+    "wasserstein": R.mean() - F.mean(),
+    "relativistic": softplus(R - F).mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_encoder_adds_the_mirror_image_of_the_generators_loss(name):
+    loss = generator_and_encoder(name, jnp.array(R), jnp.array(F))
+    np.testing.assert_allclose(loss, PAIRS[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -213,6 +248,19 @@ def test_spectral_normalisation_divides_by_the_largest_singular_value():
     np.testing.assert_array_equal(divided["Dense"]["bias"], params["Dense"]["bias"])
 
 
+def test_bounds_on_the_slope_of_d_leave_the_posterior_of_the_codes_alone():
+    params = {
+        name: {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+        for name in ("logit", "posterior_hidden", "posterior")
+    }
+    vectors = regularizers.first_vectors(params, jax.random.key(0))
+    bounded = regularizers.clipped(params, 0.1), regularizers.spectrally_normalized(params, vectors)
+    for after in bounded:
+        assert equal(after["posterior"], params["posterior"])
+        assert equal(after["posterior_hidden"], params["posterior_hidden"])
+        assert not equal(after["logit"]["kernel"], params["logit"]["kernel"])
+
+
 def test_the_bound_of_an_infogan_lies_below_the_mutual_information():
     """Three codes and two noises, all pairs equally likely, make one of four images."""
     image = np.array([[0, 1], [1, 2], [3, 3]])  # of each code and noise
@@ -238,6 +286,19 @@ def test_the_bound_of_continuous_codes_is_their_entropy_plus_the_log_density():
     log_density = -0.5 * (0.25 / 0.1) ** 2 - np.log(0.1 * np.sqrt(2 * np.pi))
     found = information_bound(codes, posterior, (), 1)
     np.testing.assert_allclose(found, [np.log(2) + log_density], rtol=1e-5)
+
+
+def test_nmi_is_scikit_learns_with_the_error_of_the_jackknife():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 600)
+    code = np.where(rng.random(600) < 0.7, label, rng.integers(0, 4, 600))
+    nmi = estimate.mean(normalized_information(code, label), "Monte Carlo")
+    np.testing.assert_allclose(nmi.value, normalized_mutual_info_score(label, code), rtol=1e-9)
+    others = np.arange(600)
+    without = [normalized_information(code[others != i], label[others != i]).mean() for i in others]
+    np.testing.assert_allclose(nmi.stderr, np.std(without) * np.sqrt(599), rtol=0.03)
+    assert estimate.mean(normalized_information(label * 0, label), "Monte Carlo").value < 1e-9
+    assert not normalized_information(label * 0, label * 0).any()
 
 
 class Plain(nn.Module):
@@ -266,9 +327,9 @@ PENALTIES = ("none", *PENALTY_WEIGHTS)
 
 
 @pytest.mark.parametrize("networks", NETWORKS)
-def test_every_pair_of_loss_penalty_and_network_takes_a_step_or_is_refused(networks):
-    """The steps are traced, not compiled: the MLP's with every loss and every penalty, the others'
-    with every loss under one penalty and with every penalty under one loss."""
+def test_every_pair_of_loss_penalty_and_network_is_traced_or_refused(networks):
+    """The MLP with every loss and every penalty, the others with every loss under one penalty and
+    with every penalty under one loss."""
     generator, discriminator = NETWORKS[networks]
     state = jax.eval_shape(GAN(IMAGE, 2, generator, discriminator).init, jax.random.key(0))
     batch = {"x": jax.ShapeDtypeStruct((4, *IMAGE), jnp.float32)}
@@ -279,7 +340,7 @@ def test_every_pair_of_loss_penalty_and_network_takes_a_step_or_is_refused(netwo
         def model(loss: Any = loss, penalty: Any = penalty):
             return GAN(IMAGE, 2, generator, discriminator, loss=loss, penalty=penalty)
 
-        if loss == "wasserstein" and penalty == "none":
+        if loss == "wasserstein" and penalty != "gradient_penalty":
             with pytest.raises(UserError, match="no minimum without a bound on the slope"):
                 model()
         elif penalty != "none" and "normalised" in networks:
@@ -289,6 +350,25 @@ def test_every_pair_of_loss_penalty_and_network_takes_a_step_or_is_refused(netwo
             after, metrics = jax.eval_shape(model().step, state, batch, jax.random.key(0))
             assert jax.tree.structure(after) == jax.tree.structure(state)
             assert ("penalty" in metrics) == (penalty != "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_every_pair_of_loss_penalty_and_network_takes_finite_steps(networks):
+    generator, discriminator = NETWORKS[networks]
+    batch = {"x": jax.random.uniform(jax.random.key(1), (4, *IMAGE))}
+    for loss, penalty in itertools.product(LOSSES, PENALTIES):
+        if penalty != "none" and "normalised" in networks:
+            continue
+        if loss == "wasserstein" and penalty != "gradient_penalty":
+            continue
+        chosen: Any = {"loss": loss, "penalty": penalty}
+        model = GAN(IMAGE, 2, generator, discriminator, **chosen)
+        state = model.init(jax.random.key(0))
+        for i in range(2):
+            state, metrics = jax.jit(model.step)(state, batch, jax.random.key(i))
+        values = [*metrics.values(), *jax.tree.leaves(model.parameters(state))]  # type: ignore
+        assert all(np.isfinite(value).all() for value in values), (loss, penalty)
 
 
 def test_a_step_of_each_loss_and_of_each_penalty_is_finite_and_moves_both_players():
@@ -323,7 +403,22 @@ def test_a_step_of_each_loss_and_of_each_penalty_is_finite_and_moves_both_player
         before["relativistic"].generator.params,
         state.generator.params,
     )
-    chex.assert_trees_all_close(state.ema, expected, rtol=1e-5)
+    chex.assert_trees_all_close(state.ema[0], expected, rtol=1e-5)
+    model, z = models["relativistic"], jnp.ones((2, 3))
+    averaged = state.generator._replace(params=expected)
+    chex.assert_trees_all_close(
+        model.generate(state, z),
+        replace(model, ema_decay=0.0).generate(state._replace(generator=averaged), z),
+        rtol=1e-5,
+    )
+    # Each step advances the power iteration once.
+    vectors = {each: state.power_iteration_vectors for each, (state, _) in after.items()}
+    start = before["hinge"]
+    advanced = regularizers.power_iteration(
+        start.discriminator.params, start.power_iteration_vectors
+    )
+    chex.assert_trees_all_close(vectors.pop("hinge"), advanced, rtol=1e-4)
+    assert not any(vectors.values())
 
 
 @pytest.mark.parametrize(
@@ -335,17 +430,13 @@ def test_a_step_of_each_loss_and_of_each_penalty_is_finite_and_moves_both_player
             {"spectral_norm": True, "discriminator": MLP((4,), batch_norm=True)},
             "undoes spectral_norm",
         ),
-        ({"penalty_weight": 3.0}, "penalty_weight is 3.0, must be positive, with a penalty"),
-        ({"classes": 3}, "classes is 3 and conditioning none"),
-        ({"conditioning": "projection"}, "conditioning projection needs 2 or more"),
+        ({"penalty_weight": 0.0}, "penalty_weight is 0.0, must be positive"),
+        ({"loss": "wasserstein", "penalty": "r1"}, "r1 and r1_r2 bound no slope away from data"),
         ({"conditioning": "projection", "classes": 3, "pack": 2}, "a pack has several"),
         ({"continuous_codes": 1, "pack": 2}, "the posterior of the codes is given one image"),
         ({"categorical_codes": (1,)}, "each must have 2 classes or more"),
         ({"categorical_codes": (3,), "encoder": MLP((4,))}, "choose one of them"),
-        (
-            {"encoder": MLP((4,)), "conditioning": "concatenate", "classes": 3},
-            "a BiGAN decodes z alone",
-        ),
+        ({"encoder": MLP((4,)), "classes": 3}, "a BiGAN decodes z alone"),
         ({"encoder": (3,)}, "encoder is .*, must be a network"),
     ],
 )
@@ -359,6 +450,103 @@ def test_a_batch_that_cannot_be_split_is_refused():
     state = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(UserError, match=r"has 6 rows, .* need a multiple of 4"):
         jax.eval_shape(model.step, state, {"x": jnp.zeros((6, 4))}, jax.random.key(0))
+
+
+def test_labels_are_required_and_reach_both_players():
+    for conditioning in ("concatenate", "projection"):
+        model = small(classes=3, conditioning=conditioning, categorical_codes=(2,))
+        state = model.init(jax.random.key(0))
+        z, labels = jnp.ones((3, 5)), jnp.arange(3)
+        with pytest.raises(UserError, match="generates an image with its label"):
+            model.generate(state, z)
+        images = np.asarray(model.generate(state, z, labels))
+        assert len(np.unique(images, axis=0)) == 3
+        rows = {"x": np.full((3, 4), 0.3, np.float32), "label": np.arange(3)}
+        estimates = model.evaluate(state, rows, jax.random.key(0))
+        assert "nmi" not in estimates  # the codes are read with the label
+        outputs = estimates["d_real"].per_example
+        assert outputs is not None
+        assert len(set(outputs)) == 3
+
+
+def test_the_projection_adds_the_inner_product_of_embedding_and_features():
+    heads = Heads(Plain(4), classes=3)
+    x, label = jax.random.normal(jax.random.key(1), (2, 5)), jnp.array([2, 0])
+    params = heads.init(jax.random.key(0), x, label)["params"]
+    logits, posterior = heads.apply({"params": params}, x, label)
+    params = jax.tree.map(np.asarray, params)
+    dense, logit = params["network"]["Dense_0"], params["logit"]
+    h = np.asarray(x) @ dense["kernel"] + dense["bias"]
+    embedding = params["embedding"]["embedding"][np.asarray(label)]
+    expected = h @ logit["kernel"][:, 0] + logit["bias"] + (embedding * h).sum(1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert posterior is None
+    with pytest.raises(UserError, match=r"discriminator Plain returns \[2, 1\], .* several"):
+        Heads(Plain(1), classes=3).init(jax.random.key(0), x, label)
+
+
+def test_evaluation_of_an_infogan_and_of_a_bigan_equals_its_formulas():
+    rows = {"x": np.random.RandomState(0).rand(8, 4).astype(np.float32)}
+    rows["label"] = np.array([0, 1] * 4)
+    model = small(dropout=0.0, categorical_codes=(3,), continuous_codes=1)
+    state = model.init(jax.random.key(0))
+    estimates = model.evaluate(state, rows, jax.random.key(1))
+    codes = np.asarray(model.encode(state, rows))
+    assert codes.shape == (8, 4)
+    np.testing.assert_allclose(codes[:, :3].sum(1), 1, rtol=1e-5)
+    nmi = normalized_mutual_info_score(rows["label"], codes[:, :3].argmax(1))
+    np.testing.assert_allclose(estimates["nmi"].value, nmi, atol=1e-6)
+    assert estimates["information"].kind == "lower bound"
+    model = small(dropout=0.0, encoder=MLP((4,)), ema_decay=0.5)
+    state = model.init(jax.random.key(0))
+    first = MLP((4,), out=(3,)).apply({"params": state.encoder.params}, 2 * rows["x"] - 1)
+    away = state.encoder._replace(params=jax.tree.map(lambda w: w + 1, state.encoder.params))
+    state = state._replace(encoder=away)  # the average is as it was
+    error = rows["x"] - model.reconstruct(state, rows)
+    mse = model.evaluate(state, rows, jax.random.key(1))["mse"].value
+    np.testing.assert_allclose(mse, np.mean(np.square(error)), rtol=1e-5)
+    np.testing.assert_allclose(model.encode(state, rows), first, rtol=1e-5)
+
+
+def test_accuracy_is_of_rows_and_samples_or_of_pairs():
+    """The logit of a discriminator without weights is its bias, the same for every input."""
+    rows = {"x": np.random.RandomState(0).rand(6, 4).astype(np.float32)}
+    state = INIT(jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, state.discriminator.params)
+    params["Dense_1"]["bias"] = jnp.ones(1)
+    state = state._replace(discriminator=state.discriminator._replace(params=params))
+    accuracy = SMALL.evaluate(state, rows, jax.random.key(0))["d_accuracy"]
+    assert (accuracy.value, accuracy.stderr, accuracy.n) == (0.5, 0.0, 6)
+    estimates = small(loss="relativistic").evaluate(state, rows, jax.random.key(0))
+    assert estimates["d_pairs"].value == 0.0  # no output is above another
+    assert "d_accuracy" not in estimates
+
+
+def test_steps_of_the_discriminator_have_rows_of_their_own(monkeypatch):
+    seen = []
+
+    def record(self, state, batch, key, *, axis_name=None):
+        seen.append(np.asarray(batch["x"]))
+        return state, {}
+
+    model = small(discriminator_steps=3)
+    monkeypatch.setattr(GAN, "discriminator_step", record)
+    monkeypatch.setattr(GAN, "generator_step", record)
+    x = np.arange(24.0).reshape(6, 4)
+    model.step(INIT(jax.random.key(0)), {"x": x}, jax.random.key(1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen[:3]), axis=0), x)
+
+
+def test_the_two_weights_of_information_weight_their_own_codes():
+    latent = jnp.concatenate([jnp.zeros((2, 3)), jnp.array([[1.0, 0, 0.5], [0, 1.0, -0.5]])], 1)
+    posterior = jax.random.normal(jax.random.key(0), (2, 4))
+    categorical = information_bound(latent[:, 3:5], posterior[:, :2], (2,), 0)
+    continuous = information_bound(latent[:, 5:], posterior[:, 2:], (), 1)
+    fields = {"categorical_codes": (2,), "continuous_codes": 1}
+    model = small(**fields, information_weight=3.0, continuous_weight=0.5)
+    bound, weighted = model._information(latent, posterior)
+    np.testing.assert_allclose(bound, categorical + continuous, rtol=1e-5)
+    np.testing.assert_allclose(weighted, 3.0 * categorical + 0.5 * continuous, rtol=1e-5)
 
 
 def test_a_pack_joins_examples_in_succession_along_the_channels():
@@ -393,14 +581,35 @@ def test_hints_name_the_fault_that_metrics_show(metrics, fault):
     assert list(model.hints(sound | metrics)) == [fault]
 
 
-def test_a_fault_is_printed_once_for_each_seed_after_the_first_tenth_of_a_run(capsys):
+def test_a_small_gradient_is_no_fault_with_clipped_weights_and_minimax_is_named_under_it_alone():
+    metrics = {"d_loss": 1.2, "g_gradient": 1e-7, "diversity": 0.9}
+    assert small(loss="wasserstein", weight_clip=0.01).hints(metrics) == {}
+    (line,) = small(loss="minimax").hints(metrics).values()
+    assert "in place of minimax" in line
+    (line,) = SMALL.hints(metrics).values()
+    assert "minimax" not in line
+
+
+def test_a_constant_generator_is_named_a_collapse():
+    state = INIT(jax.random.key(0))
+    constant = jax.tree.map(jnp.zeros_like, state.generator.params)
+    state = state._replace(generator=state.generator._replace(params=constant))
+    batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}
+    _, metrics = DISCRIMINATOR_STEP(state, batch, jax.random.key(2))
+    assert metrics["diversity"] == 0
+    assert "collapse" in SMALL.hints({**metrics, "g_gradient": 1.0})
+
+
+def test_a_fault_is_logged_once_for_each_seed_after_the_first_tenth_of_a_run(capsys, tmp_path):
     experiment = Experiment(SMALL, steps=100, seeds=(3, 5))
     sound = np.array([0.9, 0.9])
     metrics = {"d_loss": sound, "g_gradient": sound, "diversity": np.array([0.9, 0.01])}
-    assert print_faults(experiment, 5, metrics, set()) == set()
-    faults = print_faults(experiment, 10, metrics, set())
-    assert faults == {(5, "collapse")}
-    assert print_faults(experiment, 20, metrics, faults) == faults
+    assert print_faults(tmp_path, experiment, 5, metrics, set()) == set()
+    assert known_faults(tmp_path) == set()
+    faults = print_faults(tmp_path, experiment, 10, metrics, set())
+    assert faults == known_faults(tmp_path) == {(5, "collapse")}
+    assert print_faults(tmp_path, experiment, 20, metrics, faults) == faults
+    assert (tmp_path / FAULTS).read_text().startswith("step 10, seed 5: collapse: diversity is")
     assert capsys.readouterr().err.count("warning: step 10, seed 5: collapse: diversity is") == 1
 
 

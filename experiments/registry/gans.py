@@ -94,9 +94,10 @@ EXPERIMENTS = {
         checkpoint_every=1_100,
     ),
     # Wasserstein loss and gradient penalty. A step has five critic steps, each on 50 rows of its
-    # own (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1). The settings are
-    # from the authors' program for MNIST, with a quarter of its channels and a fortieth of its
-    # 200,000 steps.
+    # own (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, algorithm 1). The optimiser, the
+    # latent dimension and the rows of a step are from the authors' program for MNIST. It has four
+    # times the channels and 40 times the steps, no batch normalisation in the generator, and images
+    # in [0, 1] by a sigmoid.
     #
     # python -m experiments train wgan_gp_mnist
     "wgan_gp_mnist": Experiment(
@@ -122,7 +123,6 @@ EXPERIMENTS = {
     # python -m experiments train cgan_mnist
     "cgan_mnist": Experiment(
         GAN(
-            conditioning="concatenate",
             classes=10,
             generator=DCGANGenerator((128, 64, 32)),
             discriminator=DCGANDiscriminator((32, 64, 128)),
@@ -136,7 +136,8 @@ EXPERIMENTS = {
     ),
     # One code of ten classes and two continuous codes beside 62 dimensions of noise (Chen et al.
     # 2016, https://arxiv.org/abs/1606.03657, appendix C.1). Their dense layers of 1,024 units are
-    # left out, the channels are halved, and both players have the discriminator's learning rate.
+    # left out, the channels are halved, both players have the discriminator's learning rate, and
+    # the weight of the continuous codes' bound is 0.1, where their program takes 1.
     #
     # python -m experiments train infogan_mnist
     "infogan_mnist": Experiment(
@@ -245,7 +246,6 @@ EXPERIMENTS = {
     "cgan_digits": Experiment(
         GAN(
             latent=32,
-            conditioning="concatenate",
             classes=10,
             generator=DIGITS_GENERATOR,
             discriminator=DIGITS_DISCRIMINATOR,
@@ -307,7 +307,9 @@ EXPERIMENTS = {
         probe=True,
     ),
     # Relativistic loss with zero-centred penalties on both sides (R3GAN, Huang et al. 2024,
-    # https://arxiv.org/abs/2501.05441), and samples from averaged weights.
+    # https://arxiv.org/abs/2501.05441), and samples from averaged weights. Deviations from the
+    # paper: dense networks in place of its convolutional ones without normalisation layers, and
+    # constant learning rate, β₂ and γ, which it schedules.
     #
     # python -m experiments train r3gan_digits
     # Samples that look like digits, some of them faint; half a minute on 2 cores.

@@ -23,29 +23,37 @@ VANISHED = 1e-4
 COLLAPSED = 0.1
 """Diversity below which the samples count as collapsed."""
 EXPLODED = 100.0
-"""Value of a penalty of weight 1 above which it counts as exploding: a slope of D above 10."""
+"""Value of a penalty of weight 1 above which it counts as exploding: a slope of D above 11 under
+`gradient_penalty`, above 14 under `r1`."""
 
 
-def hints(loss: LossName, penalty_weight: float, metrics: Mapping[str, float]) -> dict[str, str]:
+def hints(
+    loss: LossName, penalty_weight: float, weight_clip: float, metrics: Mapping[str, float]
+) -> dict[str, str]:
     """Return a line with cause and remedy for each fault that the metrics show, by its name.
+
+    Clipped weights make every slope of D small, and Adam's steps do not depend on the scale of the
+    gradient. The norm of the generator's gradient is therefore no sign of a fault with them.
 
     Args:
       loss: the loss of the model.
       penalty_weight: the weight of its gradient penalty.
+      weight_clip: the bound on the parameters of its discriminator, 0 for none.
       metrics: means of the metrics over the steps since the last report.
     """
     d_loss, gradient, diversity = (metrics[name] for name in ("d_loss", "g_gradient", "diversity"))
     lines = {}
     if d_loss < SATURATED * UNDECIDED.get(loss, -math.inf):
         lines["discriminator saturated"] = (
-            f"d_loss is {d_loss:.2g}: it tells every sample from data, so that its slope says "
-            "little to the generator; try a penalty (r1), spectral_norm, dropout in the "
-            "discriminator or a smaller one"
+            f"d_loss is {d_loss:.2g}: the discriminator tells every sample from data, so its "
+            "gradient says little to the generator; try a penalty (r1), spectral_norm, dropout in "
+            "the discriminator or a smaller one"
         )
-    if gradient < VANISHED:
+    if gradient < VANISHED and not weight_clip:
+        other_loss = "the loss non_saturating in place of minimax, " if loss == "minimax" else ""
         lines["generator's gradient vanished"] = (
-            f"g_gradient is {gradient:.2g}: the generator no longer learns; try the loss "
-            "non_saturating in place of minimax, a penalty, or a discriminator that learns slower"
+            f"g_gradient is {gradient:.2g}: the generator learns little; try {other_loss}a penalty "
+            "(r1), or a discriminator that learns more slowly"
         )
     if diversity < COLLAPSED:
         lines["collapse"] = (

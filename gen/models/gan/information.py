@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen.distributions import gaussian_log_prob
 
@@ -85,3 +86,32 @@ def posterior_means(posterior: jax.Array, categorical: Sequence[int], continuous
         parts.append(jax.nn.softmax(posterior[:, first : first + classes]))
         first += classes
     return jnp.concatenate([*parts, posterior[:, first : first + continuous]], axis=1)
+
+
+def normalized_information(code: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return values of each example whose mean is the normalised mutual information NMI, [N].
+
+    NMI = 2 I(c; y) / S with S = H(c) + H(y), of the relative frequencies p of the pairs (c, y): a
+    plug-in estimate, which is too large by about (classes of c − 1)(classes of y − 1) / (N S). It
+    is 0 where S is 0. The value of an example is NMI plus its influence,
+
+    2 (H(c, y) (−log p(c) − log p(y)) + S log p(c, y)) / S²,
+
+    so that s / √N is the standard error of the delta method.
+
+    Args:
+      code: the class c of each example, [N] integers.
+      label: its label y, [N] integers.
+    """
+    counts = np.zeros((code.max() + 1, label.max() + 1), int)
+    np.add.at(counts, (code, label), 1)
+    surprises = [
+        -np.log(each / len(code))
+        for each in (counts[code, label], counts.sum(1)[code], counts.sum(0)[label])
+    ]
+    joint, code_entropy, label_entropy = (surprise.mean() for surprise in surprises)
+    total = code_entropy + label_entropy
+    if total == 0:
+        return np.zeros(len(code))
+    influence = 2 * (joint * (surprises[1] + surprises[2]) - total * surprises[0]) / total**2
+    return 2 * (total - joint) / total + influence

@@ -126,3 +126,22 @@ PROBABILITIES = ("non_saturating", "minimax")
 
 COMPARISONS = ("wasserstein", "relativistic")
 """Losses that do not change if a constant is added to D, so that 0 is no threshold."""
+
+
+def generator_and_encoder(name: LossName, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Return the loss of a BiGAN's generator and encoder: L_G(real, fake) + L_G(−fake, −real), [].
+
+    The second term is the mirror image of the generator's loss L_G, in which both logits change
+    sign and places, and which moves the encoder. Under the minimax loss the sum is the negative of
+    the discriminator's loss (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, section 3). The
+    relativistic loss is its own mirror image and counts once.
+
+    Args:
+      name: the loss.
+      real: the logits D(x, E(x)), [B].
+      fake: the logits D(G(z), z), [B].
+    """
+    generator = LOSSES[name].generator
+    if name == "relativistic":
+        return generator(real, fake)
+    return generator(real, fake) + generator(-fake, -real)

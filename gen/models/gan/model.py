@@ -31,10 +31,17 @@ from gen.models.gan.hints import hints
 from gen.models.gan.information import (
     draw_codes,
     information_bound,
+    normalized_information,
     posterior_means,
     posterior_size,
 )
-from gen.models.gan.losses import COMPARISONS, LOSSES, PROBABILITIES, LossName
+from gen.models.gan.losses import (
+    COMPARISONS,
+    LOSSES,
+    PROBABILITIES,
+    LossName,
+    generator_and_encoder,
+)
 from gen.models.gan.networks import Heads, packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS, Inputs, PenaltyName
 from gen.nets import MLP
@@ -55,8 +62,8 @@ class State(NamedTuple):
     generator: Player
     discriminator: Player
     encoder: Any = ()  # a Player; empty without an encoder
-    ema: Any = ()  # moving average of the generator's params; empty if ema_decay is 0
-    vectors: Any = ()  # u [out] of each kernel of the discriminator; empty without spectral_norm
+    ema: Any = ()  # moving averages of the params of (generator, encoder); empty if ema_decay is 0
+    power_iteration_vectors: Any = ()  # u [out] of each kernel of D; empty without spectral_norm
 
 
 @dataclass(frozen=True)
@@ -73,24 +80,33 @@ class GAN:
 
     - `loss`: the losses of both players (`losses`).
     - `penalty`, `weight_clip`, `spectral_norm`: bounds on the slope of D (`regularizers`).
-    - `conditioning`: G is given the one-hot label beside z (Mirza & Osindero 2014,
+    - `classes`, `conditioning`: G is given the one-hot label beside z (Mirza & Osindero 2014,
       https://arxiv.org/abs/1411.1784, eq. 2), and D beside x, or by a projection (`networks`).
     - `categorical_codes`, `continuous_codes`: InfoGAN. Both players subtract weighted bounds on the
-      codes' mutual information with the image, λ L_I(G, Q), from their loss (`information`). Chen
-      et al. take λ = 1, and a smaller one for continuous codes (section 6 and appendix).
+      codes' mutual information with the image, λ L_I(G, Q), from their loss (`information`). In
+      Chen et al. 2016, https://arxiv.org/abs/1606.03657, eq. 6, G and Q alone maximise L_I; in the
+      authors' program (https://github.com/openai/InfoGAN) the layers that D shares with Q maximise
+      it, too, as they do here. Section 6 takes λ = 1 for categorical codes and a smaller λ for
+      continuous codes; the program takes 1 for both on MNIST.
     - `encoder`: a BiGAN (Donahue et al. 2017, https://arxiv.org/abs/1605.09782, section 3). D tells
       pairs (x, E(x)) from (G(z), z). G and E together minimise the generator's loss and its mirror
-      image, in which both logits change sign and places.
+      image (`losses.generator_and_encoder`).
     - `pack`: D is given several examples at once (PacGAN, https://arxiv.org/abs/1712.04086).
-    - `ema_decay`: samples come from a moving average of the generator's parameters (Yazıcı et al.
-      2019, https://arxiv.org/abs/1806.04498). Its batch statistics are the generator's own.
+    - `ema_decay`: samples and codes come from moving averages of the parameters of the generator
+      and the encoder (Yazıcı et al. 2019, https://arxiv.org/abs/1806.04498). Their batch
+      statistics are the players' own.
 
-    A step logs `d_loss` and `g_loss`, which have no penalty and no bound in them; `d_real` and
-    `d_fake`, the means of D(x) and D(G(z)) under dropout; `diversity`, the mean squared distance
-    between two samples relative to the distance between two rows of data; and `g_gradient`, the
-    norm of the generator's gradient. `penalty` is weighted as in the loss, and `information` is the
-    unweighted bound, in nats. The metrics of the discriminator are from its last step. `hints`
-    names faults that they show.
+    A step logs `d_loss` and `g_loss`, which exclude the penalty and the information bound; `d_real`
+    and `d_fake`, the means of D(x) and D(G(z)) under dropout; `diversity`, the mean squared
+    distance between two samples relative to the distance between two rows of data; and
+    `g_gradient`, the norm of the generator's gradient. `penalty` is weighted as in the loss, and
+    `information` is the unweighted bound, in nats. The metrics of the discriminator are from its
+    last step. `hints` names faults that they show. A diversity near 1 does not exclude a collapse
+    onto a few distant modes.
+
+    In training the discriminator is run on data and on samples in turn, so that its batch
+    normalisation takes the statistics of one kind alone, as in DCGAN. Its running statistics, which
+    evaluation uses, are a mixture of both kinds.
 
     The defaults are the textbook chapter's networks, 100 → 256 → 512 → 1024 → 784 and
     784 → 1024 → 512 → 256 → 1 with ReLU: 2,946,577 parameters.
@@ -122,7 +138,9 @@ class GAN:
     - Weights are clipped and spectrally normalised in all layers, the last one too.
     - The generator of a projection discriminator is given the label beside z, not by conditional
       batch normalisation.
-    - The variance of InfoGAN's continuous codes under Q is learned; the authors' program fixes it.
+    - The variance of InfoGAN's continuous codes under Q is learned; the authors' program fixes it
+      for MNIST (`fix_std=True`).
+    - The weight of the continuous codes' bound is 0.1 by default; the authors' program takes 1.
     """
 
     family: ClassVar[str] = "GAN"
@@ -136,24 +154,26 @@ class GAN:
     generator: nn.Module = MLP((256, 512, 1024), "relu")
     """network from z, codes and label to the image, before tanh"""
     discriminator: nn.Module = MLP((1024, 512, 256), "relu", dropout=0.3)
-    """network from an image in [−1, 1] to the logit of D; with a projection or codes, one of your
-    own returns features [B, F]"""
+    """network from an image in [−1, 1] to the logit of D; with a projection or codes, a network of
+    your own returns features [B, F]"""
     loss: LossName = "non_saturating"
     """losses of both players"""
     penalty: PenaltyName = "none"
     """penalty on the slope of the discriminator"""
     penalty_weight: float | None = None
-    """weight of the penalty (default: its paper's, 10)"""
+    """weight of the penalty (default: 10)"""
     weight_clip: float = 0.0
-    """bound to which the discriminator's parameters are clipped after each step (0: none)"""
+    """largest absolute value of a parameter of the discriminator, to which each step clips
+    (0: none)"""
     spectral_norm: bool = False
     """divide the discriminator's kernels by their largest singular values"""
     discriminator_steps: int = 1
     """steps of the discriminator in one step, each on its own part of the batch"""
-    conditioning: Literal["none", "concatenate", "projection"] = "none"
-    """how the discriminator is given the label"""
+    conditioning: Literal["concatenate", "projection"] = "concatenate"
+    """how the discriminator is given the label, where there are classes; the generator is given it
+    beside z"""
     classes: int = 0
-    """number of classes, with conditioning (0: no labels)"""
+    """number of classes, whose labels both players are given (0: no labels)"""
     categorical_codes: tuple[int, ...] = ()
     """numbers of classes of InfoGAN's categorical codes"""
     continuous_codes: int = 0
@@ -161,13 +181,14 @@ class GAN:
     information_weight: float = 1.0
     """weight of the bound on the categorical codes' mutual information with the image"""
     continuous_weight: float = 0.1
-    """weight of the same for the continuous codes, whose information has no upper limit"""
+    """weight of the bound on the continuous codes' mutual information with the image, which has no
+    upper limit"""
     encoder: Any = None  # the command line takes the flags of a network from its value
     """network from an image in [−1, 1] to z, of a BiGAN (None: no encoder)"""
     pack: int = 1
     """examples that the discriminator is given at once"""
     ema_decay: float = 0.0
-    """weight of the past in the moving average of the generator's parameters (0: none)"""
+    """decay of the moving average of the parameters of generator and encoder (0: no average)"""
     optimizer: AnyOptimizer = Optimizer("adam", learning_rate=2e-4)
     """optimiser of each player"""
 
@@ -185,78 +206,73 @@ class GAN:
             fraction=("ema_decay",),
         )
 
-        def refuse(condition: bool, reason: str) -> None:
-            require(not condition, f"GAN: {reason}")
-
         has_batch_norm = bool(getattr(self.discriminator, "batch_norm", False))
-        refuse(
-            self.encoder is not None and not isinstance(self.encoder, nn.Module),
-            f"encoder is {self.encoder!r}, must be a network, such as MLP((256, 128)), or None",
+        require(
+            self.encoder is None or isinstance(self.encoder, nn.Module),
+            f"GAN: encoder is {self.encoder!r}, must be a network, such as MLP((256, 128)), or "
+            "None",
         )
-        refuse(
-            any(classes < 2 for classes in self.categorical_codes),
-            f"categorical_codes is {self.categorical_codes}, each must have 2 classes or more",
+        require(
+            all(classes >= 2 for classes in self.categorical_codes),
+            f"GAN: categorical_codes is {self.categorical_codes}, each must have 2 classes or more",
         )
-        refuse(
-            self.penalty_weight is not None
-            and not (self.penalty_weight > 0 and self.penalty != "none"),
-            f"penalty_weight is {self.penalty_weight}, must be positive, with a penalty",
+        require(
+            self.penalty_weight is None or self.penalty_weight > 0,
+            f"GAN: penalty_weight is {self.penalty_weight}, must be positive",
         )
-        refuse(
-            self.loss == "wasserstein"
-            and self.penalty == "none"
-            and not (self.weight_clip or self.spectral_norm),
-            "the loss wasserstein has no minimum without a bound on the slope of the "
-            "discriminator: set penalty to gradient_penalty, weight_clip or spectral_norm",
+        require(
+            self.loss != "wasserstein"
+            or self.penalty == "gradient_penalty"
+            or self.weight_clip > 0
+            or self.spectral_norm,
+            "GAN: the loss wasserstein has no minimum without a bound on the slope of the "
+            "discriminator, and r1 and r1_r2 bound no slope away from data and samples: set "
+            "penalty to gradient_penalty, weight_clip or spectral_norm",
         )
-        refuse(
-            self.penalty != "none" and has_batch_norm,
-            f"the penalty {self.penalty} is on the gradient of each example, and batch "
+        require(
+            self.penalty == "none" or not has_batch_norm,
+            f"GAN: the penalty {self.penalty} is on the gradient of each example, and batch "
             "normalisation makes an example's output depend on all others: switch batch_norm of "
             "the discriminator off",
         )
-        refuse(
-            self.spectral_norm and has_batch_norm,
-            "batch normalisation divides by the scale of a layer's output and undoes "
+        require(
+            not (self.spectral_norm and has_batch_norm),
+            "GAN: batch normalisation divides by the scale of a layer's output and undoes "
             "spectral_norm: switch one of them off",
         )
-        refuse(
-            self.spectral_norm and self.weight_clip > 0,
-            "spectral_norm divides the scale out of the kernels that weight_clip bounds: "
+        require(
+            not (self.spectral_norm and self.weight_clip > 0),
+            "GAN: spectral_norm divides the scale out of the kernels that weight_clip bounds: "
             "switch one of them off",
         )
-        refuse(
-            self.penalty == "gradient_penalty" and self.weight_clip > 0,
-            "gradient_penalty holds the slope of the discriminator at 1, which clipped weights "
-            "cannot reach: switch one of them off",
+        require(
+            not (self.penalty == "gradient_penalty" and self.weight_clip > 0),
+            "GAN: gradient_penalty holds the slope of the discriminator at 1, which clipped "
+            "weights cannot reach: switch one of them off",
         )
-        refuse(
-            self.conditioning == "none" and self.classes > 0,
-            f"classes is {self.classes} and conditioning none: set conditioning to concatenate or "
-            "projection, or classes to 0",
+        require(
+            not (self._has_projection and self.pack > 1),
+            "GAN: a projection takes one label for each logit, and a pack has several: set "
+            "conditioning to concatenate, or pack to 1",
         )
-        refuse(
-            self.conditioning != "none" and self.classes < 2,
-            f"classes is {self.classes}, and conditioning {self.conditioning} needs 2 or more: "
-            "set classes, or conditioning to none",
+        require(
+            not (self._has_codes and self.pack > 1),
+            "GAN: the posterior of the codes is given one image, and a pack has several: set pack "
+            "to 1",
         )
-        refuse(
-            self.conditioning == "projection" and self.pack > 1,
-            "a projection takes one label for each logit, and a pack has several: set conditioning "
-            "to concatenate, or pack to 1",
+        require(
+            not (self._has_codes and self.encoder is not None),
+            "GAN: an encoder and codes both infer what an image was made of: choose one of them",
         )
-        refuse(
-            self._has_codes and self.pack > 1,
-            "the posterior of the codes is given one image, and a pack has several: set pack to 1",
+        require(
+            not (self.encoder is not None and self.classes > 0),
+            "GAN: a BiGAN decodes z alone, without a label: set classes to 0",
         )
-        refuse(
-            self._has_codes and self.encoder is not None,
-            "an encoder and codes both infer what an image was made of: choose one of them",
-        )
-        refuse(
-            self.encoder is not None and self.classes > 0,
-            "a BiGAN decodes z alone, without a label: set conditioning to none and classes to 0",
-        )
+
+    @property
+    def _has_projection(self) -> bool:
+        """Return whether the discriminator is given the label by a projection."""
+        return self.classes > 0 and self.conditioning == "projection"
 
     @property
     def _has_codes(self) -> bool:
@@ -266,8 +282,9 @@ class GAN:
     @property
     def _weight(self) -> float:
         """Return the weight of the penalty, 0 without one."""
-        default = PENALTY_WEIGHTS.get(self.penalty, 0.0)
-        return default if self.penalty_weight is None else self.penalty_weight
+        if self.penalty == "none":
+            return 0.0
+        return self.penalty_weight or PENALTY_WEIGHTS[self.penalty]
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -278,7 +295,7 @@ class GAN:
 
     @property
     def metric_units(self) -> Mapping[str, str]:
-        """Losses other than the logarithmic ones are in units of D."""
+        """Give units of D to what is not in nats or probabilities under the model's loss."""
         units = {
             "diversity": "relative to data",
             "g_gradient": "norm",
@@ -296,7 +313,7 @@ class GAN:
 
         The thresholds are constants of `gen.models.gan.hints`.
         """
-        return hints(self.loss, self._weight, metrics)
+        return hints(self.loss, self._weight, self.weight_clip, metrics)
 
     def init(self, key: jax.Array) -> State:
         generator_key, discriminator_key, encoder_key, vector_key = jax.random.split(key, 4)
@@ -304,8 +321,8 @@ class GAN:
         x, z = jnp.zeros((self.pack, *self.shape)), jnp.zeros((self.pack, self.latent))
         label = jnp.zeros(self.pack, jnp.int32) if self.classes else None
         latent = jnp.zeros((1, self.latent + self._codes_size))
-        given = self._generator_input(latent, None if label is None else label[:1])
-        shown = self._discriminator_input({"x": x, "z": z}, label)
+        generator_input = self._generator_input(latent, None if label is None else label[:1])
+        discriminator_input = self._discriminator_input({"x": x, "z": z}, label)
 
         def player(net, key, needed, *example):
             params, stats = nets.init(net, key, *example)
@@ -314,8 +331,8 @@ class GAN:
             return Player(params, stats, optimize.init(self.optimizer, params))
 
         state = State(
-            player(generator, generator_key, self.shape, given),
-            player(discriminator, discriminator_key, (), *shown),
+            player(generator, generator_key, self.shape, generator_input),
+            player(discriminator, discriminator_key, (), *discriminator_input),
             player(encoder, encoder_key, (self.latent,), x[:1]) if encoder is not None else (),
         )
         if self.penalty != "none" or self.spectral_norm:
@@ -325,12 +342,13 @@ class GAN:
                 f"GAN: {type(self.discriminator).__name__} has batch normalisation, which {switch} "
                 "excludes: take a discriminator without it",
             )
-        params = state.generator.params
-        ema = jax.tree.map(jnp.copy, params) if self.ema_decay else ()
-        vectors = ()
+        if self.ema_decay:
+            params = (state.generator.params, state.encoder.params if state.encoder else ())
+            state = state._replace(ema=jax.tree.map(jnp.copy, params))
         if self.spectral_norm:
             vectors = regularizers.first_vectors(state.discriminator.params, vector_key)
-        return state._replace(ema=ema, vectors=vectors)
+            state = state._replace(power_iteration_vectors=vectors)
+        return state
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
@@ -353,8 +371,10 @@ class GAN:
         metrics: Metrics = {}
         for part, part_key in zip(parts, keys, strict=True):
             state, metrics = self.discriminator_step(state, part, part_key, axis_name=axis_name)
-        state, more = self.generator_step(state, parts[-1], generator_key, axis_name=axis_name)
-        return state, metrics | more
+        state, generator_metrics = self.generator_step(
+            state, parts[-1], generator_key, axis_name=axis_name
+        )
+        return state, metrics | generator_metrics
 
     def discriminator_step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
@@ -374,7 +394,7 @@ class GAN:
         keys = jax.random.split(replica_key(key, axis_name), 6)
         noise_key, generator_key, real_key, fake_key, encoder_key, penalty_key = keys
         generator, discriminator, encoder = self._networks(axis_name)
-        label = self._label(batch)
+        label = label_of(self, batch)
         # 1. Data and samples, each with the code that belongs to it.
         x = 2.0 * batch["x"] - 1.0
         latent = self.draw_latent(noise_key, len(x))
@@ -387,28 +407,30 @@ class GAN:
             fake["z"] = latent
         vectors = ()
         if self.spectral_norm:
-            vectors = regularizers.power_iteration(state.discriminator.params, state.vectors)
+            vectors = regularizers.power_iteration(
+                state.discriminator.params, state.power_iteration_vectors
+            )
 
         def loss(params):
             player = state.discriminator._replace(params=self._normalized(params, vectors))
             # 2. The loss on both, data first.
-            real_logits, _, stats = self._judge(discriminator, player, real_key, real, label)
+            real_logits, _, stats = self._discriminate(discriminator, player, real_key, real, label)
             player = player._replace(stats=stats)
-            fake_logits, posterior, stats = self._judge(
+            fake_logits, posterior, stats = self._discriminate(
                 discriminator, player, fake_key, fake, label
             )
             d_loss = value = LOSSES[self.loss].discriminator(real_logits, fake_logits)
             metrics = {
                 "d_loss": d_loss,
-                "d_real": self._verdict(real_logits).mean(),
-                "d_fake": self._verdict(fake_logits).mean(),
+                "d_real": self._output(real_logits).mean(),
+                "d_fake": self._output(fake_logits).mean(),
                 "diversity": _spread(fake["x"]) / jnp.maximum(_spread(x), 1e-12),
             }
             # 3. The penalty on the slope of D, and the bound on the codes' mutual information.
             if self.penalty != "none":
 
                 def logits_of(inputs: Inputs) -> jax.Array:
-                    return self._judge(discriminator, player, real_key, inputs, label)[0]
+                    return self._discriminate(discriminator, player, real_key, inputs, label)[0]
 
                 metrics["penalty"] = self._weight * regularizers.penalty(
                     self.penalty, logits_of, real, fake, penalty_key, self.pack
@@ -425,7 +447,7 @@ class GAN:
         if self.weight_clip:
             clipped = regularizers.clipped(player.params, self.weight_clip)
             player = player._replace(params=clipped)
-        return state._replace(discriminator=player, vectors=vectors), metrics
+        return state._replace(discriminator=player, power_iteration_vectors=vectors), metrics
 
     def generator_step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
@@ -445,11 +467,9 @@ class GAN:
         keys = jax.random.split(replica_key(key, axis_name), 5)
         noise_key, generator_key, dropout_key, encoder_key, real_key = keys
         generator, discriminator, encoder = self._networks(axis_name)
-        label = self._label(batch)
+        label = label_of(self, batch)
         latent = self.draw_latent(noise_key, len(batch["x"]))
-        judge = state.discriminator._replace(
-            params=self._normalized(state.discriminator.params, state.vectors)
-        )
+        opponent = self._discriminator_player(state)
 
         def loss(params):
             generator_params, encoder_params = params
@@ -459,7 +479,9 @@ class GAN:
                 generator, player, generator_key, self._generator_input(latent, label)
             )
             fake, encoder_stats = {"x": self._image(out), "z": latent}, ()
-            fake_logits, posterior, _ = self._judge(discriminator, judge, dropout_key, fake, label)
+            fake_logits, posterior, _ = self._discriminate(
+                discriminator, opponent, dropout_key, fake, label
+            )
             # 2. Logits of data, for the losses that read them.
             real_logits = fake_logits
             if self.loss == "relativistic" or encoder is not None:
@@ -467,12 +489,14 @@ class GAN:
                 if encoder is not None:
                     player = state.encoder._replace(params=encoder_params)
                     real["z"], encoder_stats = _run(encoder, player, encoder_key, real["x"])
-                real_logits, _, _ = self._judge(discriminator, judge, real_key, real, label)
-            # 3. The loss, its mirror image for the encoder, and the bound of an InfoGAN.
-            generator_loss = LOSSES[self.loss].generator
-            g_loss = generator_loss(real_logits, fake_logits)
-            if encoder is not None:
-                g_loss += generator_loss(-fake_logits, -real_logits)
+                real_logits, _, _ = self._discriminate(
+                    discriminator, opponent, real_key, real, label
+                )
+            # 3. The loss, with its mirror image for an encoder, and the bound of an InfoGAN.
+            if encoder is None:
+                g_loss = LOSSES[self.loss].generator(real_logits, fake_logits)
+            else:
+                g_loss = generator_and_encoder(self.loss, real_logits, fake_logits)
             value = g_loss
             if self._has_codes:
                 value -= self._information(latent, posterior)[1].mean()
@@ -487,7 +511,8 @@ class GAN:
             encoder_player = self._updated(state.encoder, gradients[1], encoder_stats)
         ema = state.ema
         if self.ema_decay:
-            ema = optax.incremental_update(player.params, ema, 1 - self.ema_decay)
+            moved = (player.params, encoder_player.params if encoder_player else ())
+            ema = optax.incremental_update(moved, ema, 1 - self.ema_decay)
         return state._replace(generator=player, encoder=encoder_player, ema=ema), metrics
 
     def parameters(self, state: State) -> Any:
@@ -496,17 +521,19 @@ class GAN:
         return tuple(player.params for player in players if player)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
-        """Return the discriminator's verdict, without dropout, on `data` and as many samples.
+        """Return what the discriminator, without dropout, makes of `data` and of as many samples.
 
-        `d_real` and `d_fake` are the means of D(x) and D(G(z)), and `d_accuracy` is the share that
-        it classifies correctly. If the loss only compares logits, `d_accuracy` is the share of
-        pairs (x, G(z)) with D(x) > D(G(z)). A GAN has no likelihood; these measure the game, not
-        the samples.
+        `d_real` and `d_fake` are the means of D(x) and D(G(z)), and `d_accuracy` is the share of
+        rows and samples that D classifies correctly: the mean of ½ [D(x) > 0] + ½ [D(G(z)) < 0]. A
+        loss that only compares logits has no threshold. It has `d_pairs` in place of `d_accuracy`,
+        the share of pairs (x, G(z)) with D(x) > D(G(z)). A GAN has no likelihood; these measure the
+        game, not the samples.
 
-        A BiGAN adds `mse`, the squared error per pixel of G(E(x)), a mean over each pack. An
-        InfoGAN adds `information`, the lower bound on the codes' mutual information with samples,
-        in nats, and, if the data have labels, `nmi`, the normalised mutual information of the label
-        y and the likeliest class c of the first categorical code: 2 I(c; y) / (H(c) + H(y)).
+        A BiGAN adds `mse`, the squared error per pixel of G(E(x)). With `pack`, its standard error
+        is over packs. An InfoGAN adds `information`, the lower bound on the codes' mutual
+        information with samples, in nats. If the data have labels, and the model is not given them,
+        it also adds `nmi`, the normalised mutual information of the label and the likeliest class
+        of the first categorical code (`information.normalized_information`).
         """
         _, discriminator, _ = self._networks(None)
         packs = {}
@@ -514,13 +541,11 @@ class GAN:
             rows = np.asarray(data[name])
             rows = rows[: len(rows) // self.pack * self.pack]
             packs[name] = rows.reshape(-1, self.pack, *rows.shape[1:])
-        judge = state.discriminator._replace(
-            params=self._normalized(state.discriminator.params, state.vectors)
-        )
+        player = self._discriminator_player(state)
 
         def measure(batch, row_key):
             batch = {name: x[0] for name, x in batch.items()}
-            label = self._label(batch)
+            label = label_of(self, batch)
             latent = self.draw_latent(row_key, self.pack)
             real = {"x": 2.0 * batch["x"] - 1.0}
             fake = {"x": 2.0 * self.generate(state, latent, label) - 1.0, "z": latent}
@@ -529,33 +554,37 @@ class GAN:
                 real["z"] = self.encode(state, batch)
                 error = batch["x"] - self.decode(state, real["z"])
                 measured["mse"] = jnp.mean(error**2)[None]
-            real_logits, of_real, _ = self._judge(discriminator, judge, None, real, label)
-            fake_logits, of_fake, _ = self._judge(discriminator, judge, None, fake, label)
-            if of_real is not None:
-                measured["information"], _ = self._information(latent, of_fake)
-                measured["codes"] = self._code_means(of_real)
+            real_logits, real_posterior, _ = self._discriminate(
+                discriminator, player, None, real, label
+            )
+            fake_logits, fake_posterior, _ = self._discriminate(
+                discriminator, player, None, fake, label
+            )
+            if real_posterior is not None:
+                measured["information"], _ = self._information(latent, fake_posterior)
+                measured["codes"] = self._code_means(real_posterior)
             return measured | {"real": real_logits, "fake": fake_logits}
 
         measured = estimate.per_example(measure, packs, key)
         real, fake = measured["real"], measured["fake"]
-        correct, settings = np.concatenate([real > 0, fake < 0]), {}
         if self.loss in COMPARISONS:
-            correct, settings = real > fake, {"by": "pairs"}
+            name, correct = "d_pairs", real > fake
+        else:
+            name, correct = "d_accuracy", ((real > 0) + 1.0 * (fake < 0)) / 2
         estimates = {
-            "d_real": estimate.mean(self._verdict(real), "exact"),
-            "d_fake": estimate.mean(self._verdict(fake), "Monte Carlo"),
-            "d_accuracy": estimate.mean(correct, "Monte Carlo", **settings),
+            "d_real": estimate.mean(self._output(real), "exact"),
+            "d_fake": estimate.mean(self._output(fake), "Monte Carlo"),
+            name: estimate.mean(correct, "Monte Carlo"),
         }
         if "mse" in measured:
             estimates["mse"] = estimate.mean(measured["mse"], "exact")
         if "information" in measured:
             estimates["information"] = estimate.mean(measured["information"], "lower bound")
-        if self.categorical_codes and "label" in data:
-            from sklearn.metrics import normalized_mutual_info_score
-
-            classes = np.argmax(measured["codes"][:, : self.categorical_codes[0]], axis=1)
-            nmi = float(normalized_mutual_info_score(np.asarray(data["label"]), classes))
-            estimates["nmi"] = Estimate(nmi, float("nan"), "exact", len(classes))
+        if self.categorical_codes and "label" in data and not self.classes:
+            # A model with classes reads the label, so that its codes could repeat it.
+            code = np.argmax(measured["codes"][:, : self.categorical_codes[0]], axis=1)
+            values = normalized_information(code, np.asarray(data["label"]))
+            estimates["nmi"] = estimate.mean(values, "Monte Carlo", code="categorical 1")
         return estimates
 
     def sample(
@@ -587,11 +616,14 @@ class GAN:
           state: a state, of whose generator the moving average is taken if there is one.
           latent: z followed by the codes of an InfoGAN, as `draw_latent` returns them.
           label: the class of each image, [n], for a model with classes.
+
+        Raises:
+          UserError: the model has classes, and there is no label.
         """
         generator, _, _ = self._networks(None)
-        params = state.ema if self.ema_decay else state.generator.params
-        given = self._generator_input(latent, label)
-        out, _ = nets.apply(generator, params, state.generator.stats, given)
+        params = state.ema[0] if self.ema_decay else state.generator.params
+        generator_input = self._generator_input(latent, label)
+        out, _ = nets.apply(generator, params, state.generator.stats, generator_input)
         return (self._image(out) + 1.0) / 2.0
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
@@ -603,13 +635,12 @@ class GAN:
         x = 2.0 * batch["x"] - 1.0
         _, discriminator, encoder = self._networks(None)
         if encoder is not None:
-            z, _ = nets.apply(encoder, state.encoder.params, state.encoder.stats, x)
+            params = state.ema[1] if self.ema_decay else state.encoder.params
+            z, _ = nets.apply(encoder, params, state.encoder.stats, x)
             return z
-        judge = state.discriminator._replace(
-            params=self._normalized(state.discriminator.params, state.vectors)
-        )
-        label = self._label(batch)
-        _, posterior, _ = self._judge(discriminator, judge, None, {"x": x}, label)
+        player = self._discriminator_player(state)
+        label = label_of(self, batch)
+        _, posterior, _ = self._discriminate(discriminator, player, None, {"x": x}, label)
         assert posterior is not None
         return self._code_means(posterior)
 
@@ -632,24 +663,20 @@ class GAN:
         encoder = self.encoder
         if encoder is not None:
             encoder = nets.fitted(encoder, out=(self.latent,), axis_name=axis_name)
-        projection = self.conditioning == "projection"
-        if not projection and not self._has_codes:
+        if not self._has_projection and not self._has_codes:
             discriminator = nets.fitted(self.discriminator, out=(1,), axis_name=axis_name)
             return generator, discriminator, encoder
         features = nets.fitted(self.discriminator, out=None, axis_name=axis_name)
         size = posterior_size(self.categorical_codes, self.continuous_codes)
-        heads = Heads(features, self.classes if projection else 0, size)
+        heads = Heads(features, self.classes if self._has_projection else 0, size)
         return generator, heads, encoder
-
-    def _label(self, batch: Batch) -> jax.Array | None:
-        """Return the labels of a batch, [B], or None for a model without classes."""
-        return label_of(self, batch)
 
     def _generator_input(self, latent: jax.Array, label: jax.Array | None) -> jax.Array:
         """Return z and codes followed by the one-hot label, the input of the generator."""
-        if label is None:
+        if not self.classes:
             return latent
-        return jnp.concatenate([latent, jax.nn.one_hot(label, self.classes)], axis=1)
+        require(label is not None, "GAN: a model with classes generates an image with its label")
+        return nets.beside(self.generator, latent, jax.nn.one_hot(label, self.classes))
 
     def _discriminator_input(
         self, inputs: Inputs, label: jax.Array | None
@@ -658,15 +685,15 @@ class GAN:
         x, vectors = inputs["x"], []
         if self.encoder is not None:
             vectors.append(inputs["z"])
-        if self.conditioning == "concatenate":
+        if self.classes and self.conditioning == "concatenate":
             vectors.append(jax.nn.one_hot(label, self.classes))
         if vectors:
             x = nets.beside(self.discriminator, x, jnp.concatenate(vectors, axis=1))
         if self.pack > 1:
             x = packed(x, self.pack)
-        return (x, label) if self.conditioning == "projection" else (x,)  # type: ignore
+        return (x, label) if self._has_projection else (x,)  # type: ignore
 
-    def _judge(
+    def _discriminate(
         self,
         discriminator: nn.Module,
         player: Player,
@@ -683,10 +710,10 @@ class GAN:
           inputs: x [B, *shape] in [−1, 1], and z [B, latent] for a BiGAN.
           label: [B], or None for a model without classes.
         """
-        shown = self._discriminator_input(inputs, label)
+        discriminator_input = self._discriminator_input(inputs, label)
         train = key is not None
         out, stats = nets.apply(
-            discriminator, player.params, player.stats, *shown, train=train, key=key
+            discriminator, player.params, player.stats, *discriminator_input, train=train, key=key
         )
         logits, posterior = out if isinstance(discriminator, Heads) else (out, None)
         return logits.reshape(-1), posterior, stats
@@ -697,8 +724,13 @@ class GAN:
             return params
         return regularizers.spectrally_normalized(params, vectors)
 
-    def _verdict(self, logits: Any) -> Any:
-        """Return D as the loss reads it: a probability under the logarithmic losses."""
+    def _discriminator_player(self, state: State) -> Player:
+        """Return the discriminator of a state with its parameters spectrally normalised or not."""
+        params = self._normalized(state.discriminator.params, state.power_iteration_vectors)
+        return state.discriminator._replace(params=params)
+
+    def _output(self, logits: Any) -> Any:
+        """Return D in the units of the loss: a probability under the logarithmic losses."""
         return jax.nn.sigmoid(logits) if self.loss in PROBABILITIES else logits
 
     def _information(

@@ -23,6 +23,9 @@ class DCGANGenerator(nn.Module):
     Radford et al. 2016, "Unsupervised representation learning with deep convolutional generative
     adversarial networks", https://arxiv.org/abs/1511.06434, section 3 and figure 1: no dense hidden
     layers, no pooling, batch normalisation in each layer but the last.
+
+    Deviation from the authors' program (https://github.com/Newmu/dcgan_code): the scales of batch
+    normalisation start at 1, and not from N(1, 0.02²).
     """
 
     channels: tuple[int, ...] = (256, 128, 64)
@@ -63,6 +66,8 @@ class DCGANDiscriminator(nn.Module):
     """Convolutions of stride 2 with leaky ReLU of slope 0.2, from images [H, W, C] to a logit.
 
     Radford et al. 2016, section 3: batch normalisation in each layer but the first.
+
+    Deviation from the authors' program: as in `DCGANGenerator`.
     """
 
     channels: tuple[int, ...] = (64, 128, 256)
@@ -104,6 +109,12 @@ class Heads(nn.Module):
     eq. 3). With `posterior` numbers a hidden layer and a linear layer give the parameters of
     InfoGAN's Q(c|x), which shares the features (Chen et al. 2016, https://arxiv.org/abs/1606.03657,
     section 6 and appendix C.1).
+
+    Deviations from the papers:
+
+    - The hidden layer of Q has no batch normalisation; that of Chen et al. has.
+    - All weights start from Glorot's uniform law, also behind a DCGAN, whose weights start from
+      N(0, 0.02²).
     """
 
     network: nn.Module
@@ -115,7 +126,12 @@ class Heads(nn.Module):
         self, x: jax.Array, label: jax.Array | None = None, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         h = self.network(x, train=train)
-        nets.check_features(self.network, h)
+        nets.check_features(self.network, h, "discriminator")
+        require(
+            h.shape[1] > 1,
+            f"the discriminator {type(self.network).__name__} returns {list(h.shape)}, and the "
+            "heads for labels and codes need several features [B, F]: leave out its last layer",
+        )
         logits = dense(1, "logit")(h)[:, 0]
         if self.classes:
             logits += jnp.sum(nn.Embed(self.classes, h.shape[1], name="embedding")(label) * h, 1)

@@ -12,13 +12,15 @@ PenaltyName = Literal["none", "gradient_penalty", "r1", "r1_r2"]
 """The name of a gradient penalty."""
 
 PENALTY_WEIGHTS: dict[PenaltyName, float] = {"gradient_penalty": 10.0, "r1": 10.0, "r1_r2": 10.0}
-"""The weight of each penalty in its paper: λ of Gulrajani et al., γ of Mescheder et al."""
+"""The default weight of each penalty: λ of Gulrajani et al., and 10, as Mescheder et al. take for
+R1. R3GAN sets γ for each data set."""
 
 Inputs = Mapping[str, jax.Array]
-"""What the discriminator sees: `"x"` [B, *shape] in [−1, 1], and for a BiGAN `"z"` [B, latent]."""
+"""The discriminator's input: `"x"` [B, *shape] in [−1, 1], and for a BiGAN `"z"` [B, latent]."""
 
 SMALLEST = 1e-12
-"""Number below which a norm counts as 0."""
+"""Number below which a norm counts as 0, and which is added under a root, whose slope at 0 is
+infinite."""
 
 
 def squared_slopes(critic: Callable[[Inputs], jax.Array], inputs: Inputs) -> jax.Array:
@@ -75,16 +77,27 @@ def penalty(
 
 
 def kernels(params: Any) -> dict[str, jax.Array]:
-    """Return every kernel of a network as a matrix W [in, out], by its path in the parameters.
+    """Return every kernel of D as a matrix W [in, out], by its path in the parameters.
 
-    A kernel is an array of two or more axes, of which the last counts the outputs. A convolution's
+    A kernel is an array of two or more axes, of which the last counts the outputs. The layers of
+    InfoGAN's Q alone are left out. A convolution's
     [rows, columns, in, out] becomes [rows · columns · in, out], as in Miyato et al. 2018,
     so that its singular value differs from the norm of the convolution as a linear map.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {
-        jax.tree_util.keystr(path): w.reshape(-1, w.shape[-1]) for path, w in leaves if w.ndim > 1
+        jax.tree_util.keystr(path): w.reshape(-1, w.shape[-1])
+        for path, w in leaves
+        if w.ndim > 1 and not of_posterior(path)
     }
+
+
+def of_posterior(path: Any) -> bool:
+    """Return whether a parameter is of the layers of InfoGAN's Q that D does not share (`Heads`).
+
+    A bound on the slope of D is no bound on Q, whose likelihood needs sharp outputs.
+    """
+    return jax.tree_util.keystr(path).startswith("['posterior")
 
 
 def first_vectors(params: Any, key: jax.Array) -> dict[str, jax.Array]:
@@ -112,10 +125,10 @@ def power_iteration(params: Any, vectors: Mapping[str, jax.Array]) -> dict[str, 
 
 
 def spectrally_normalized(params: Any, vectors: Mapping[str, jax.Array]) -> Any:
-    """Return the parameters with each kernel divided by its largest singular value σ.
+    """Return the parameters with each kernel of `kernels` divided by its largest singular value σ.
 
-    σ = vᵀ W u with v = W u / ‖W u‖. The gradient takes u and v as constants. Arrays of one axis,
-    such as biases, stay.
+    σ = vᵀ W u with v = W u / ‖W u‖. The gradient takes u and v as constants. Other arrays, such as
+    biases, stay.
 
     Args:
       params: the network's parameters.
@@ -127,7 +140,8 @@ def spectrally_normalized(params: Any, vectors: Mapping[str, jax.Array]) -> Any:
         singular_values[path] = jnp.maximum(v @ w @ vectors[path], SMALLEST)
 
     def divide(path: Any, w: jax.Array) -> jax.Array:
-        return w / singular_values[jax.tree_util.keystr(path)] if w.ndim > 1 else w
+        name = jax.tree_util.keystr(path)
+        return w / singular_values[name] if name in singular_values else w
 
     return jax.tree_util.tree_map_with_path(divide, params)
 
@@ -138,8 +152,12 @@ def unit(vector: jax.Array) -> jax.Array:
 
 
 def clipped(params: Any, bound: float) -> Any:
-    """Return the parameters clipped to [−bound, bound].
+    """Return the parameters of D clipped to [−bound, bound]; those of InfoGAN's Q alone stay.
 
     WGAN, Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, algorithm 1, where bound is 0.01.
     """
-    return jax.tree.map(lambda w: jnp.clip(w, -bound, bound), params)
+
+    def clip(path: Any, w: jax.Array) -> jax.Array:
+        return w if of_posterior(path) else jnp.clip(w, -bound, bound)
+
+    return jax.tree_util.tree_map_with_path(clip, params)
