@@ -116,7 +116,7 @@ def test_the_wasserstein_loss_is_the_distance_of_point_masses():
     np.testing.assert_allclose(generator(-jnp.array(data), -jnp.array(samples)), 4.0)
     rng = np.random.default_rng(0)
     for _ in range(20):  # piecewise linear, with slopes in [−1, 1] between the integers
-        d = np.concatenate([[0.0], np.cumsum(rng.uniform(-1, 1, 7))])
+        d = jnp.asarray(np.append(0.0, np.cumsum(rng.uniform(-1, 1, 7))))
         assert discriminator(d[data.astype(int)], d[samples.astype(int)]) >= -distance
 
 
@@ -453,20 +453,21 @@ def test_a_batch_that_cannot_be_split_is_refused():
 
 
 def test_labels_are_required_and_reach_both_players():
-    for conditioning in ("concatenate", "projection"):
-        model = small(classes=3, conditioning=conditioning, categorical_codes=(2,))
-        state = model.init(jax.random.key(0))
-        z, labels = jnp.ones((3, 5)), jnp.arange(3)
-        with pytest.raises(UserError, match="generates an image with its label"):
-            model.generate(state, z)
-        images = np.asarray(model.generate(state, z, labels))
-        assert len(np.unique(images, axis=0)) == 3
-        rows = {"x": np.full((3, 4), 0.3, np.float32), "label": np.arange(3)}
-        estimates = model.evaluate(state, rows, jax.random.key(0))
-        assert "nmi" not in estimates  # the codes are read with the label
-        outputs = estimates["d_real"].per_example
-        assert outputs is not None
-        assert len(set(outputs)) == 3
+    model = small(classes=3, conditioning="projection", categorical_codes=(2,))
+    state = model.init(jax.random.key(0))
+    z, labels = jnp.ones((3, 5)), jnp.arange(3)
+    with pytest.raises(UserError, match="generates an image with its label"):
+        model.generate(state, z)
+    images = np.asarray(model.generate(state, z, labels))
+    assert len(np.unique(images, axis=0)) == 3
+    rows = {"x": np.full((3, 4), 0.3, np.float32), "label": np.arange(3)}
+    estimates = model.evaluate(state, rows, jax.random.key(0))
+    assert "nmi" not in estimates  # the codes are read with the label
+    outputs = estimates["d_real"].per_example
+    assert outputs is not None
+    assert len(set(outputs)) == 3
+    (beside_x,) = small(classes=3)._discriminator_input({"x": jnp.zeros((3, 4))}, labels)
+    np.testing.assert_array_equal(beside_x[:, 4:], np.eye(3))
 
 
 def test_the_projection_adds_the_inner_product_of_embedding_and_features():
@@ -486,8 +487,7 @@ def test_the_projection_adds_the_inner_product_of_embedding_and_features():
 
 
 def test_evaluation_of_an_infogan_and_of_a_bigan_equals_its_formulas():
-    rows = {"x": np.random.RandomState(0).rand(8, 4).astype(np.float32)}
-    rows["label"] = np.array([0, 1] * 4)
+    rows = {"x": jax.random.uniform(jax.random.key(2), (8, 4)), "label": jnp.array([0, 1] * 4)}
     model = small(dropout=0.0, categorical_codes=(3,), continuous_codes=1)
     state = model.init(jax.random.key(0))
     estimates = model.evaluate(state, rows, jax.random.key(1))
@@ -499,7 +499,7 @@ def test_evaluation_of_an_infogan_and_of_a_bigan_equals_its_formulas():
     assert estimates["information"].kind == "lower bound"
     model = small(dropout=0.0, encoder=MLP((4,)), ema_decay=0.5)
     state = model.init(jax.random.key(0))
-    first = MLP((4,), out=(3,)).apply({"params": state.encoder.params}, 2 * rows["x"] - 1)
+    first: Any = MLP((4,), out=(3,)).apply({"params": state.encoder.params}, 2 * rows["x"] - 1)
     away = state.encoder._replace(params=jax.tree.map(lambda w: w + 1, state.encoder.params))
     state = state._replace(encoder=away)  # the average is as it was
     error = rows["x"] - model.reconstruct(state, rows)
@@ -532,7 +532,7 @@ def test_steps_of_the_discriminator_have_rows_of_their_own(monkeypatch):
     model = small(discriminator_steps=3)
     monkeypatch.setattr(GAN, "discriminator_step", record)
     monkeypatch.setattr(GAN, "generator_step", record)
-    x = np.arange(24.0).reshape(6, 4)
+    x = jnp.arange(24.0).reshape(6, 4)
     model.step(INIT(jax.random.key(0)), {"x": x}, jax.random.key(1))
     np.testing.assert_array_equal(np.sort(np.concatenate(seen[:3]), axis=0), x)
 

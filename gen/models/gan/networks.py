@@ -112,7 +112,7 @@ class Heads(nn.Module):
 
     Deviations from the papers:
 
-    - The hidden layer of Q has no batch normalisation; that of Chen et al. has.
+    - The hidden layer of Q has no batch normalisation; the authors' program normalises it.
     - All weights start from Glorot's uniform law, also behind a DCGAN, whose weights start from
       N(0, 0.02²).
     """

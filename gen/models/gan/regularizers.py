@@ -152,7 +152,7 @@ def unit(vector: jax.Array) -> jax.Array:
 
 
 def clipped(params: Any, bound: float) -> Any:
-    """Return the parameters of D clipped to [−bound, bound]; those of InfoGAN's Q alone stay.
+    """Return the parameters of D clipped to [−bound, bound]. InfoGAN's Q alone stays.
 
     WGAN, Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875, algorithm 1, where bound is 0.01.
     """
