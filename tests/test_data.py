@@ -650,7 +650,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 def test_stacked_images_are_the_batch_in_a_random_order_for_each_channel():
     format = data.Format(peak=255, stack=3)
-    x = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    x = jnp.arange(20, dtype=jnp.uint8).reshape(20, 1, 1, 1)
     stacked = format.decode({"x": x}, jax.random.key(0))["x"]
     assert stacked.shape == (20, 1, 1, 3)
     orders = np.asarray(stacked * 255).reshape(20, 3).round().T
