@@ -278,7 +278,7 @@ class VAE:
                 noise_key, (self.pseudo_inputs, *self.shape)
             )
         if self.learn_variance:
-            params["logvar"] = jnp.full((), math.log(self.variance))
+            params["logvar"] = jnp.full((), math.log(self.variance), float)
         stats = {"encoder": encoder_stats, "decoder": decoder_stats}
         if self.kl_warmup_steps:
             stats["count"] = jnp.zeros((), jnp.int32)
