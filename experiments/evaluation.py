@@ -91,13 +91,22 @@ def evaluate_published(run: Trained, split: str, data_dir: Path | None = None) -
     Returns:
       The estimates, as in a record of `evaluate_run`, and the seed and the step of the weights.
     """
-    published = read_json(RESULTS / f"{run.name}.json", *NEEDED) or {"seeds": [0]}
-    seed = published["seeds"][0]
-    experiment = replace(EXPERIMENTS[run.name], model=run.model)
+    experiment, seed = of_published(run)
     dataset = data.load(experiment.data, data_dir)
     results = evaluate_state(experiment.on(dataset), dataset, run.state, split, seed)
     estimates = {name: estimate.to_json(value) for name, value in results.items()}
     return {"experiment": run.name, "seed": seed, "step": run.step, "estimates": estimates}
+
+
+def of_published(run: Trained) -> tuple[Experiment, int]:
+    """Return the registered experiment of published weights with their model, and their seed.
+
+    Args:
+      run: the published model.
+    """
+    record = read_json(RESULTS / f"{run.name}.json", *NEEDED) or {"seeds": [0]}
+    experiment = replace(EXPERIMENTS[run.name], model=run.model, binarize=run.binarize)
+    return experiment, record["seeds"][0]
 
 
 def evaluate_state(

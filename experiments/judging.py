@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.evaluation import check_publishable, of_sessions
+from experiments.evaluation import check_publishable, of_published, of_sessions
 from experiments.experiment import Experiment
 from experiments.folder import RESULTS, commit, is_clean, read_config, read_json, write_json
 from experiments.registry import EXPERIMENTS
@@ -56,12 +56,12 @@ class Subject(NamedTuple):
 
     @property
     def binary(self) -> bool:
-        """Whether the pixels of its data are 0 or 1."""
+        """Return whether the pixels of the data are 0 or 1."""
         return self.experiment.levels(self.dataset) == 2
 
 
 class Judge(NamedTuple):
-    """A classifier, and what it sees in the examples that samples are compared with."""
+    """A classifier, and its predictions for the examples with which samples are compared."""
 
     classifier: Trained
     sha256: str  # of the classifier's file
@@ -100,11 +100,8 @@ def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
         return Subject(run.name, experiment, run.dataset, states, run.chosen_step, run)
     published = trained.load(path)
     require(published.name in EXPERIMENTS, f"{path}: there is no experiment {published.name}")
-    experiment = replace(
-        EXPERIMENTS[published.name], model=published.model, binarize=published.binarize
-    )
-    record = read_json(RESULTS / f"{published.name}.json", "seeds") or {"seeds": [0]}
-    states = {record["seeds"][0]: published.state}  # the seed that the pictures show
+    experiment, seed = of_published(published)
+    states = {seed: published.state}
     dataset = data.load(experiment.data, data_dir)
     return Subject(published.name, experiment, dataset, states, published.step, None)
 

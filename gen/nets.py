@@ -565,7 +565,7 @@ def check_features(net: nn.Module, output: Any, role: str = "encoder") -> None:
 
     Args:
       net: the network, for the message.
-      output: what it returned.
+      output: the output of the network.
       role: the network's place in the model, for the message.
 
     Raises:

@@ -147,7 +147,7 @@ def first_step(model):
     ids=("sigmoid", "tanh", "two_layers"),
 )
 def test_contraction_is_the_squared_norm_of_the_jacobian(encoder, decoder):
-    """One sigmoid layer takes the closed form, the others automatic differentiation."""
+    """The penalty of one sigmoid layer is in closed form, all others are differentiated."""
     model = sigmoid_autoencoder(encoder=encoder, decoder=decoder, contraction_weight=0.3, tied=True)
     state, batch, _, metrics = first_step(model)
     jacobian = jax.vmap(jax.jacfwd(lambda x: model.encode(state, {"x": x[None]})[0]))(batch["x"])

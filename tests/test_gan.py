@@ -230,7 +230,7 @@ def test_a_logit_of_a_pack_has_the_slope_of_all_its_rows():
 
 
 def test_spectral_normalisation_divides_by_the_largest_singular_value():
-    """Of matrices, and of convolutions as matrices [rows · columns · in, out]."""
+    """A convolution counts as a matrix [rows · columns · in, out]."""
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
         "Conv": {"kernel": jax.random.normal(keys[0], (3, 3, 2, 5))},

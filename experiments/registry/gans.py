@@ -8,6 +8,9 @@ from gen.optimize import Optimizer
 DCGAN_ADAM = Optimizer(learning_rate=2e-4, b1=0.5)  # Radford et al. 2016, section 4
 WGAN_GP_ADAM = Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9)  # the authors' program for MNIST
 
+MNIST_GENERATOR = DCGANGenerator((128, 64, 32))
+MNIST_DISCRIMINATOR = DCGANDiscriminator((32, 64, 128))
+
 # A quarter of the channels of the PacGAN paper, whose networks have 64 to 512, for a CPU.
 STACKED_GENERATOR = DCGANGenerator((128, 64, 32, 16))
 STACKED_DISCRIMINATOR = DCGANDiscriminator((16, 32, 64, 128))
@@ -69,8 +72,8 @@ EXPERIMENTS = {
     # Fréchet distance 1.2 by `judge`, where `gan_mnist` has 6.8; 45 minutes on 2 busy cores.
     "dcgan_mnist": Experiment(
         GAN(
-            generator=DCGANGenerator((128, 64, 32)),
-            discriminator=DCGANDiscriminator((32, 64, 128)),
+            generator=MNIST_GENERATOR,
+            discriminator=MNIST_DISCRIMINATOR,
             optimizer=DCGAN_ADAM,
         ),
         data="mnist",
@@ -84,8 +87,8 @@ EXPERIMENTS = {
     # python -m experiments train dcgan_fashion_mnist
     "dcgan_fashion_mnist": Experiment(
         GAN(
-            generator=DCGANGenerator((128, 64, 32)),
-            discriminator=DCGANDiscriminator((32, 64, 128)),
+            generator=MNIST_GENERATOR,
+            discriminator=MNIST_DISCRIMINATOR,
             optimizer=DCGAN_ADAM,
         ),
         data="fashion_mnist",
@@ -125,8 +128,8 @@ EXPERIMENTS = {
     "cgan_mnist": Experiment(
         GAN(
             classes=10,
-            generator=DCGANGenerator((128, 64, 32)),
-            discriminator=DCGANDiscriminator((32, 64, 128)),
+            generator=MNIST_GENERATOR,
+            discriminator=MNIST_DISCRIMINATOR,
             optimizer=DCGAN_ADAM,
         ),
         data="mnist",

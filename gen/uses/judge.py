@@ -47,9 +47,9 @@ def judge(
     """Return all measures that need no labels.
 
     Args:
-      samples: what the classifier predicts for the samples.
-      test: what it predicts for the test examples.
-      training: what it predicts for the training examples.
+      samples: predictions of the classifier for the samples.
+      test: predictions for the test examples.
+      training: predictions for the training examples.
       seed: the seed of the bootstrap.
     """
     return {
@@ -289,7 +289,7 @@ def labels_read_back(samples: Prediction, labels: np.ndarray) -> Estimate:
     """Return the share of samples whose most probable label is the one that they were drawn for.
 
     Args:
-      samples: what the classifier predicts for the samples.
+      samples: predictions of the classifier for the samples.
       labels: the labels that the model was given, [N].
     """
     return estimate.mean(samples.labels == labels, "Monte Carlo")

@@ -59,14 +59,14 @@ def information_bound(
       continuous: the number of continuous codes.
     """
     entropy = sum(math.log(classes) for classes in categorical) + continuous * math.log(2)
-    log_q, first = jnp.zeros(len(codes)), 0
-    for classes in categorical:
-        of_code = slice(first, first + classes)
-        log_q += jnp.sum(codes[:, of_code] * jax.nn.log_softmax(posterior[:, of_code]), axis=1)
-        first += classes
+    ends = np.cumsum(categorical, dtype=int)
+    *one_hots, values = jnp.split(codes, ends, axis=1)
+    *logits, moments = jnp.split(posterior, ends, axis=1)
+    log_q = jnp.zeros(len(codes))
+    for one_hot, logit in zip(one_hots, logits, strict=True):
+        log_q += jnp.sum(one_hot * jax.nn.log_softmax(logit), axis=1)
     if continuous:
-        mean, logvar = jnp.split(posterior[:, first:], 2, axis=1)
-        log_q += gaussian_log_prob(codes[:, first:], mean, logvar)
+        log_q += gaussian_log_prob(values, *jnp.split(moments, 2, axis=1))
     return entropy + log_q
 
 
@@ -81,11 +81,8 @@ def posterior_means(posterior: jax.Array, categorical: Sequence[int], continuous
     Returns:
       [B, sum(categorical) + continuous], in the order of the codes.
     """
-    parts, first = [], 0
-    for classes in categorical:
-        parts.append(jax.nn.softmax(posterior[:, first : first + classes]))
-        first += classes
-    return jnp.concatenate([*parts, posterior[:, first : first + continuous]], axis=1)
+    *logits, moments = jnp.split(posterior, np.cumsum(categorical, dtype=int), axis=1)
+    return jnp.concatenate([*map(jax.nn.softmax, logits), moments[:, :continuous]], axis=1)
 
 
 def normalized_information(code: np.ndarray, label: np.ndarray) -> np.ndarray:

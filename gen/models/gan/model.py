@@ -49,7 +49,7 @@ from gen.optimize import AnyOptimizer, Optimizer
 
 
 class Player(NamedTuple):
-    """One of the networks."""
+    """The parameters and the state of the optimiser of one network."""
 
     params: Any  # kernels [in, out], biases [out]
     stats: Any  # batch statistics; empty without them
@@ -295,7 +295,7 @@ class GAN:
 
     @property
     def metric_units(self) -> Mapping[str, str]:
-        """Give units of D to what is not in nats or probabilities under the model's loss."""
+        """The units of losses and outputs follow from the loss; other units are always the same."""
         units = {
             "diversity": "relative to data",
             "g_gradient": "norm",
