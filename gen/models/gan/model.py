@@ -135,7 +135,8 @@ class GAN:
     - Both players have the same optimiser; Chen et al. give them different learning rates.
     - One step has all critic steps of WGAN and WGAN-GP, so that a batch has `discriminator_steps`
       times their number of rows.
-    - Weights are clipped and spectrally normalised in all layers, the last one too.
+    - Weights are clipped and spectrally normalised in all layers of D, the last one too, but not in
+      InfoGAN's posterior Q.
     - The generator of a projection discriminator is given the label beside z, not by conditional
       batch normalisation.
     - The variance of InfoGAN's continuous codes under Q is learned; the authors' program fixes it
