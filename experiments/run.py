@@ -149,8 +149,8 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             display = stack.enter_context(show_progress(name, done, experiment.steps))
             if sys.stdout.isatty():
                 signals.say = display.say
-        display.say("compiling")
         signals.begin("compiling")
+        display.say("compiling")
 
         saved, reported = done, {}
         if _lead() and not done:
@@ -581,8 +581,8 @@ def _snapshot(
 
     drawn = pictures.snapshot_path(folder / "samples", step).with_suffix(".png").exists()
     if pictures.has_snapshots(experiment.model) and not drawn:
-        say(f"drawing samples of step {step}")
         signals.begin("drawing pictures")
+        say(f"drawing samples of step {step}")
         keys = train.streams(experiment.all_seeds[0])
         state = experiment.of_seed(parallel.local(carry.state), 0)
         pictures.snapshot(folder / "samples", step, experiment.model, state, keys.sample)
@@ -600,8 +600,8 @@ def _final_pictures(
     """Draw the pictures of a finished run, at its last step and carry."""
     from experiments import pictures
 
-    say("drawing pictures")
     signals.begin("drawing pictures")
+    say("drawing pictures")
     step, carry = last[0], parallel.local(last[1])  # the copy on this process's first device
     shown = experiment.shown(carry)
     keys = train.streams(experiment.all_seeds[shown])

@@ -404,7 +404,7 @@ def test_published_weights_evaluate_to_their_figures(name, request):
     published = next(each for each in record["per_seed"] if each["seed"] == seed)
     results = evaluation.evaluate_state(experiment, dataset, state, "test", seed)
     assert results.keys() <= published.keys() - {"seed"}
-    assert {"nll", "bce_elbo", "mse", "d_accuracy", "total_nll"} & results.keys()
+    assert {"nll", "bce_elbo", "mse", "d_accuracy", "total_nll", "error"} & results.keys()
     for of_name, result in results.items():
         expected = published[of_name]["value"]
         tolerance = 4 * math.sqrt(10) if name in LONG else 0.2  # of a tenth of the images
