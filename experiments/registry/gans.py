@@ -133,7 +133,7 @@ EXPERIMENTS = {
             optimizer=DCGAN_ADAM,
         ),
         data="mnist",
-        steps=11_000,  # 20 epochs
+        steps=5_500,  # 10 epochs
         report_every=110,
         sample_every=1_100,
         checkpoint_every=1_100,
