@@ -97,33 +97,6 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Judge the samples of models by the features of a classifier, and write RUN/judge.json.
-
-    Beside each figure stand the figures of training images, a mixture's samples and test images.
-    """
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, or names of experiments with published weights"""
-    samples: int = 0
-    """number of samples (0: 10,000; of Stacked MNIST 26,000)"""
-    classifier: str = ""
-    """published classifier, or a file that export wrote (default: the one of the data)"""
-    data_dir: Path | None = None
-    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
-    publish: bool = False
-    """also write experiments/results/NAME/judge.json"""
-    keep_programs: bool = True
-    """keep compiled programs in the cache folder for later commands"""
-
-    def __post_init__(self):
-        from gen.core import require
-
-        enough = self.samples == 0 or 10 <= self.samples <= 1_000_000
-        require(enough, f"--samples is {self.samples}: take 10 … 1000000, or 0 for the default")
-
-
-@dataclass(frozen=True)
 class Compare:
     """Draw the curves of several runs on one figure, and print their estimates side by side.
 
@@ -428,28 +401,9 @@ def evaluate_command(arguments: list[str]) -> int:
 
 
 def judge_command(arguments: list[str]) -> int:
-    chosen = parse(Judge, arguments, "judge")
-    from rich.console import Console
+    from experiments.uses import judge
 
-    from experiments import judging
-    from experiments.compilation import keep_programs
-    from gen.core import UserError
-
-    if not chosen.runs:
-        raise UserError("no run given: judge RUN, or the name of a published model")
-    keep_programs(chosen.keep_programs)
-    subjects = [judging.load_subject(path, chosen.data_dir) for path in chosen.runs]
-    if chosen.publish:  # before the judgement, which may take minutes
-        for subject in subjects:
-            judging.check_judgement_publishable(subject)
-    judged = judging.judge_all(subjects, chosen.samples, chosen.classifier, chosen.data_dir)
-    for subject, record in judged:
-        Console().print(judging.summary(record))
-        print(judging.class_lines(record))
-        print(judging.write(subject, record), flush=True)
-        if chosen.publish:
-            print(f"published as {judging.publish_judgement(subject, record)}", flush=True)
-    return 0
+    return judge.command(arguments)
 
 
 def compare_command(arguments: list[str]) -> int:

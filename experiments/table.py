@@ -9,7 +9,7 @@ from typing import Any
 from experiments.folder import is_clean, read_json
 from experiments.published import PUBLISHED
 from gen.core import facts
-from gen.estimate import MARKS, Estimate, from_json
+from gen.estimate import MARKS, Estimate, from_json, to_json
 
 Record = dict[str, Any]
 """The content of a result file."""
@@ -181,6 +181,10 @@ model, except that they are copies. *Class KL* is in nats. BUILD.md says what ea
 """
 
 
+USES: dict[str, tuple[str, str]] = {}
+"""For each command that uses trained models: the heading and the explanation of its tables."""
+
+
 def records(folder: Path) -> list[Record]:
     """Return the result files of a folder, by name. Raise `UserError` if a file is damaged."""
     read = (read_json(path, *NEEDED) for path in sorted(folder.glob("*_*.json")))
@@ -188,7 +192,7 @@ def records(folder: Path) -> list[Record]:
 
 
 def markdown(folder: Path) -> str:
-    """Return RESULTS.md: all estimates, the likelihoods by data set, and the judged samples."""
+    """Return RESULTS.md: all estimates, the likelihoods by data set, and the uses of models."""
     results = records(folder)
     parts = [HEADER, ESTIMATES, rows_as_markdown(estimate_rows(results)), EXPLANATIONS, LIKELIHOODS]
     for data, title in TITLES.items():
@@ -201,6 +205,9 @@ def markdown(folder: Path) -> str:
         parts.append(JUDGEMENTS)
     for title, of_table in judged.items():
         parts += [f"### {title}\n", rows_as_markdown(judgement_rows(of_table))]
+    for command, (heading, explanation) in USES.items():
+        if rows := use_rows(folder, command):
+            parts += [f"## {heading}\n", explanation, rows_as_markdown(rows)]
     return "\n".join(parts)
 
 
@@ -220,6 +227,34 @@ def judgements(folder: Path) -> dict[str, list[Record]]:
             )
             tables.setdefault(title, []).append(record)
     return tables
+
+
+def use_rows(folder: Path, command: str) -> list[dict[str, str]]:
+    """Return the rows of the published results of a command, each with its experiment in front."""
+    rows = []
+    for path in sorted(folder.glob(f"*/{command}.json")):
+        record = read_json(path, "experiment", "rows")
+        if record:
+            rows += [{"experiment": f"`{record['experiment']}`", **row} for row in record["rows"]]
+    return row_cells(rows)
+
+
+def row_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return rows with all columns that one of them has, as text.
+
+    Args:
+      rows: texts, numbers, and estimates or their JSON by column.
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, Estimate):
+            return cell(to_json(value))
+        if value is None or isinstance(value, Mapping):
+            return cell(value)
+        return value if isinstance(value, str) else f"{value:,.6g}"
+
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return [{column: text(row.get(column)) for column in columns} for row in rows]
 
 
 def judgement_rows(results: Sequence[Record]) -> list[dict[str, str]]:

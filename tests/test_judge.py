@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from experiments import judging, table
+from experiments import table
 from experiments.__main__ import main
+from experiments.uses import judge as judging
+from experiments.uses.base import load_subject
 from gen.core import UserError
 from gen.nets import MLP
 from gen.optimize import Optimizer
@@ -329,7 +332,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(arguments, message, capsys
 
 
 def test_samples_of_another_shape_are_refused(digits, monkeypatch):
-    subject = judging.load_subject(judging.Path("rbm_tempered_digits"))
+    subject = load_subject(Path("rbm_tempered_digits"))
     model = replace(subject.experiment.model, shape=(4, 4, 1))
     other = subject._replace(experiment=replace(subject.experiment, model=model))
     with pytest.raises(UserError, match=r"draws samples of shape \[4, 4, 1\]"):
@@ -337,7 +340,7 @@ def test_samples_of_another_shape_are_refused(digits, monkeypatch):
 
 
 def test_the_channels_of_stacked_samples_are_read_one_by_one(digits):
-    subject = judging.load_subject(judging.Path("rbm_tempered_digits"))
+    subject = load_subject(Path("rbm_tempered_digits"))
     model = replace(subject.experiment.model, shape=(8, 8, 3))
     stacked = judging.load_judge(
         subject._replace(experiment=replace(subject.experiment, model=model))

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tyro
+from rich.console import Console
 
-from experiments.evaluation import check_publishable, of_published, of_sessions
-from experiments.experiment import Experiment
-from experiments.folder import RESULTS, commit, is_clean, read_config, read_json, write_json
+from experiments.compilation import keep_programs
+from experiments.flags import parse
 from experiments.registry import EXPERIMENTS
-from experiments.run import Run, load_run
-from experiments.table import ANCHORS, JUDGED, MEASURES, cell
+from experiments.table import ANCHORS, MEASURES, cell
+from experiments.uses.base import (
+    Outcome,
+    Subject,
+    check_use_publishable,
+    load_subject,
+    of_training,
+    publish,
+    write,
+)
 from gen import data, estimate, trained
 from gen.core import UserError, capabilities, require
-from gen.data import Dataset
 from gen.estimate import Estimate
 from gen.trained import PUBLISHED, WEIGHTS, Trained
 from gen.uses import judge
@@ -44,20 +52,29 @@ CHANNELS = 3
 """Channels of an image of Stacked MNIST."""
 
 
-class Subject(NamedTuple):
-    """A trained model that is to be judged."""
+@dataclass(frozen=True)
+class Flags:
+    """Judge the samples of models by the features of a classifier, and write RUN/judge.json.
 
-    name: str  # of the experiment
-    experiment: Experiment  # with the model
-    dataset: Dataset
-    states: dict[int, Any]  # state of the model, by seed
-    step: Any  # step of the states, [] or [S]
-    run: Run | None  # None for published weights
+    Beside each figure stand the figures of training images, a mixture's samples and test images.
+    """
 
-    @property
-    def binary(self) -> bool:
-        """Return whether the pixels of the data are 0 or 1."""
-        return self.experiment.levels(self.dataset) == 2
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, or names of experiments with published weights"""
+    samples: int = 0
+    """number of samples (0: 10,000; of Stacked MNIST 26,000)"""
+    classifier: str = ""
+    """published classifier, or a file that export wrote (default: the one of the data)"""
+    data_dir: Path | None = None
+    """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
+    publish: bool = False
+    """also write experiments/results/NAME/judge.json"""
+    keep_programs: bool = True
+    """keep compiled programs in the cache folder for later commands"""
+
+    def __post_init__(self):
+        enough = self.samples == 0 or 10 <= self.samples <= 1_000_000
+        require(enough, f"--samples is {self.samples}: take 10 … 1000000, or 0 for the default")
 
 
 class Judge(NamedTuple):
@@ -83,27 +100,6 @@ class Judge(NamedTuple):
             shares = judge.class_shares(self.seen_test)
             return judge.modes(seen.labels.reshape(-1, CHANNELS), shares)
         return judge.judge(seen, self.seen_test, self.seen_training, SEED)
-
-
-def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
-    """Return the model of a run folder, or a published model, with its data.
-
-    Args:
-      path: a run folder, or the name of an experiment whose weights are published.
-      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
-    """
-    if read_config(path) is not None:
-        run = load_run(path, data_dir)
-        experiment, seeds = run.experiment, run.experiment.all_seeds
-        indices = [run.shown] if experiment.restarts else range(len(seeds))
-        states = {seeds[i]: experiment.of_seed(run.state, i) for i in indices}
-        return Subject(run.name, experiment, run.dataset, states, run.chosen_step, run)
-    published = trained.load(path)
-    require(published.name in EXPERIMENTS, f"{path}: there is no experiment {published.name}")
-    experiment, seed = of_published(published)
-    states = {seed: published.state}
-    dataset = data.load(experiment.data, data_dir)
-    return Subject(published.name, experiment, dataset, states, published.step, None)
 
 
 def load_judge(subject: Subject, name: str = "", data_dir: Path | None = None) -> Judge:
@@ -234,20 +230,14 @@ def judge_subject(
     if "label" in judging.test:
         right = judging.seen_test.labels == np.asarray(judging.test["label"])
         accuracy = {"accuracy": estimate.to_json(estimate.mean(right, "exact"))}
-    run = subject.run
-    published = read_json(RESULTS / f"{subject.name}.json") or {}
     return {
-        "experiment": subject.name,
-        "data": subject.experiment.data,
-        "binarize": subject.experiment.binarize,
+        **of_training(subject),
         "samples": n,
         "test_examples": len(judging.test["x"]),
-        "step": np.asarray(subject.step).tolist(),
         "estimates": {
             name: estimate.to_json(estimate.over_seeds([each[name] for each in by_seed]))
             for name in by_seed[0]
         },
-        "seeds": list(results),
         "per_seed": [
             {
                 "seed": seed,
@@ -266,8 +256,6 @@ def judge_subject(
             "sha256": judging.sha256,
             **accuracy,
         },
-        "commit": of_sessions(run, "commit") if run else published.get("commit"),
-        "judged_at_commit": commit(),
     }
 
 
@@ -300,37 +288,6 @@ def judge_all(
         yield subject, judge_subject(subject, *kept[key])
 
 
-def write(subject: Subject, record: Mapping[str, Any]) -> Path:
-    """Write the record to the run folder, or for published weights to samples/NAME.
-
-    Returns:
-      The path of the file.
-    """
-    folder = subject.run.folder if subject.run else Path("samples") / subject.name
-    path = folder / JUDGED
-    write_json(path, record)
-    return path
-
-
-def check_judgement_publishable(subject: Subject) -> None:
-    """Raise `UserError` unless the judgement of a model may be published.
-
-    A run must be one that `evaluate --publish` would publish, and the checkout without changes.
-    """
-    if subject.run:
-        check_publishable(subject.run, "test", commit())
-    elif not is_clean(commit()):
-        raise UserError(f"this checkout is at {commit()}: commit its changes, then publish")
-
-
-def publish_judgement(subject: Subject, record: Mapping[str, Any]) -> Path:
-    """Write the record to experiments/results/NAME/judge.json, and return the path."""
-    path = RESULTS / subject.name / JUDGED
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    return path
-
-
 def summary(record: Mapping[str, Any]) -> Any:
     """Return a table for the terminal: each measure of the samples, and the anchors beside it."""
     from rich.box import SIMPLE_HEAD
@@ -353,3 +310,23 @@ def class_lines(record: Mapping[str, Any]) -> str:
     rows = {"samples": record["per_seed"][0]["class_shares"], "test": record["class_shares"]}
     shares = [f"{name:8}" + "".join(f"{100 * share:6.1f}" for share in rows[name]) for name in rows]
     return "\n".join(["shares of the labels that the classifier reads, %", *shares])
+
+
+def command(arguments: list[str]) -> int:
+    """Run `judge` with its flags, and return the exit code."""
+    chosen = parse(Flags, arguments, "judge")
+    require(bool(chosen.runs), "no run given: judge RUN, or the name of a published model")
+    keep_programs(chosen.keep_programs)
+    subjects = [load_subject(path, chosen.data_dir) for path in chosen.runs]
+    if chosen.publish:  # before the judgement, which may take minutes
+        for subject in subjects:
+            check_use_publishable(subject)
+    judged = judge_all(subjects, chosen.samples, chosen.classifier, chosen.data_dir)
+    for subject, record in judged:
+        Console().print(summary(record))
+        print(class_lines(record))
+        for path in write(subject, "judge", Outcome(record, ())):
+            print(path, flush=True)
+        if chosen.publish:
+            print(f"published as {publish(subject, 'judge', Outcome(record, ()))}", flush=True)
+    return 0
