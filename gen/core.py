@@ -138,6 +138,8 @@ CAPABILITIES = {
     "decode": "decode(state, z) -> [B, *shape]",
     "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
     "complete": "complete(state, x, mask, key) -> x, its hidden variables (mask 0) drawn",
+    "conditional_log_prob": "conditional_log_prob(state, x, mask) -> [B], log p(hidden | shown), "
+    "exact, in nats, for the masks that the fact `completion` names",
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
     "score": "score(state, batch, key) -> [B], higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
