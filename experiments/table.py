@@ -188,7 +188,19 @@ Warnings that published runs gave while they trained, each where a report first 
 `gan_collapsed_digits` fails on purpose.
 """
 
-USES: dict[str, tuple[str, str]] = {}
+COMPLETIONS = """\
+Test examples with a hidden part, which `complete RUN ...` draws K times given the rest. *−log p* is
+exact, in nats, for the true hidden part given what is shown. *Squared error* is per hidden
+variable, of the mean of the draws; for binary pixels it is the Brier score. *Coverage* is the share
+of examples whose sum of hidden variables lies in the central 90 % of the draws; it is 90 % if truth
+and draws have one law. *Neighbours* take the place of draws: the K training examples that are
+nearest in the shown variables. Figures of different values, such as binary and grey pixels, are not
+comparable.
+"""
+
+USES: dict[str, tuple[str, str]] = {
+    "complete": ("Completions of occluded test examples", COMPLETIONS),
+}
 """For each command that uses trained models: the heading and the explanation of its tables."""
 
 

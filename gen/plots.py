@@ -67,6 +67,41 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     return figure
 
 
+def panels_of_images(panels: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
+    """Draw grids of images side by side, whose rows have common labels.
+
+    Args:
+      panels: images [rows, columns, H, W, C] in [0, 1], as `tile` takes them, by title.
+      labels: texts to the left of the rows.
+    """
+    canvases = {
+        title: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        for title, images in panels.items()
+    }
+    height, width = next(iter(canvases.values())).shape[:2]
+    scale = max(1, round(300 / width))
+    margin, top, gap = 0.07 * max(map(len, labels)) + 0.1, 0.25, 0.1  # inches
+    size = (width * scale / 100, height * scale / 100)  # of a panel
+    total = (margin + len(canvases) * (size[0] + gap), size[1] + top)
+    figure = Figure(figsize=total, dpi=100)
+    row = (height - 1) / len(labels)
+    for i, (title, canvas) in enumerate(canvases.items()):
+        left = margin + i * (size[0] + gap)
+        axes = figure.add_axes((left / total[0], 0, size[0] / total[0], size[1] / total[1]))
+        axes.imshow(
+            canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
+        )
+        axes.set_title(title, fontsize=9, pad=3)
+        axes.set_xticks([])
+        axes.set_yticks([(k + 0.5) * row for k in range(len(labels))], [""] * len(labels))
+        if i == 0:
+            axes.set_yticklabels(labels)
+        axes.tick_params(length=0, labelsize=8)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
+    return figure
+
+
 def signed(weights: np.ndarray) -> np.ndarray:
     """Scale each row of weights [N, ...] to [0, 1], with 0 at mid-grey: ½ + ½ w / max |w|."""
     weights = np.asarray(weights, np.float32)
