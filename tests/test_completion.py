@@ -305,12 +305,9 @@ def test_models_of_other_data_and_without_completions_are_refused():
         (masked, "none of the occlusions box"),
         (Autoencoder(encoder=NETWORK, decoder=NETWORK), "no method complete"),
     ):
+        refused = mixture._replace(experiment=replace(mixture.experiment, model=model))
         with pytest.raises(UserError, match=message):
-            complete.complete_subject(
-                mixture._replace(experiment=Experiment(model, data="digits").on(mixture.dataset)),
-                tasks,
-                19,
-            )
+            complete.complete_subject(refused, tasks, 19)
     with pytest.raises(UserError, match="19, 39"):
         complete.Flags((), draws=20)
 
