@@ -42,6 +42,7 @@ usage: python -m experiments COMMAND ...
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
   complete RUN...  occluded test examples, filled in by several models: RUN/complete.json
+  latent RUN       map, paths and dimensions of the codes: RUN/latent.json and .png
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -413,6 +414,12 @@ def complete_command(arguments: list[str]) -> int:
     return complete.command(arguments)
 
 
+def latent_command(arguments: list[str]) -> int:
+    from experiments.uses import latent
+
+    return latent.command(arguments)
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -521,6 +528,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "judge": judge_command,
     "complete": complete_command,
+    "latent": latent_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

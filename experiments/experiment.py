@@ -56,8 +56,8 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_, stacked_]mnist, digits[_nudged], uci_{dna, mushrooms, nips},
-    news, jsb, nottingham, letters, earthquakes, regimes or eight_gaussians; or your own: a folder
-    of images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
+    news, jsb, nottingham, letters, earthquakes, regimes, eight_gaussians or sprites; or your own: a
+    folder of images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()
     """how your own data are read"""
     binarize: Binarize = "none"

@@ -198,8 +198,16 @@ nearest in the shown variables. Figures of different values, such as binary and 
 comparable.
 """
 
+LATENT = """\
+The codes of test examples, by `latent RUN`. *Active units* are dimensions whose mean code has a
+variance above 0.01 over the examples. *KL* is of q(z|x) from N(0, I), per example. On data of known
+factors, *MIG* is the mutual information gap and *FactorVAE score* the accuracy with which the
+steadiest dimension tells the fixed factor. BUILD.md says what each figure means.
+"""
+
 USES: dict[str, tuple[str, str]] = {
     "complete": ("Completions of occluded test examples", COMPLETIONS),
+    "latent": ("Codes", LATENT),
 }
 """For each command that uses trained models: the heading and the explanation of its tables."""
 

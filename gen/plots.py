@@ -359,6 +359,65 @@ def scatter(
     return figure
 
 
+def latent_space(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    title: str,
+    names: Sequence[str],
+    sizes: np.ndarray,
+    unit: str,
+    grids: Mapping[str, tuple[np.ndarray, Sequence[str] | None]],
+) -> Figure:
+    """Draw a map of codes and the size of each dimension, and below them grids of images.
+
+    Args:
+      points: codes in the plane, [N, 2].
+      labels: their classes, [N], or None without classes.
+      title: the title of the map.
+      names: names of the classes 0, 1, … for the legend, if they have names.
+      sizes: the size of each dimension, in falling order.
+      unit: what the size is, and its unit.
+      grids: by title, images [rows, columns, H, W, C] as `tile` takes them, and the labels of the
+        rows or None.
+    """
+    canvases = {
+        text: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        for text, (images, _) in grids.items()
+    }
+    width = 9.0
+    heights = [width / 2 * canvas.shape[0] / canvas.shape[1] for canvas in canvases.values()]
+    lower = max(heights, default=0)
+    figure = Figure(figsize=(width, 4 + lower + 0.4), dpi=100, layout="constrained")
+    rows = figure.add_gridspec(2 if grids else 1, 1, height_ratios=[4, lower][: 1 + bool(grids)])
+    upper = rows[0].subgridspec(1, 2, width_ratios=[1.2, 1])
+    axes = figure.add_subplot(upper[0])
+    for label in np.unique(labels) if labels is not None else [None]:
+        x, y = (points if label is None else points[labels == label]).T
+        text = "" if label is None else names[label] if label < len(names) else str(label)
+        axes.scatter(x, y, s=4, color=f"C{int(label or 0) % 10}", label=text)
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+    if labels is not None:
+        axes.legend(markerscale=3, fontsize=7, loc="upper right")
+    axes = figure.add_subplot(upper[1])
+    axes.bar(np.arange(len(sizes)), sizes)
+    axes.set_title("dimensions of the code", fontsize=9)
+    axes.set(xlabel="dimension, in falling order", ylabel=unit)
+    below = rows[1].subgridspec(1, len(grids)) if grids else None
+    for i, (text, canvas) in enumerate(canvases.items()):
+        axes = figure.add_subplot(below[i])
+        axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(text, fontsize=9)
+        row_labels = grids[text][1] or []
+        height = (canvas.shape[0] - 1) / max(1, len(grids[text][0]))
+        axes.set_xticks([])
+        axes.set_yticks([(k + 0.5) * height for k in range(len(row_labels))], row_labels)
+        axes.tick_params(length=0, labelsize=8)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
+    return figure
+
+
 class Curve(NamedTuple):
     """A metric of one run."""
 

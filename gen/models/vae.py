@@ -258,6 +258,11 @@ class VAE:
         return self.likelihood == "bernoulli"
 
     @property
+    def normal_codes(self) -> int:
+        """z ~ N(0, I), except under a VampPrior."""
+        return self.latent if self.prior == "normal" else 0
+
+    @property
     def lacks(self) -> tuple[str, ...]:
         """Return `decode` and `complete` with classes, and `begin` without a VampPrior.
 
@@ -434,6 +439,10 @@ class VAE:
         """Return the mean of q(z|x), [B, latent]."""
         q, _ = self._encode(state, batch)
         return q.mean
+
+    def posterior(self, state: State, batch: Batch) -> Moments:
+        """Return the mean and the log-variance of q(z|x), each [B, latent]."""
+        return self._encode(state, batch)[0]
 
     def decode(self, state: State, z: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """Return the mean of p(x|z), [B, *shape].

@@ -293,10 +293,20 @@ class GAN:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image."""
+        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image.
+
+        A model with classes decodes z only together with a label.
+        """
         if self.encoder is not None:
             return ()
-        return ("decode", "reconstruct") if self._has_codes else ("encode", "decode", "reconstruct")
+        if self._has_codes:
+            return ("decode", "reconstruct")
+        return ("encode", "reconstruct", *(("decode",) if self.classes else ()))
+
+    @property
+    def normal_codes(self) -> int:
+        """z ~ N(0, I); an InfoGAN has other codes beside it."""
+        return 0 if self._has_codes else self.latent
 
     @property
     def metric_units(self) -> Mapping[str, str]:
@@ -652,7 +662,7 @@ class GAN:
         return self._code_means(posterior)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
-        """Return G(z) of a BiGAN, scaled to [0, 1]: [B, *shape]."""
+        """Return G(z), scaled to [0, 1]: [B, *shape]."""
         return self.generate(state, z)
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
