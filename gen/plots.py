@@ -403,9 +403,8 @@ def latent_space(
     axes.bar(np.arange(len(sizes)), sizes)
     axes.set_title("dimensions of the code", fontsize=9)
     axes.set(xlabel="dimension, in falling order", ylabel=unit)
-    below = rows[1].subgridspec(1, len(grids)) if grids else None
     for i, (text, canvas) in enumerate(canvases.items()):
-        axes = figure.add_subplot(below[i])
+        axes = figure.add_subplot(rows[1].subgridspec(1, len(grids))[i])
         axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(text, fontsize=9)
         row_labels = grids[text][1] or []

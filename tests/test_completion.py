@@ -145,6 +145,7 @@ def test_the_conditional_log_probability_equals_enumeration(name):
         again = model.conditional_log_prob(state, EVERYTHING, of_each)
         np.testing.assert_allclose(again, values, atol=1e-5)
         nll = completion.conditional_nll(model, state, np.asarray(EVERYTHING), np.asarray(mask))
+        assert nll
         assert nll.value == pytest.approx(-np.log(p).mean(), abs=1e-4)
         assert nll.kind == "exact"
 
@@ -190,6 +191,7 @@ def test_a_density_is_completed_within_a_vector():
     log_p = model.conditional_log_prob(state, x, mask)
     assert np.exp(np.asarray(log_p)).sum() * 60 / 4000 == pytest.approx(1, abs=1e-3)
     nll = completion.conditional_nll(model, state, np.asarray(x[:3]), np.asarray(mask))
+    assert nll
     assert nll.settings == {"density": True}
 
 
@@ -247,10 +249,10 @@ def test_a_model_without_completions_is_refused():
         completion.draws(VAE(classes=2), None, np.zeros((1, 2)), np.ones(2), 1, 0)
 
 
-def subject(name, model, binarize="threshold"):
+def subject(name, model):
     """Return a model of the digits in its first state, as a command loads it."""
     dataset = data.load("digits")
-    experiment = Experiment(model, data="digits", binarize=binarize).on(dataset)
+    experiment = Experiment(model, data="digits", binarize="threshold").on(dataset)
     states = {0: jax.jit(experiment.model.init)(jax.random.key(0))}
     return Subject(name, experiment, dataset, states, 0, None)
 

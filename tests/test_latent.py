@@ -95,8 +95,7 @@ def test_factors_that_are_no_table_of_integers_are_refused():
 
 
 def vae(**fields):
-    fields = {"encoder": NETWORK, "decoder": NETWORK, "latent": 3, **fields}
-    return VAE(shape=(2, 3, 1), **fields)
+    return VAE(shape=(2, 3, 1), encoder=NETWORK, decoder=NETWORK, latent=3, **fields)
 
 
 def test_the_kl_of_the_dimensions_sums_to_the_kl_of_the_model(rng):
@@ -233,7 +232,7 @@ def test_codes_of_known_factors_are_judged_on_all_splits():
 
 FAMILIES = {
     "vae": (VAE(encoder=NETWORK, decoder=NETWORK, latent=3), "threshold"),
-    "ae": (Autoencoder(encoder=NETWORK, decoder=NETWORK, latent=2), "none"),
+    "ae": (Autoencoder(encoder=NETWORK, decoder=NETWORK), "none"),
     "gan": (GAN(generator=NETWORK, discriminator=NETWORK, latent=4), "none"),
     "mixture": (Mixture(components=3), "threshold"),
 }

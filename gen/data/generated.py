@@ -168,13 +168,15 @@ def draw_sprites() -> Dataset:
     pixels = inside.reshape(-1, SPRITE_SIZE, SUPERSAMPLING, SPRITE_SIZE, SUPERSAMPLING)
     x = pixels.sum(axis=(2, 4)).astype(np.uint8)[..., None]
     cuts = [len(x) * 8 // 10, len(x) * 9 // 10]
-    splits = [
+    train, validation, test = (
         {"x": x_part, "label": part[:, 0].copy(), "factors": part}
         for x_part, part in zip(np.split(x, cuts), np.split(factors, cuts), strict=True)
-    ]
+    )
     return Dataset(
         "sprites",
-        *splits,
+        train,
+        validation,
+        test,
         Format(SUPERSAMPLING**2, labels=SPRITE_SHAPES),
         factors=("shape", "size", "x", "y"),
     )

@@ -41,16 +41,18 @@ def occlusion_mask(name: Occlusion, shape: tuple[int, ...], seed: int) -> np.nda
       shape: the shape of an example.
       seed: the seed of `random`.
     """
-    grid = shape[:2] if len(shape) > 2 else shape
+    channels = 1 if len(shape) > 2 else 0  # an image is [H, W, C]
+    grid = shape[: len(shape) - channels]
     mask = np.ones(grid, np.float32)
+    rows = len(mask)
     if name == "lower":
-        mask[grid[0] // 2 :] = 0
+        mask[rows // 2 :] = 0
     elif name == "random":
         order = np.random.default_rng(seed).permutation(mask.size)
         mask.reshape(-1)[order[: mask.size // 2]] = 0
     else:
         mask[tuple(slice(size // 4, size - size // 4) for size in grid)] = 0
-    return np.broadcast_to(mask.reshape(*grid, *[1] * (len(shape) - len(grid))), shape)
+    return np.broadcast_to(mask.reshape(*grid, *[1] * channels), shape)
 
 
 def is_completed(model: Any, mask: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gen import estimate
@@ -136,7 +137,8 @@ def kl_per_dimension(q: Posterior) -> list[Estimate]:
     Their sum is the KL of a VAE with a normal prior, of which q is the product of its dimensions.
     """
     with jax.default_matmul_precision("highest"):
-        each = np.asarray(gaussian_kl(q.mean[..., None], q.logvar[..., None]))  # [N, latent]
+        mean, logvar = (jnp.asarray(moment)[..., None] for moment in q)
+        each = np.asarray(gaussian_kl(mean, logvar))  # [N, latent]
     return [estimate.mean(of_dimension, "exact") for of_dimension in each.T]
 
 
