@@ -65,14 +65,19 @@ def flatten(x: jax.Array) -> jax.Array:
     return jnp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
-def batch_norm(train: bool, axis_name: str | None) -> nn.BatchNorm:
+def batch_norm(train: bool, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
     """Return batch normalisation over the whole batch, also where devices share it.
 
     Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167. The running statistics keep 0.9 of their
     past in each step. The layer before it needs no bias, since this subtracts the mean and adds a
     bias of its own.
+
+    Args:
+      train: whether the statistics are the batch's; otherwise they are the running ones.
+      axis_name: the mapped axis of the devices that share a batch, under `pmap`.
+      name: the layer's name in the parameters; by default its kind and number.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name)
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=axis_name, name=name)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, around: Sides, stride: int = 1) -> jax.Array:

@@ -486,6 +486,23 @@ def test_the_projection_adds_the_inner_product_of_embedding_and_features():
         Heads(Plain(1), classes=3).init(jax.random.key(0), x, label)
 
 
+def test_the_hidden_layer_of_q_is_normalised_where_the_discriminator_is():
+    x = jax.random.normal(jax.random.key(1), (50, 5))
+    heads = Heads(Plain(4), posterior=3, batch_norm=True)
+    variables = heads.init(jax.random.key(0), x)
+    (_, out), _ = heads.apply(variables, x, train=True, mutable=["batch_stats"])
+    params = jax.tree.map(np.asarray, variables["params"])
+    dense = params["network"]["Dense_0"]
+    h = np.asarray(x) @ dense["kernel"] + dense["bias"]
+    hidden = h @ params["posterior_hidden"]["kernel"]
+    hidden = (hidden - hidden.mean(0)) / np.sqrt(hidden.var(0) + 1e-5)
+    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+    expected = hidden @ params["posterior"]["kernel"] + params["posterior"]["bias"]
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    model = small(discriminator=MLP((8,), batch_norm=True), categorical_codes=(3,))
+    assert "posterior_norm" in jax.eval_shape(model.init, jax.random.key(0)).discriminator.params
+
+
 def test_evaluation_of_an_infogan_and_of_a_bigan_equals_its_formulas():
     rows = {"x": jax.random.uniform(jax.random.key(2), (8, 4)), "label": jnp.array([0, 1] * 4)}
     model = small(dropout=0.0, categorical_codes=(3,), continuous_codes=1)

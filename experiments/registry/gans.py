@@ -11,9 +11,11 @@ WGAN_GP_ADAM = Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9)  # the authors' pro
 MNIST_GENERATOR = DCGANGenerator((128, 64, 32))
 MNIST_DISCRIMINATOR = DCGANDiscriminator((32, 64, 128))
 
-# A quarter of the channels of the PacGAN paper, whose networks have 64 to 512, for a CPU.
-STACKED_GENERATOR = DCGANGenerator((128, 64, 32, 16))
-STACKED_DISCRIMINATOR = DCGANDiscriminator((16, 32, 64, 128))
+# Smaller than the networks of the PacGAN paper, which have 64 to 512 channels, for a CPU. The
+# discriminator has no batch normalisation, and both players learn at five times the rate of DCGAN.
+STACKED_GENERATOR = ConvDecoder((256,), (128, 64, 32), batch_norm=True)
+STACKED_DISCRIMINATOR = ConvEncoder((16, 32, 64), (), "leaky_relu")
+STACKED_ADAM = Optimizer(learning_rate=1e-3, b1=0.5)
 
 DIGITS_GENERATOR = DCGANGenerator((64, 32), size=3)
 DIGITS_DISCRIMINATOR = DCGANDiscriminator((32, 64), size=3)
@@ -158,24 +160,25 @@ EXPERIMENTS = {
         checkpoint_every=1_100,
     ),
     # One code of ten classes and two continuous codes beside 62 dimensions of noise (Chen et al.
-    # 2016, https://arxiv.org/abs/1606.03657, appendix C.1). Their dense layers of 1,024 units are
-    # left out, the channels are halved, both players have the discriminator's learning rate, and
-    # the weight of the continuous codes' bound is 0.1, where their program takes 1.
+    # 2016, https://arxiv.org/abs/1606.03657, appendix C.1), with their learning rates. Channels and
+    # units are halved, kernels are 3 × 3 where theirs are 4 × 4, and the weight of the continuous
+    # codes' bound is 0.1, where their program takes 1.
     #
-    # python -m experiments train infogan_mnist
+    # python -m experiments train infogan_mnist --seeds 0 1 2
     "infogan_mnist": Experiment(
         GAN(
             latent=62,
             categorical_codes=(10,),
             continuous_codes=2,
-            generator=DCGANGenerator((64, 32), size=4),
-            discriminator=DCGANDiscriminator((32, 64), size=4),
+            generator=ConvDecoder((512,), (64, 32), batch_norm=True),
+            discriminator=ConvEncoder((32, 64), (512,), "leaky_relu", batch_norm=True),
             optimizer=DCGAN_ADAM,
+            generator_rate=5.0,
         ),
         data="mnist",
         steps=16_500,  # 30 epochs
         report_every=110,
-        sample_every=1_100,
+        sample_every=5_500,
         checkpoint_every=1_100,
     ),
     # Three random digits as the channels of an image: 1,000 modes (Metz et al. 2017,

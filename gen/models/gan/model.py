@@ -685,7 +685,9 @@ class GAN:
             return generator, discriminator, encoder
         features = nets.fitted(self.discriminator, out=None, axis_name=axis_name)
         size = posterior_size(self.categorical_codes, self.continuous_codes)
-        heads = Heads(features, self.classes if self._has_projection else 0, size)
+        has_batch_norm = bool(getattr(self.discriminator, "batch_norm", False))
+        classes = self.classes if self._has_projection else 0
+        heads = Heads(features, classes, size, has_batch_norm and size > 0, axis_name)
         return generator, heads, encoder
 
     def _generator_input(self, latent: jax.Array, label: jax.Array | None) -> jax.Array:

@@ -108,11 +108,10 @@ class Heads(nn.Module):
     embedding (the projection discriminator, Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637,
     eq. 3). With `posterior` numbers a hidden layer and a linear layer give the parameters of
     InfoGAN's Q(c|x), which shares the features (Chen et al. 2016, https://arxiv.org/abs/1606.03657,
-    section 6 and appendix C.1).
+    section 6 and appendix C.1). The hidden layer is normalised over the batch if the network is.
 
-    Deviations from the papers:
+    Deviation from the papers:
 
-    - The hidden layer of Q has no batch normalisation; the authors' program normalises it.
     - All weights start from Glorot's uniform law, also behind a DCGAN, whose weights start from
       N(0, 0.02²).
     """
@@ -120,6 +119,8 @@ class Heads(nn.Module):
     network: nn.Module
     classes: int = 0
     posterior: int = 0
+    batch_norm: bool = False
+    axis_name: Axis = None
 
     @nn.compact
     def __call__(
@@ -137,8 +138,10 @@ class Heads(nn.Module):
             logits += jnp.sum(nn.Embed(self.classes, h.shape[1], name="embedding")(label) * h, 1)
         if not self.posterior:
             return logits, None
-        hidden = nn.leaky_relu(dense(128, "posterior_hidden")(h), 0.2)
-        return logits, dense(self.posterior, "posterior")(hidden)
+        hidden = dense(128, "posterior_hidden", use_bias=not self.batch_norm)(h)
+        if self.batch_norm:
+            hidden = batch_norm(train, self.axis_name, "posterior_norm")(hidden)
+        return logits, dense(self.posterior, "posterior")(nn.leaky_relu(hidden, 0.2))
 
 
 def packed(x: jax.Array, pack: int) -> jax.Array:
