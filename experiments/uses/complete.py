@@ -40,7 +40,7 @@ HIDDEN_COLOUR = (0.45, 0.55, 0.8)
 
 @dataclass(frozen=True)
 class Flags:
-    """Fill in the same occluded test examples by several models; RUN/complete.json and .png.
+    """Fill in the same occluded test examples by several models, and write RUN/complete.json.
 
     A model takes part in the occlusions for which it draws from p(hidden | shown).
     """

@@ -40,7 +40,7 @@ PATH_STEPS = 11
 
 @dataclass(frozen=True)
 class Flags:
-    """Look at the codes of models: RUN/latent.json and .png.
+    """Look at the codes of models, and write RUN/latent.json and latent.png.
 
     A map of the codes of test examples, interpolations between pairs of them, a traversal of each
     dimension with its KL or variance, active units, and on data of known factors the mutual
