@@ -192,7 +192,7 @@ def test_sprites_have_one_image_for_each_combination_of_factors():
     np.testing.assert_array_equal(sprites.test["label"], sprites.test["factors"][:, 0])
     # Centre and area of the squares follow from the factors.
     squares = factors[:, 0] == 0
-    weight = x[squares, ..., 0] / x[squares].sum((1, 2))
+    weight = x[squares, ..., 0] / x[squares, ..., 0].sum((1, 2), keepdims=True)
     place = np.arange(16) + 0.5
     expected = np.linspace(4.5, 11.5, 16)[factors[squares][:, 2:]]
     np.testing.assert_allclose((weight.sum(1) * place).sum(1), expected[:, 0], atol=0.13)
