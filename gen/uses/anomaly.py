@@ -80,8 +80,8 @@ def score(
 ) -> np.ndarray:
     """Return the score of every example, [N], higher for stranger examples.
 
-    The draws of an example depend on `key` and on its position alone, so that the block size
-    changes nothing.
+    All examples share their draws, such as the noise of a denoising error: the score of an example
+    depends on itself and on `key` alone, and examples do not differ by their luck.
 
     Args:
       model: a model.
@@ -118,14 +118,13 @@ def _in_blocks(
 ) -> np.ndarray:
     """Return the scores of all examples under one compiled loop, [N]."""
     arrays = {name: np.asarray(values) for name, values in data.items()}
-    keys = jax.random.split(key, len(arrays["x"]))
     with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        return np.asarray(_program(model, kind, block)(state, arrays, keys))
+        return np.asarray(_program(model, kind, block)(state, arrays, key))
 
 
 @train.keep_programs
 def _program(model: Any, kind: str, block: int) -> Callable[..., jax.Array]:
-    """Return the compiled function from (state, data, keys) to scores."""
+    """Return the compiled function from (state, data, key) to scores."""
 
     def of_row(state, row, key):
         batch = {name: values[None] for name, values in row.items()}
@@ -137,9 +136,8 @@ def _program(model: Any, kind: str, block: int) -> Callable[..., jax.Array]:
             return jnp.mean((batch["x"] - model.reconstruct(state, batch)) ** 2)
         return model.scores(state, batch, key)[kind][0]  # the compiler drops the other kinds
 
-    def run(state, data, keys):
-        rows = (data, keys)
-        return jax.lax.map(lambda row: of_row(state, *row), rows, batch_size=block)
+    def run(state, data, key):
+        return jax.lax.map(lambda row: of_row(state, row, key), data, batch_size=block)
 
     return jax.jit(run)
 
