@@ -43,6 +43,8 @@ usage: python -m experiments COMMAND ...
   judge RUN        samples against test images, by a classifier: RUN/judge.json
   anomaly RUN [FILE]  the strangest test examples or rows of a file, with p-values, alarms
                    at a stated false-alarm rate, and AUROC: RUN/anomaly.json
+  protocol PROTOCOL NAME  the AUROC of an experiment or a baseline on 20 tabular sets,
+                   or on one class of images against the others
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -408,6 +410,12 @@ def anomaly_command(arguments: list[str]) -> int:
     return anomaly.command(arguments)
 
 
+def protocol_command(arguments: list[str]) -> int:
+    from experiments.uses import protocol
+
+    return protocol.command(arguments)
+
+
 def judge_command(arguments: list[str]) -> int:
     from experiments.uses import judge
 
@@ -522,6 +530,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "judge": judge_command,
     "anomaly": anomaly_command,
+    "protocol": protocol_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -99,7 +99,7 @@ class Examples(NamedTuple):
 
 def command(arguments: list[str]) -> int:
     """Run `python -m experiments anomaly`, and return the exit code."""
-    flags = parse(Flags, arguments, prog="experiments anomaly")
+    flags = parse(Flags, arguments, "anomaly")
     keep_programs(flags.keep_programs)
     subject = load_subject(flags.run, flags.data_dir)
     if flags.publish:
