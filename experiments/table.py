@@ -181,6 +181,13 @@ model, except that they are copies. *Class KL* is in nats. BUILD.md says what ea
 """
 
 
+FAULTS = """\
+## Faults of training
+
+Warnings that published runs gave while they trained, each where a report first showed the fault.
+`gan_collapsed_digits` fails on purpose.
+"""
+
 USES: dict[str, tuple[str, str]] = {}
 """For each command that uses trained models: the heading and the explanation of its tables."""
 
@@ -205,10 +212,21 @@ def markdown(folder: Path) -> str:
         parts.append(JUDGEMENTS)
     for title, of_table in judged.items():
         parts += [f"### {title}\n", rows_as_markdown(judgement_rows(of_table))]
+    if rows := fault_rows(results):
+        parts += [FAULTS, rows_as_markdown(rows)]
     for command, (heading, explanation) in USES.items():
         if rows := use_rows(folder, command):
             parts += [f"## {heading}\n", explanation, rows_as_markdown(rows)]
     return "\n".join(parts)
+
+
+def fault_rows(results: Sequence[Record]) -> list[dict[str, str]]:
+    """Return a row of cells by column for every fault of training in the result files."""
+    return [
+        {"experiment": f"`{record['experiment']}`", "warning": line.partition("; try ")[0]}
+        for record in results
+        for line in record.get("faults", ())
+    ]
 
 
 def judgements(folder: Path) -> dict[str, list[Record]]:
