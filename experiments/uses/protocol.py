@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,7 +58,8 @@ class Flags:
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
-    """also write experiments/results/NAME/PROTOCOL.json"""
+    """also write experiments/results/NAME/PROTOCOL.json, of the published split
+    PROTOCOL_published.json"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -91,10 +92,14 @@ def command(arguments: list[str]) -> int:
     file = f"{flags.protocol}-{variant}{flags.name}-{flags.score}.json"
     path = flags.out or Path("runs") / file
     outcome = run(flags, path)
-    Console().print(as_table(f"{flags.name}: {flags.protocol}", outcome.rows))
+    console = Console()
+    console.print(as_table(f"{flags.name}: {flags.protocol}", set_rows(outcome.record)))
+    console.print(as_table("means over the sets", outcome.rows))
     print(path)
     if flags.publish:
-        target = RESULTS / flags.name / f"{flags.protocol}.json"
+        published = flags.protocol == "odds" and flags.split == "published"
+        suffix = "_published" if published else ""
+        target = RESULTS / flags.name / f"{flags.protocol}{suffix}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, to_json(outcome))
         print(target)
@@ -148,7 +153,7 @@ def run(flags: Flags, path: Path) -> Outcome:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         print(f"{name}: AUROC {100 * record['sets'][name]['auroc']['value']:.1f}", flush=True)
-    return Outcome(record, summary_rows(record))
+    return Outcome(record, [mean_row(record)])
 
 
 def evaluate(
@@ -233,22 +238,34 @@ def trained_scores(experiment: Experiment, dataset: Dataset, kind: str, seed: in
     return anomaly.score(experiment.model, carry.chosen, test, key, kind, training, levels)
 
 
-def summary_rows(record: Mapping[str, Any]) -> Sequence[Row]:
-    """Return a line for each set, and one for the mean over sets, in percent."""
-    rows: list[Row] = []
-    measures = {
-        "auroc": "AUROC, %",
-        "auroc_distinct": "AUROC without repeats, %",
-        "average_precision": "average precision, %",
-        "repeats": "repeats of training rows, %",
-    }
-    for name, results in record["sets"].items():
-        values = {title: 100 * results[each]["value"] for each, title in measures.items()}
-        rows.append({"set": name, **values, "seconds": results["seconds"]})
-    if rows:
-        titles = [*measures.values(), "seconds"]
-        means: dict[str, Any] = {
-            title: float(np.nanmean([float(row[title]) for row in rows])) for title in titles
+MEASURES = {
+    "auroc": "AUROC, %",
+    "auroc_distinct": "AUROC without repeats, %",
+    "average_precision": "average precision, %",
+    "repeats": "repeats of training rows, %",
+}
+"""Titles of the measures of a set."""
+
+
+def set_rows(record: Mapping[str, Any]) -> list[Row]:
+    """Return a line for each set, with the means over seeds in percent and the seconds."""
+    return [
+        {
+            "set": name,
+            **{title: 100 * results[measure]["value"] for measure, title in MEASURES.items()},
+            "seconds": results["seconds"],
         }
-        rows.append({"set": f"mean of {len(rows)}", **means})
-    return rows
+        for name, results in record["sets"].items()
+    ]
+
+
+def mean_row(record: Mapping[str, Any]) -> Row:
+    """Return a line with the means over the sets, in percent.
+
+    Sets without a normal test row that is no repeat have no part in the mean without repeats.
+    """
+    rows = set_rows(record)
+    titles = (*MEASURES.values(), "seconds")
+    means = {title: float(np.nanmean([float(row[title]) for row in rows])) for title in titles}
+    sets, seeds = f"{len(rows)}", f"{len(record['seeds'])}"
+    return {"score": record["score"], "sets": sets, "seeds": seeds, **means}
