@@ -202,7 +202,8 @@ def load_split(name: str, seed: int, flags: Flags) -> Split:
     for part, arrays in stored.splits.items():
         x = arrays["x"].astype(np.float32)
         if format.scale:
-            x = (x - np.float32(format.center)) / np.float32(format.scale)
+            center, scale = (np.array(each, np.float32) for each in (format.center, format.scale))
+            x = (x - center) / scale
         parts[part] = {"x": x / format.peak}
     decoded = Format(peak=1, levels=format.levels)
     known = np.concatenate([stored.train["x"], stored.validation["x"]])
@@ -225,15 +226,14 @@ def trained_scores(experiment: Experiment, dataset: Dataset, kind: str, seed: in
         experiment, seed=seed, batch_size=min(experiment.batch_size, len(dataset.train["x"]))
     )
     experiment = replace(experiment, model=replace(experiment.model, shape=dataset.shape)).for_run()
-    decode = train.no_decode if experiment.binarize == "none" else experiment.decode(dataset)
+    is_grey = experiment.binarize == "none"
+    decode: Any = train.no_decode if is_grey else experiment.decode(dataset)
     carry: Any = None
     fitting = experiment.fit(dataset, decode=decode, early_stop=experiment.early_stop)
     for progress in fitting:
         carry = progress.carry
     key = train.streams(seed).evaluate
-    test, training = dataset.test, dataset.train
-    if experiment.binarize != "none":
-        test, training = (decode(part, key) for part in (test, training))
+    test, training = (decode(part, key) for part in (dataset.test, dataset.train))
     levels = experiment.levels(dataset)
     return anomaly.score(experiment.model, carry.chosen, test, key, kind, training, levels)
 
@@ -264,8 +264,11 @@ def mean_row(record: Mapping[str, Any]) -> Row:
 
     Sets without a normal test row that is no repeat have no part in the mean without repeats.
     """
-    rows = set_rows(record)
-    titles = (*MEASURES.values(), "seconds")
-    means = {title: float(np.nanmean([float(row[title]) for row in rows])) for title in titles}
-    sets, seeds = f"{len(rows)}", f"{len(record['seeds'])}"
-    return {"score": record["score"], "sets": sets, "seeds": seeds, **means}
+    sets = record["sets"].values()
+    means = {
+        title: 100 * float(np.nanmean([results[measure]["value"] for results in sets]))
+        for measure, title in MEASURES.items()
+    }
+    seconds = float(sum(results["seconds"] for results in sets))
+    counts = {"sets": f"{len(sets)}", "seeds": f"{len(record['seeds'])}"}
+    return {"score": record["score"], **counts, **means, "seconds": seconds}
