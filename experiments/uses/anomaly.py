@@ -74,10 +74,9 @@ class Flags:
     """keep compiled programs in the cache folder for later commands"""
 
     def __post_init__(self):
-        for name in ("false_alarm_rate", "fdr"):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(0 < value < 1, f"{flag} is {value}, must be above 0 and below 1")
+        rates = {"--false-alarm-rate": self.false_alarm_rate, "--fdr": self.fdr}
+        for flag, rate in rates.items():
+            require(0 < rate < 1, f"{flag} is {rate}, must be above 0 and below 1")
         require(self.examples >= 0, f"--examples is {self.examples}, must be at least 0")
         require(self.shown > 0, f"--shown is {self.shown}, must be positive")
         require(

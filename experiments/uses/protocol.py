@@ -193,6 +193,11 @@ def load_split(name: str, seed: int, flags: Flags) -> Split:
     """Return a data set of a protocol with decoded values, which no format has to decode again.
 
     Training then compiles one program for all seeds whose splits have equal sizes.
+
+    Args:
+      name: the data set.
+      seed: the seed of the split.
+      flags: the flags of the command.
     """
     if name in ODDS:
         stored = data.read_odds(name, seed, flags.split)
