@@ -203,6 +203,11 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
     anomalous = test["label"] != 0 if marked else np.zeros(len(test["x"]), bool)
     normal = np.flatnonzero(~anomalous)
     stored = dataset.test["x"]
+    require(
+        "length" not in test or not (flags.file or flags.against),
+        f"{dataset.name} has sequences of different lengths, which neither a FILE nor --against "
+        "can give: leave them out",
+    )
 
     def of_rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[rows] for name, values in arrays.items()}
