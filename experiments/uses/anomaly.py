@@ -105,7 +105,8 @@ def command(arguments: list[str]) -> int:
         check_use_publishable(subject)
     outcome = find_anomalies(subject, flags)
     console = Console()
-    console.print(as_table(f"{subject.name}: anomalies", outcome.rows))
+    lines = [{"figure": name, "value": value} for name, value in outcome.rows[0].items()]
+    console.print(as_table(f"{subject.name}: anomalies", lines))
     strangest = strangest_rows(outcome.record, flags.shown)
     console.print(as_table("strangest examples", strangest))
     for path in write(subject, COMMAND, outcome):
@@ -327,7 +328,7 @@ def draw(
     rank = int(np.floor(flags.false_alarm_rate * (len(calibration) + 1)))
     threshold = np.sort(calibration)[-rank]
     axes[0].axvline(threshold, color="black", linewidth=1, label=f"p = {flags.false_alarm_rate}")
-    axes[0].set_xlabel(f"score ({flags.score}); the ends gather what lies beyond")
+    axes[0].set_xlabel(f"score ({flags.score}), outermost bins with all beyond")
     axes[0].set_ylabel("share of the examples")
     axes[0].legend(frameon=False, fontsize=8)
 
