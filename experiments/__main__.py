@@ -41,10 +41,10 @@ usage: python -m experiments COMMAND ...
                    (RUN here, in judge, sample and export: a folder, or the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
-  anomaly RUN [FILE]  the strangest test examples or rows of a file, with p-values, alarms
-                   at a stated false-alarm rate, and AUROC: RUN/anomaly.json
-  protocol PROTOCOL NAME  the AUROC of an experiment or a baseline on 20 tabular sets,
-                   or on one class of images against the others
+  anomaly RUN      strange test examples, or rows of a file, with p-values and alarms at a
+                   stated false-alarm rate: RUN/anomaly.json
+  protocol P NAME  the AUROC of an experiment or a baseline on 20 tabular sets (odds), or on
+                   one class of images against the others
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -127,7 +128,7 @@ def run(flags: Flags, path: Path) -> Outcome:
     if flags.protocol == "odds":
         settings["split"] = flags.split
     if experiment:
-        settings["config"] = to_config(flags.name, experiment)
+        settings["config"] = json.loads(json.dumps(to_config(flags.name, experiment)))
     record: dict[str, Any] = {**settings, "sets": {}}
     if old := read_json(path):
         changed = [name for name in settings if old.get(name) != settings[name]]
