@@ -41,6 +41,10 @@ usage: python -m experiments COMMAND ...
                    (RUN here, in judge, sample and export: a folder, or the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
+  anomaly RUN      strange test examples, or rows of a file, with p-values and alarms at a
+                   stated false-alarm rate: RUN/anomaly.json
+  protocol P NAME  the AUROC of an experiment or a baseline on 20 tabular sets (odds), or on
+                   one class of images against the others
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -400,6 +404,18 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
+def anomaly_command(arguments: list[str]) -> int:
+    from experiments.uses import anomaly
+
+    return anomaly.command(arguments)
+
+
+def protocol_command(arguments: list[str]) -> int:
+    from experiments.uses import protocol
+
+    return protocol.command(arguments)
+
+
 def judge_command(arguments: list[str]) -> int:
     from experiments.uses import judge
 
@@ -513,6 +529,8 @@ COMMANDS = {
     "sweep": sweep_command,
     "evaluate": evaluate_command,
     "judge": judge_command,
+    "anomaly": anomaly_command,
+    "protocol": protocol_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

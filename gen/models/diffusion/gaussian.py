@@ -256,6 +256,22 @@ class GaussianDiffusion:
         """Return the bound on −log p(x), or on −log p(x|label), [B] nats."""
         return self.bound(state, batch, key).total
 
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the training loss of `weighting` at `time_draws` times as `denoising`.
+
+        With the weighting `simple` or `min_snr` it is a denoising error over all noise levels.
+        """
+        x, label = self.to_continuous(batch["x"]), label_of(self, batch)
+        times, noise_keys = stratified_times(key, self.time_draws, len(x))
+
+        def at(draw):
+            t, noise_key = draw
+            keys = noise_key, noise_key, None
+            _, loss, _ = self._terms(state.ema, state.stats, x, label, t, keys, self.timesteps)
+            return loss
+
+        return {"denoising": jax.lax.map(at, (times, noise_keys)).mean(0)}
+
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the bound on −log p(x) as `nll`, and −log p(x) by the probability flow.
 
