@@ -45,6 +45,8 @@ usage: python -m experiments COMMAND ...
                    stated false-alarm rate: RUN/anomaly.json
   protocol P NAME  the AUROC of an experiment or a baseline on 20 tabular sets (odds), or on
                    one class of images against the others
+  complete RUN...  occluded test examples, filled in by several models: RUN/complete.json
+  latent RUN       map, paths and dimensions of the codes: RUN/latent.json and .png
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -422,6 +424,18 @@ def judge_command(arguments: list[str]) -> int:
     return judge.command(arguments)
 
 
+def complete_command(arguments: list[str]) -> int:
+    from experiments.uses import complete
+
+    return complete.command(arguments)
+
+
+def latent_command(arguments: list[str]) -> int:
+    from experiments.uses import latent
+
+    return latent.command(arguments)
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -531,6 +545,8 @@ COMMANDS = {
     "judge": judge_command,
     "anomaly": anomaly_command,
     "protocol": protocol_command,
+    "complete": complete_command,
+    "latent": latent_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

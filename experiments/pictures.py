@@ -18,6 +18,7 @@ from gen.core import METRIC_UNITS, Batch, capabilities, facts
 from gen.data import LogProb
 from gen.files import replacing
 from gen.uses.features import encode_all
+from gen.uses.latent import interpolate, plane
 
 FINAL = (
     "samples.png",
@@ -398,7 +399,7 @@ def completion_picture(
 def interpolation_picture(folder: Path, model: Any, state: Any, test: Batch) -> None:
     """Draw the decoded paths between the codes of 8 pairs of test images.
 
-    Codes that are features are joined by straight lines, codes that are noise by great circles.
+    Codes that the model draws from N(0, I) are joined by great circles, others by straight lines.
 
     Args:
       folder: the folder of the pictures.
@@ -407,8 +408,7 @@ def interpolation_picture(folder: Path, model: Any, state: Any, test: Batch) -> 
       test: test images, at least 16.
     """
     codes = encode_all(model, state, {name: values[:16] for name, values in test.items()})
-    interpolate = great_circles if facts(model).codes == "noise" else straight_lines
-    path = interpolate(codes[:8], codes[8:], np.linspace(0, 1, 11))  # [8, 11, latent]
+    path = interpolate(model, codes[:8], codes[8:], np.linspace(0, 1, 11))  # [8, 11, latent]
     images = jax.jit(model.decode)(state, path.reshape(-1, codes.shape[1]))
     save(plots.grid(images, 11), folder / "interpolations.png")
 
@@ -622,42 +622,6 @@ def latent_picture(
     save(plots.scatter(points, labels, title, names), folder / "latent.png")
 
 
-def straight_lines(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return (1 − w) a + w b, linear interpolation.
-
-    Args:
-      a: starts, [N, D].
-      b: ends, [N, D].
-      weights: w in [0, 1], [W].
-
-    Returns:
-      [N, W, D].
-    """
-    w = weights[None, :, None]
-    return (1 - w) * a[:, None] + w * b[:, None]
-
-
-def great_circles(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return (sin((1 − w) θ) a + sin(w θ) b) / sin θ, spherical linear interpolation (slerp).
-
-    θ is the angle between a and b. The path has the length of normal draws, whereas the middle of a
-    straight line is too short: Shoemake 1985, https://doi.org/10.1145/325165.325242; Song, Meng &
-    Ermon 2021, https://arxiv.org/abs/2010.02502, section 5.3.
-
-    Args:
-      a: starts, [N, D].
-      b: ends, [N, D].
-      weights: w in [0, 1], [W].
-
-    Returns:
-      [N, W, D].
-    """
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    angle = np.arccos(np.clip((a * b).sum(axis=1) / lengths, -1, 1))[:, None, None]
-    w = weights[None, :, None]
-    return (np.sin((1 - w) * angle) * a[:, None] + np.sin(w * angle) * b[:, None]) / np.sin(angle)
-
-
 def metric_curves(
     path: Path, lines: list[dict[str, Any]], units: Mapping[str, str], chosen: Sequence[int] = ()
 ) -> None:
@@ -678,25 +642,6 @@ def metric_curves(
         for name in names
     }
     save(plots.curves(series, METRIC_UNITS | {**units}, chosen), path)
-
-
-def plane(codes: np.ndarray) -> tuple[np.ndarray, str]:
-    """Project codes to two dimensions by t-SNE, unless they have no more.
-
-    van der Maaten & Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
-
-    Args:
-      codes: [N, latent].
-
-    Returns:
-      Points [N, 2], and the name of the projection.
-    """
-    if codes.shape[1] <= 2:
-        return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "not projected"
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(codes) - 1) / 3)  # of few examples
-    return TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(codes), "t-SNE"
 
 
 def save(figure: Any, path: Path) -> None:

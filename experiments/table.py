@@ -192,6 +192,23 @@ ODDS = """\
 Each row is the mean over 20 tabular sets of a detector that was trained on half of the normal rows
 and tested on the others and all anomalies (`python -m experiments protocol odds NAME`). """
 
+COMPLETIONS = """\
+Test examples with a hidden part, which `complete RUN ...` draws K times given the rest. *−log p* is
+exact, in nats, for the true hidden part given what is shown. *Squared error* is per hidden
+variable, of the mean of the draws; for binary pixels it is the Brier score. *Coverage* is the share
+of examples whose sum of hidden variables lies in the central 90 % of the draws; it is 90 % if truth
+and draws have one law. *Neighbours* take the place of draws: the K training examples that are
+nearest in the shown variables. Figures of different values, such as binary and grey pixels, are not
+comparable.
+"""
+
+LATENT = """\
+The codes of test examples, by `latent RUN`. *Active units* are dimensions whose mean code has a
+variance above 0.01 over the examples. *KL* is of q(z|x) from N(0, I), per example. On data of known
+factors, *MIG* is the mutual information gap and *FactorVAE score* the accuracy with which the
+steadiest dimension tells the fixed factor. BUILD.md says what each figure means.
+"""
+
 USES: dict[str, tuple[str, str]] = {
     "anomaly": (
         "Anomalies",
@@ -223,6 +240,8 @@ USES: dict[str, tuple[str, str]] = {
         "Anomalies in Fashion-MNIST: one class against the others",
         "As for MNIST (`python -m experiments protocol one_class_fashion_mnist NAME`).\n",
     ),
+    "complete": ("Completions of occluded test examples", COMPLETIONS),
+    "latent": ("Codes", LATENT),
 }
 """For each command that uses trained models: the heading and the explanation of its tables."""
 

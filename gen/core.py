@@ -136,8 +136,11 @@ CAPABILITIES = {
     "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never has this name)",
     "encode": "encode(state, batch) -> [B, latent]; for sequences [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",
+    "posterior": "posterior(state, batch) -> mean and log-variance of q(z|x), each [B, latent]",
     "reconstruct": "reconstruct(state, batch) -> [B, *shape]",
     "complete": "complete(state, x, mask, key) -> x, its hidden variables (mask 0) drawn",
+    "conditional_log_prob": "conditional_log_prob(state, x, mask) -> [B], log p(hidden | shown), "
+    "exact, in nats, for the masks that the fact `completion` names",
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
     "score": "score(state, batch, key) -> [B], higher is stranger",
     "scores": "scores(state, batch, key) -> {kind: [B]}, further scores, higher is stranger",
@@ -187,6 +190,10 @@ class Facts(NamedTuple):
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
     codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
     # the noise that a deterministic sampler maps to x
+    normal_codes: int = (
+        0  # dimension of the codes that the model draws from N(0, I) and decodes; 0:
+    )
+    # its codes have another law, or none
     completion: Literal["any", "raster", "order"] = "any"  # the masks for which `complete` draws
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order

@@ -67,6 +67,41 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
     return figure
 
 
+def panels_of_images(panels: Mapping[str, np.ndarray], labels: Sequence[str]) -> Figure:
+    """Draw grids of images side by side, whose rows have common labels.
+
+    Args:
+      panels: images [rows, columns, H, W, C] in [0, 1], as `tile` takes them, by title.
+      labels: texts to the left of the rows.
+    """
+    canvases = {
+        title: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        for title, images in panels.items()
+    }
+    height, width = next(iter(canvases.values())).shape[:2]
+    scale = max(1, round(300 / width))
+    margin, top, gap = 0.07 * max(map(len, labels)) + 0.1, 0.25, 0.1  # inches
+    size = (width * scale / 100, height * scale / 100)  # of a panel
+    total = (margin + len(canvases) * (size[0] + gap), size[1] + top)
+    figure = Figure(figsize=total, dpi=100)
+    row = (height - 1) / len(labels)
+    for i, (title, canvas) in enumerate(canvases.items()):
+        left = margin + i * (size[0] + gap)
+        axes = figure.add_axes((left / total[0], 0, size[0] / total[0], size[1] / total[1]))
+        axes.imshow(
+            canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
+        )
+        axes.set_title(title, fontsize=9, pad=3)
+        axes.set_xticks([])
+        axes.set_yticks([(k + 0.5) * row for k in range(len(labels))], [""] * len(labels))
+        if i == 0:
+            axes.set_yticklabels(labels)
+        axes.tick_params(length=0, labelsize=8)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
+    return figure
+
+
 def signed(weights: np.ndarray) -> np.ndarray:
     """Scale each row of weights [N, ...] to [0, 1], with 0 at mid-grey: ½ + ½ w / max |w|."""
     weights = np.asarray(weights, np.float32)
@@ -321,6 +356,64 @@ def scatter(
     axes.set(title=title, xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     axes.legend(markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def latent_space(
+    points: np.ndarray,
+    labels: np.ndarray | None,
+    title: str,
+    names: Sequence[str],
+    sizes: np.ndarray,
+    unit: str,
+    grids: Mapping[str, tuple[np.ndarray, Sequence[str] | None]],
+) -> Figure:
+    """Draw a map of codes and the size of each dimension, and below them grids of images.
+
+    Args:
+      points: codes in the plane, [N, 2].
+      labels: their classes, [N], or None without classes.
+      title: the title of the map.
+      names: names of the classes 0, 1, … for the legend, if they have names.
+      sizes: the size of each dimension, in falling order.
+      unit: what the size is, and its unit.
+      grids: by title, images [rows, columns, H, W, C] as `tile` takes them, and the labels of the
+        rows or None.
+    """
+    canvases = {
+        text: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        for text, (images, _) in grids.items()
+    }
+    width = 9.0
+    heights = [width / 2 * canvas.shape[0] / canvas.shape[1] for canvas in canvases.values()]
+    lower = max(heights, default=0)
+    figure = Figure(figsize=(width, 4 + lower + 0.4), dpi=100, layout="constrained")
+    rows = figure.add_gridspec(2 if grids else 1, 1, height_ratios=[4, lower][: 1 + bool(grids)])
+    upper = rows[0].subgridspec(1, 2, width_ratios=[1.2, 1])
+    axes = figure.add_subplot(upper[0])
+    for label in np.unique(labels) if labels is not None else [None]:
+        x, y = (points if label is None else points[labels == label]).T
+        text = "" if label is None else names[label] if label < len(names) else str(label)
+        axes.scatter(x, y, s=4, color=f"C{int(label or 0) % 10}", label=text)
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+    if labels is not None:
+        axes.legend(markerscale=3, fontsize=7, loc="upper right")
+    axes = figure.add_subplot(upper[1])
+    axes.bar(np.arange(len(sizes)), sizes)
+    axes.set_title("dimensions of the code", fontsize=9)
+    axes.set(xlabel="dimension, in falling order", ylabel=unit)
+    for i, (text, canvas) in enumerate(canvases.items()):
+        axes = figure.add_subplot(rows[1].subgridspec(1, len(grids))[i])
+        axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(text, fontsize=9)
+        row_labels = grids[text][1] or []
+        height = (canvas.shape[0] - 1) / max(1, len(grids[text][0]))
+        axes.set_xticks([])
+        axes.set_yticks([(k + 0.5) * height for k in range(len(row_labels))], row_labels)
+        axes.tick_params(length=0, labelsize=8)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
     return figure
 
 

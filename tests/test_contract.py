@@ -323,6 +323,14 @@ def check_capabilities(model, state, batch, estimates):
         check_values(whole, BATCH)
         np.testing.assert_array_equal(whole[:, :4], batch["x"][:, :4])
         assert set(np.unique(whole)) <= {0, 1} or known.levels != 2
+    if "conditional_log_prob" in able:
+        nothing_shown = jnp.zeros(model.shape)
+        if "log_prob" in able:
+            hidden = jax.jit(model.conditional_log_prob)(state, batch["x"], nothing_shown)
+            np.testing.assert_allclose(hidden, log_prob, rtol=1e-4)
+        else:
+            values = jax.eval_shape(model.conditional_log_prob, state, batch["x"], nothing_shown)
+            assert values.shape == (BATCH,)
     if "filters" in able:
         assert model.filters(state).shape[1:] == model.shape
     if "tables" in able:

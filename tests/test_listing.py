@@ -84,7 +84,7 @@ def test_the_details_have_the_model_the_command_and_every_estimate(capsys):
     for part in (
         "family VAE (VAE)",
         "density explicit, approximated",
-        "can sample, encode, decode, reconstruct",
+        "can sample, encode, decode, posterior, reconstruct",
         "command python -m experiments train vae_digits --seeds 0 1 2",
         f"parameters {record['parameters']:,}",
         *(f"{name} {value}" for name, value in estimates.items()),

@@ -13,6 +13,7 @@ from experiments import pictures
 from gen import data, plots
 from gen.ais import LogZ
 from gen.models.diffusion import DiscreteDiffusion, FlowMatching, GaussianDiffusion, ResidualMLP
+from gen.uses import latent
 
 WORDS = ("car", "nasa", "space", "shuttle", "orbit", "moon", "team")
 
@@ -281,6 +282,7 @@ class Codes:
 
     family: ClassVar[str] = "codes"
     codes: str = "features"
+    normal_codes: int = 0
     shape: tuple[int, ...] = (4, 4, 1)
 
     def encode(self, state, batch):
@@ -290,36 +292,36 @@ class Codes:
         return z.reshape(-1, *self.shape)
 
 
-@pytest.mark.parametrize("codes", ["features", "noise"])
-def test_features_are_joined_by_straight_lines_and_noise_by_great_circles(
-    codes, tmp_path, monkeypatch
+@pytest.mark.parametrize("normal", [0, 16])
+def test_normal_codes_are_joined_by_great_circles_and_others_by_straight_lines(
+    normal, tmp_path, monkeypatch
 ):
     grids = drawn_grids(monkeypatch)
     monkeypatch.setattr(pictures, "plane", lambda codes: (codes[:, :2], "t-SNE"))
     x = jax.random.uniform(jax.random.key(0), (16, 4, 4, 1))
     test = {"x": x, "label": jnp.arange(16)}
-    pictures.final_pictures(tmp_path, Codes(codes), None, test, jax.random.key(1))
-    expected = {"interpolations.png"} | ({"latent.png"} if codes == "features" else set())
-    assert names_in(tmp_path) == expected
+    codes = "noise" if normal else "features"
+    pictures.final_pictures(tmp_path, Codes(codes, normal), None, test, jax.random.key(1))
+    assert names_in(tmp_path) == {"interpolations.png", *(() if normal else ("latent.png",))}
     path = np.asarray(grids[0][0]).reshape(8, 11, 16)
     a, b = np.asarray(x).reshape(2, 8, 16)
     np.testing.assert_allclose(path[:, 0], a, rtol=1e-5)
     np.testing.assert_allclose(path[:, -1], b, rtol=1e-5)
     straight = np.allclose(path[:, 5], (a + b) / 2, rtol=1e-4)
-    assert straight == (codes == "features")
+    assert straight == (not normal)
 
 
 def test_great_circles_keep_the_length_of_normal_draws():
     a, b = np.random.default_rng(0).standard_normal((2, 8, 50))
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
-    path = pictures.great_circles(a, 2 * b, np.linspace(0, 1, 5))
+    path = latent.great_circles(a, 2 * b, np.linspace(0, 1, 5))
     np.testing.assert_allclose(path[:, 0], a)
     np.testing.assert_allclose(path[:, -1], 2 * b)
-    path = pictures.great_circles(a, b, np.linspace(0, 1, 5))
+    path = latent.great_circles(a, b, np.linspace(0, 1, 5))
     np.testing.assert_allclose(np.linalg.norm(path, axis=-1), 1)
     cosine = (path[:, 1:] * path[:, :-1]).sum(axis=-1)
     np.testing.assert_allclose(cosine, cosine[:, :1] * np.ones((1, 4)))  # equal angles
-    middle = pictures.straight_lines(a, b, np.array([0.5]))[:, 0]
+    middle = latent.straight_lines(a, b, np.array([0.5]))[:, 0]
     np.testing.assert_allclose(middle, (a + b) / 2)
 
 

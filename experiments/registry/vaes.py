@@ -189,6 +189,25 @@ EXPERIMENTS = {
         checkpoint_every=500,
         steps_per_dispatch=50,
     ),
+    # Images of four known factors, a β-VAE.
+    #
+    # python -m experiments train vae_sprites --seeds 0 1 2
+    "vae_sprites": Experiment(
+        VAE(
+            encoder=MLP((256, 128), "elu"),
+            latent=6,
+            decoder=MLP((128, 256), "elu"),
+            beta=4.0,
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="sprites",
+        binarize="dynamic",
+        steps=20_000,
+        report_every=500,
+        sample_every=5_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
     # Convolutions and a VampPrior.
     #
     # python -m experiments train vae_conv_binarized_mnist

@@ -9,7 +9,7 @@ prepared are read by `prepared`. The built-in sets come from five places, one mo
 - `files`: single files, downloaded and checked by SHA-256, and one short series in the code;
 - `digits`: the digits that scikit-learn includes;
 - `anomalies`: tables and images of which some are anomalies;
-- `generated`: draws from a distribution whose density is known.
+- `generated`: draws from a distribution whose density is known, and images of known factors.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from gen.data.generated import (
     DEVIATION,
     draw_eight_gaussians,
     draw_regimes,
+    draw_sprites,
     eight_gaussians_log_prob,
     regimes_log_prob,
 )
@@ -83,6 +84,7 @@ READERS: dict[str, Callable[[], Dataset]] = {
     "earthquakes": read_earthquakes,
     "eight_gaussians": draw_eight_gaussians,
     "regimes": draw_regimes,
+    "sprites": draw_sprites,
 }
 """functions that make the data sets outside of tensorflow-datasets, by name"""
 

@@ -14,7 +14,7 @@ import numpy as np
 from gen.core import Batch, require
 
 Arrays = Mapping[str, np.ndarray]
-"""arrays of one split by name, with N rows each: `"x"`, and `"label"` or `"length"`"""
+"""arrays of one split by name, with N rows each: `"x"`, and `"label"`, `"length"` or `"factors"`"""
 
 Binarize = Literal["none", "threshold", "dynamic"]
 """rule by which `Format.decode` makes grey values binary"""
@@ -133,6 +133,8 @@ class Dataset:
     - `"length"` [N] int32: the numbers of steps, if the examples are sequences. Then x is
       [N, T, ...], T is the largest length over all splits, and the steps from `length` on are
       padding with zeros.
+    - `"factors"` [N, K] int32: the values 0, 1, … of the K factors from which x was generated, if
+      they are known. `factors` has their names.
     """
 
     name: str
@@ -147,6 +149,8 @@ class Dataset:
     """kind and scale of the stored x"""
     log_prob: LogProb | None = None
     """log-density of the decoded x, if the distribution that x was drawn from is known"""
+    factors: tuple[str, ...] = ()
+    """names of the factors from which x was generated, if they are known"""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -79,6 +79,11 @@ class Dequantized:
         return facts(self.base).codes
 
     @property
+    def normal_codes(self) -> int:
+        """The dimension of the density model's normal codes."""
+        return facts(self._model).normal_codes
+
+    @property
     def completion(self) -> Literal["any", "raster", "order"]:
         """The masks for which the density model completes."""
         return facts(self.base).completion
@@ -218,6 +223,10 @@ class Dequantized:
     def encode(self, state: Any, batch: Batch) -> jax.Array:
         """Return the code of the middle of the cell."""
         return self._model.encode(state, self._middle(batch))
+
+    def posterior(self, state: Any, batch: Batch) -> Any:
+        """Return the moments of q(z|x) of the middle of the cell."""
+        return self._model.posterior(state, self._middle(batch))
 
     def decode(self, state: Any, z: jax.Array) -> jax.Array:
         """Return the levels of the decoded values, [B, *shape]."""

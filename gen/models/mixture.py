@@ -200,6 +200,13 @@ class Mixture:
         drawn = bernoulli_sample(x_key, state.params.log_odds[k])
         return jnp.where(mask, jnp.round(x), drawn.reshape(x.shape))
 
+    def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return log p(hidden | shown) = log Σ_k π_k p(x | k) − log Σ_k π_k p(shown | k), [B]."""
+        bits = _bits({"x": x})
+        shown = flatten(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape))
+        joint, of_shown = log_joint(state.params, bits), log_joint(state.params, bits, shown)
+        return jax.nn.logsumexp(joint, axis=1) - jax.nn.logsumexp(of_shown, axis=1)
+
 
 def log_joint(params: Params, x: jax.Array, shown: jax.Array | None = None) -> jax.Array:
     """Return log π_k p(x | k), [B, K] nats.

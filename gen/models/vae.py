@@ -17,6 +17,10 @@ The varieties are fields of one model, and combine:
 - VampPrior: Tomczak & Welling 2018, "VAE with a VampPrior", https://arxiv.org/abs/1705.07120;
 - σ-VAE: Rybkin, Daniilidis & Levine 2021, "Simple and effective VAE training with calibrated
   decoders", https://arxiv.org/abs/2006.13202.
+
+Completion is by pseudo-Gibbs (Rezende et al. 2014, appendix F) and Metropolis-within-Gibbs: Mattei
+& Frellsen 2018, "Leveraging the exact likelihood of deep latent variable models",
+https://arxiv.org/abs/1802.04826.
 """
 
 from __future__ import annotations
@@ -48,12 +52,14 @@ from gen.core import (
 )
 from gen.distributions import (
     bernoulli_nll,
+    bernoulli_sample,
     gaussian_kl,
     gaussian_log_prob,
     gaussian_mixture_log_prob,
     logit,
 )
 from gen.estimate import Estimate
+from gen.levels import to_floats
 from gen.nets import MLP, dense, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
@@ -255,13 +261,18 @@ class VAE:
         return self.likelihood == "bernoulli"
 
     @property
+    def normal_codes(self) -> int:
+        """z ~ N(0, I), except under a VampPrior."""
+        return self.latent if self.prior == "normal" else 0
+
+    @property
     def lacks(self) -> tuple[str, ...]:
-        """Return `decode` with classes, and `begin` without a VampPrior.
+        """Return `decode` and `complete` with classes, and `begin` without a VampPrior.
 
         A code is decoded only together with its label. The states of other priors do not begin at
         training examples.
         """
-        decode = ("decode",) if self.classes else ()
+        decode = ("decode", "complete") if self.classes else ()
         return decode if self.prior == "vamp" else (*decode, "begin")
 
     def init(self, key: jax.Array) -> State:
@@ -443,6 +454,10 @@ class VAE:
         q, _ = self._encode(state, batch)
         return q.mean
 
+    def posterior(self, state: State, batch: Batch) -> Moments:
+        """Return the mean and the log-variance of q(z|x), each [B, latent]."""
+        return self._encode(state, batch)[0]
+
     def decode(self, state: State, z: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """Return the mean of p(x|z), [B, *shape].
 
@@ -458,6 +473,62 @@ class VAE:
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
         """Return the mean of p(x|z) at the mean of q(z|x), [B, *shape]."""
         return self.decode(state, self.encode(state, batch), label_of(self, batch))
+
+    def complete(
+        self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array, sweeps: int = 200
+    ) -> jax.Array:
+        """Draw the hidden variables of x by a Markov chain that alternates z and the hidden x.
+
+        The first half of the sweeps is pseudo-Gibbs, z ~ q(z|x) and hidden ~ p(x|z) (Rezende et al.
+        2014, appendix F). It comes near to p(hidden | shown) as far as q(z|x) does to p(z|x). The
+        second half takes z ~ q(z|x) as a proposal, which Metropolis–Hastings accepts or rejects
+        (Mattei & Frellsen 2018). Its law is p(hidden | shown) in the limit of many
+        sweeps, whatever q is.
+
+        Args:
+          sweeps: the number of sweeps.
+        """
+        x = to_floats(x, self.levels)
+        shown = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
+        log_prior = self._log_prior(state)
+
+        def draw_hidden(key, out):
+            """Draw the hidden variables from p(x|z), given the decoder's output at z."""
+            out = out.reshape(x.shape)
+            if self.likelihood == "bernoulli":
+                drawn = bernoulli_sample(key, out)
+            else:
+                deviation = jnp.exp(0.5 * self._logvar(state))
+                drawn = out + deviation * jax.random.normal(key, out.shape)
+            return jnp.where(shown, x, drawn)
+
+        def sweep(t, chain):
+            x, z, out = chain
+            proposal_key, accept_key, x_key = jax.random.split(jax.random.fold_in(key, t), 3)
+            # 1. Propose z' ~ q(z|x).
+            q, _ = self._encode(state, {"x": x})
+            proposal = q.mean + jnp.exp(0.5 * q.logvar) * jax.random.normal(proposal_key, z.shape)
+            proposal_out, _ = self._decode(state, proposal)
+
+            # 2. Accept it with probability min(1, w(z') / w(z)), w(z) = p(x|z) p(z) / q(z|x), and
+            #    always during the first half.
+            def log_weight(z, out):
+                log_p = self._log_likelihood(state, out, x) + log_prior(z)
+                return log_p - gaussian_log_prob(z, q.mean, q.logvar)
+
+            log_ratio = log_weight(proposal, proposal_out) - log_weight(z, out)
+            log_u = jnp.log(jax.random.uniform(accept_key, log_ratio.shape))
+            accepted = (t < sweeps // 2) | (log_u < log_ratio)
+            z = jnp.where(accepted[:, None], proposal, z)
+            out = jnp.where(accepted.reshape(-1, *[1] * (out.ndim - 1)), proposal_out, out)
+
+            # 3. Draw the hidden variables from p(x|z).
+            return draw_hidden(x_key, out), z, out
+
+        start_key, x_key = jax.random.split(jax.random.fold_in(key, sweeps))
+        z = jax.random.normal(start_key, (len(x), self.latent))
+        out, _ = self._decode(state, z)
+        return jax.lax.fori_loop(0, sweeps, sweep, (draw_hidden(x_key, out), z, out))[0]
 
     def _networks(self, axis_name: str | None = None) -> tuple[Posterior, nn.Module]:
         """Return the networks of q(z|x) and of p(x|z)."""
@@ -594,9 +665,13 @@ class VAE:
         out, x = flatten(out), flatten(x)
         if self.likelihood == "bernoulli":
             return -bernoulli_nll(out, x)
+        return gaussian_log_prob(x, out, self._logvar(state))
+
+    def _logvar(self, state: State) -> jax.Array:
+        """Return the log-variance of a pixel under the gaussian likelihood, []."""
         fixed = jnp.full((), math.log(self.variance))
-        return gaussian_log_prob(x, out, state.params["logvar"] if self.learn_variance else fixed)
+        return state.params["logvar"] if self.learn_variance else fixed
 
     def _variance(self, state: State) -> float:
         """Return the variance of a pixel under the gaussian likelihood."""
-        return math.exp(state.params["logvar"]) if self.learn_variance else self.variance
+        return math.exp(self._logvar(state))

@@ -156,6 +156,11 @@ class Autoregressive:
         """A completion is exact where all shown variables come first in the order."""
         return "raster" if self._net.masks == 1 and self._net.raster else "order"
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Several masks have no common order, in which the shown variables could come first."""
+        return ("conditional_log_prob",) if self._net.masks > 1 else ()
+
     def init(self, key: jax.Array) -> State:
         net, name, x = self._net, type(self.net).__name__, jnp.zeros((1, *self.shape))
         params, others = nets.init(net, key, x, 0)
@@ -286,6 +291,17 @@ class Autoregressive:
         drawn, log_weight = jax.lax.map(particle, (masks, uniforms))
         chosen = jax.random.categorical(choice_key, log_weight, axis=0)
         return drawn[chosen, jnp.arange(len(x))]
+
+    def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return Σ log p(x_d | x_<d) over the hidden variables, [B] nats.
+
+        It is log p(hidden | shown) if all shown variables come before the first hidden one.
+        """
+        index = to_index(x, self.levels)
+        logits = self.logits(self._averaged(state), to_value(index, self.levels), 0, None)
+        each = categorical_log_prob(logits, index.reshape(logits.shape[:2]))
+        hidden = nets.flatten(jnp.broadcast_to(jnp.asarray(mask) == 0, x.shape))
+        return jnp.where(hidden, each, 0.0).sum(axis=1)
 
     def ancestral(
         self, params: Any, uniforms: jax.Array, mask_index: Any, x: jax.Array, shown: jax.Array

@@ -170,6 +170,12 @@ class RBM:
         """Binary units take values in [0, 1]."""
         return self.units == "binary"
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """p(hidden | shown) needs a sum over all states of the hidden units, of binary machines."""
+        few = self.units == "binary" and self.hidden <= EXACT
+        return () if few else ("conditional_log_prob",)
+
     def init(self, key: jax.Array) -> State:
         """Draw W ~ N(0, 0.01²), with biases 0 and σ 1; draw the chains from the law without W."""
         weight_key, chain_key = jax.random.split(key)
@@ -333,6 +339,33 @@ class RBM:
 
         v = jax.lax.fori_loop(0, self.burn_in, sweep, jnp.where(shown, given, start))
         return jnp.where(shown, flatten(x), unstandardized(params, v)).reshape(x.shape)
+
+    def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return −F(v) − log Σ over the hidden variables of exp(−F), [B] nats.
+
+        The sum runs over the states of h. Given h the hidden variables are independent:
+
+            Σ_h exp(Σ_shown v_i b_i + h·(c + Σ_shown v_i W_i)) Π_hidden (1 + exp(b_i + W_i h)).
+
+        A mask of the shape of one example is shared by the batch, and then so is the product.
+        """
+        params, v = state.params, standardized(state.params, x)
+        mask = jnp.asarray(mask) != 0
+        shared = mask.ndim == len(self.shape)
+        mask = mask.reshape(-1) if shared else flatten(mask)
+
+        def log_sum(v, mask):
+            shown = jnp.where(mask, v, 0.0)
+            inputs = params.hidden + shown @ params.weight
+
+            def log_terms(h):
+                hidden = jnp.where(mask[None], 0.0, jax.nn.softplus(visible_input(params, h)))
+                return h @ inputs + hidden.sum(1)
+
+            return shown @ params.visible + log_sum_over_bits(log_terms, self.hidden)
+
+        log_sums = jax.vmap(log_sum, in_axes=(0, None if shared else 0))(v, mask)
+        return -free_energy(params, v) - log_sums
 
     def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
         """Return W and c of the layer x ↦ σ(c + Wᵀ x), with W / σ in place of W for Gaussian x."""

@@ -101,6 +101,11 @@ class FlowMatching:
         require(self.levels != 1, "FlowMatching: levels is 1, must be 0 or 2 and more")
         require(self.ode_steps > 1, "FlowMatching: ode_steps is 1, must be 2 or more")
 
+    @property
+    def normal_codes(self) -> int:
+        """A code is the noise that the probability flow maps to x."""
+        return math.prod(self.shape)
+
     def init(self, key: jax.Array) -> State:
         x, t = jnp.zeros((1, *self.shape)), jnp.zeros(1)
         params, stats = nets.init(self._net, key, x, t, None)

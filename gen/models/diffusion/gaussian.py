@@ -203,6 +203,11 @@ class GaussianDiffusion:
         )
 
     @property
+    def normal_codes(self) -> int:
+        """A code is the noise that the probability flow maps to x."""
+        return math.prod(self.shape)
+
+    @property
     def metric_units(self) -> Mapping[str, str]:
         """The unit of the loss, which depends on the weighting."""
         unit = "nats" if self.weighting == "likelihood" else "squared error"

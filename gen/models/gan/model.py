@@ -295,13 +295,20 @@ class GAN:
     def lacks(self) -> tuple[str, ...]:
         """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image.
 
-        The discriminator of a packed GAN judges no single image.
+        A model with classes decodes z only together with a label. The discriminator of a packed GAN
+        judges no single image.
         """
         lacks = ("score", "scores") if self.pack > 1 else ()
         if self.encoder is not None:
             return lacks
-        codes = () if self._has_codes else ("encode",)
-        return (*lacks, *codes, "decode", "reconstruct")
+        if self._has_codes:
+            return (*lacks, "decode", "reconstruct")
+        return (*lacks, "encode", "reconstruct", *(("decode",) if self.classes else ()))
+
+    @property
+    def normal_codes(self) -> int:
+        """z ~ N(0, I); an InfoGAN has other codes beside it."""
+        return 0 if self._has_codes else self.latent
 
     @property
     def metric_units(self) -> Mapping[str, str]:
@@ -678,7 +685,7 @@ class GAN:
         return self._code_means(posterior)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
-        """Return G(z) of a BiGAN, scaled to [0, 1]: [B, *shape]."""
+        """Return G(z), scaled to [0, 1]: [B, *shape]."""
         return self.generate(state, z)
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:

@@ -423,6 +423,14 @@ class HMM:
         completed = in_units_of_x(completed, state.scaling).reshape(x.shape)
         return jnp.where(sequences.seen.reshape(x.shape), x, completed)
 
+    def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return log p(x) − log p(shown), each by the forward algorithm: [B] nats.
+
+        The padding of shorter sequences has to be NaN, so that it is summed out of both.
+        """
+        mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
+        return self.log_prob(state, {"x": x}) - self.log_prob(state, {"x": x, "mask": mask})
+
     def tables(self, state: State) -> dict[str, jax.Array]:
         """Return p(j | i), [K, K], as `transition`, and the table of the `emission`, [K, ...]."""
         _, log_transition = log_laws(state.params)
