@@ -152,6 +152,11 @@ class Autoregressive:
             )
 
     @property
+    def lacks(self) -> tuple[str, ...]:
+        """Return `log_conditionals` with several masks, each of which has an order of its own."""
+        return ("log_conditionals",) if self._net.masks > 1 else ()
+
+    @property
     def completion(self) -> Literal["raster", "order"]:
         """A completion is exact where all shown variables come first in the order."""
         return "raster" if self._net.masks == 1 and self._net.raster else "order"
@@ -216,14 +221,26 @@ class Autoregressive:
         )
         return jax.nn.logsumexp(under_each, axis=0) - math.log(masks)
 
+    def log_conditionals(self, state: State, batch: Batch) -> jax.Array:
+        """Return log p(x_d | x_<d), exact, under the only mask: [B, *shape] nats."""
+        return self._log_conditionals(self._averaged(state), batch["x"], 0).reshape(
+            -1, *self.shape
+        )
+
     def _log_prob(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
     ) -> jax.Array:
         """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats. A key turns dropout on."""
+        return self._log_conditionals(params, x, mask_index, key).sum(axis=1)
+
+    def _log_conditionals(
+        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Return log p(x_d | x_<d) under one mask, [B, D] nats. A key turns dropout on."""
         index = to_index(x, self.levels)
         values = to_value(index, self.levels)
         logits = self.logits(params, values, mask_index, key)
-        return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
+        return categorical_log_prob(logits, index.reshape(logits.shape[:2]))
 
     def logits(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None
