@@ -144,6 +144,7 @@ CAPABILITIES = {
     "complete": "complete(state, x, mask, key) -> x, its hidden variables (mask 0) drawn",
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
     "score": "score(state, batch, key) -> [B], higher is stranger",
+    "scores": "scores(state, batch, key) -> {kind: [B]}, further scores, higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
     "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode, to start a classifier",
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",

@@ -3,11 +3,12 @@
 `load(name)` returns a `Dataset`. Its `Format` scales and binarises the values inside the compiled
 training step. `from_arrays` makes a data set of arrays, and `load(path)` reads one from a file or
 a folder (`own`, with `containers`, `tables` and `folders`). Other sets that tensorflow-datasets has
-prepared are read by `prepared`. The built-in sets come from four places, one module for each:
+prepared are read by `prepared`. The built-in sets come from five places, one module for each:
 
 - `images`: image sets of tensorflow-datasets, prepared and read without TensorFlow;
 - `files`: single files, downloaded and checked by SHA-256, and one short series in the code;
 - `digits`: the digits that scikit-learn includes;
+- `anomalies`: tables and images of which some are anomalies;
 - `generated`: draws from a distribution whose density is known.
 """
 
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from gen.core import UserError
+from gen.data.anomalies import ODDS, ONE_CLASS, Protocol, read_odds, read_one_class
 from gen.data.arrays import from_arrays, log_scale
 from gen.data.dataset import Arrays, Binarize, Dataset, Format, LogProb
 from gen.data.digits import read_digits, read_nudged_digits
@@ -49,18 +51,22 @@ __all__ = [
     "DATASETS",
     "DEVIATION",
     "FILES",
+    "ODDS",
+    "ONE_CLASS",
     "Arrays",
     "Binarize",
     "Dataset",
     "File",
     "Format",
     "LogProb",
+    "Protocol",
     "Reading",
     "eight_gaussians_log_prob",
     "fetch",
     "from_arrays",
     "load",
     "log_scale",
+    "read_odds",
     "regimes_log_prob",
 ]
 
@@ -80,7 +86,7 @@ READERS: dict[str, Callable[[], Dataset]] = {
 }
 """functions that make the data sets outside of tensorflow-datasets, by name"""
 
-DATASETS = (*IMAGES, "stacked_mnist", *READERS)
+DATASETS = (*IMAGES, "stacked_mnist", *ONE_CLASS, *ODDS, *READERS)
 """names of the built-in data sets"""
 
 
@@ -88,6 +94,7 @@ def load(
     source: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None = None,
     reading: Reading | None = None,
+    seed: int = 0,
 ) -> Dataset:
     """Return a built-in data set, one in a file or a folder, or a prepared one.
 
@@ -101,6 +108,7 @@ def load(
       data_dir: folder with the prepared sets of tensorflow-datasets. The default is the environment
         variable `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. Other sets ignore it.
       reading: how own data are read. Built-in sets ignore it.
+      seed: the seed that splits the sets of `ODDS`. Other sets ignore it.
 
     Raises:
       UserError: the name is unknown, the set is absent and cannot be downloaded, or its files are
@@ -111,6 +119,10 @@ def load(
         return read_images(name, data_dir)
     if name == "stacked_mnist":
         return read_stacked_mnist(data_dir)
+    if name in ONE_CLASS:
+        return read_one_class(name, data_dir)
+    if name in ODDS:
+        return read_odds(name, seed)
     if name in READERS:
         return READERS[name]()
     path = Path(name)

@@ -244,6 +244,11 @@ class Dequantized:
         noise_key, key = jax.random.split(key)
         return self._model.score(state, self._dequantized(batch, noise_key), key)
 
+    def scores(self, state: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the density model's further scores of each dequantized example."""
+        noise_key, key = jax.random.split(key)
+        return self._model.scores(state, self._dequantized(batch, noise_key), key)
+
     def filters(self, state: Any) -> jax.Array:
         """Return the weights of each hidden unit of the density model, [H, *shape]."""
         return self._model.filters(state)

@@ -57,6 +57,9 @@ from gen.estimate import Estimate
 from gen.nets import MLP, dense, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
+SCORE_SAMPLES = 100
+"""Smallest number of draws of z behind the score `importance`."""
+
 
 class State(NamedTuple):
     """Everything that training changes."""
@@ -337,6 +340,17 @@ class VAE:
             return -self.bound(state, batch, key, self.bound_samples).log_mean
         terms = self.terms(state, batch, key)
         return terms.reconstruction + terms.kl
+
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return −ELBO at one z as `elbo`, and the importance-weighted bound as `importance`.
+
+        The latter takes `bound_samples` draws of z, or `SCORE_SAMPLES` if they are more.
+        """
+        elbo_key, bound_key = jax.random.split(key)
+        terms = self.terms(state, batch, elbo_key)
+        samples = max(self.bound_samples, SCORE_SAMPLES)
+        bound = self.bound(state, batch, bound_key, samples)
+        return {"elbo": terms.reconstruction + terms.kl, "importance": -bound.log_mean}
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the negative bound as `nll`, and the terms of −ELBO, `reconstruction` and `kl`.

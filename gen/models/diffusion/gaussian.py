@@ -256,6 +256,24 @@ class GaussianDiffusion:
         """Return the bound on −log p(x), or on −log p(x|label), [B] nats."""
         return self.bound(state, batch, key).total
 
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the error of x̂ over all noise levels as `denoising`, in squared units of [−1, 1].
+
+        It is the mean of (x − x̂(x_t))² over variables and `time_draws` times, which are uniform in
+        each part of [0, 1).
+        """
+        x = self.to_continuous(batch["x"])
+        times, noise_keys = stratified_times(key, self.time_draws, len(x))
+        denoise, path = self.denoiser(state, label_of(self, batch)), self.path(state.ema)
+
+        def at(draw):
+            t, noise_key = draw
+            alpha, sigma = (add_axes(scale, self.shape) for scale in path(t))
+            x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
+            return jnp.mean(flatten(x - denoise(x_t, t).x) ** 2, axis=1)
+
+        return {"denoising": jax.lax.map(at, (times, noise_keys)).mean(0)}
+
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the bound on −log p(x) as `nll`, and −log p(x) by the probability flow.
 

@@ -44,7 +44,7 @@ from gen.models.gan.losses import (
 )
 from gen.models.gan.networks import Heads, packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS, Inputs, PenaltyName
-from gen.nets import MLP
+from gen.nets import MLP, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
 
@@ -289,10 +289,15 @@ class GAN:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image."""
+        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image.
+
+        The discriminator of a packed GAN judges no single image.
+        """
+        lacks = ("score", "scores") if self.pack > 1 else ()
         if self.encoder is not None:
-            return ()
-        return ("decode", "reconstruct") if self._has_codes else ("encode", "decode", "reconstruct")
+            return lacks
+        codes = () if self._has_codes else ("encode",)
+        return (*lacks, *codes, "decode", "reconstruct")
 
     @property
     def metric_units(self) -> Mapping[str, str]:
@@ -587,6 +592,27 @@ class GAN:
             values = normalized_information(code, np.asarray(data["label"]))
             estimates["nmi"] = estimate.mean(values, "Monte Carlo", code="categorical 1")
         return estimates
+
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return minus the discriminator's logit, [B]; of a BiGAN the squared error per pixel.
+
+        The discriminator learns to tell training images from the generator's, and judges nothing
+        else: images that neither resemble can have a high logit.
+        """
+        if self.encoder is not None:
+            return jnp.mean(flatten(batch["x"] - self.reconstruct(state, batch)) ** 2, axis=1)
+        return self.scores(state, batch, key)["discriminator"]
+
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return minus the logit of D(x), of a BiGAN of D(x, E(x)), as `discriminator`."""
+        _, discriminator, _ = self._networks(None)
+        inputs = {"x": 2.0 * batch["x"] - 1.0}
+        if self.encoder is not None:
+            inputs["z"] = self.encode(state, batch)
+        logits, _, _ = self._discriminate(
+            discriminator, self._discriminator_player(state), None, inputs, label_of(self, batch)
+        )
+        return {"discriminator": -logits}
 
     def sample(
         self, state: State, key: jax.Array, n: int, label: jax.Array | int | None = None
