@@ -41,6 +41,7 @@ usage: python -m experiments COMMAND ...
                    (RUN here, in judge, sample and export: a folder, or the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
+  documents RUN    p(word | the other words), p(group | words), and the words that speak for it
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -406,6 +407,12 @@ def judge_command(arguments: list[str]) -> int:
     return judge.command(arguments)
 
 
+def documents_command(arguments: list[str]) -> int:
+    from experiments.uses import documents
+
+    return documents.command(arguments)
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -513,6 +520,7 @@ COMMANDS = {
     "sweep": sweep_command,
     "evaluate": evaluate_command,
     "judge": judge_command,
+    "documents": documents_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -181,7 +181,20 @@ model, except that they are copies. *Class KL* is in nats. BUILD.md says what ea
 """
 
 
-USES: dict[str, tuple[str, str]] = {}
+USES: dict[str, tuple[str, str]] = {
+    "documents": (
+        "Words and groups of documents",
+        """\
+`python -m experiments documents RUN --publish` writes these figures. *Σ −log p(word)* is the
+negative log pseudo-likelihood: the sum over all words of −log p(the word is there, or is not there
+| all other words), the mean over test documents. *Missing word in 10* is the share of test
+documents in which a removed word is among the ten most likely ones to be missing. *Group error* and
+*−log p(group)* judge p(group | words): Bayes' rule where the group is among the variables of the
+model (`news_groups`), else logistic regression on its codes. The other rows are of simple models of
+the same documents.
+""",
+    ),
+}
 """For each command that uses trained models: the heading and the explanation of its tables."""
 
 

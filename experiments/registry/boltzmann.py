@@ -207,4 +207,36 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
         probe=True,
     ),
+    # The group of a posting is four further visible units: p(group | words) is exact.
+    #
+    # python -m experiments train rbm_news_groups --seeds 0 1 2
+    "rbm_news_groups": Experiment(
+        RBM(
+            hidden=50,
+            sweeps=5,
+            optimizer=Optimizer("sgd", learning_rate=0.05, schedule="cosine", weight_decay=1e-3),
+        ),
+        data="news_groups",
+        steps=26_000,  # about 200 epochs
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
+    # Three groups of four are normal; postings of the fourth are to be found.
+    #
+    # python -m experiments train rbm_news_foreign --seeds 0 1 2
+    "rbm_news_foreign": Experiment(
+        RBM(
+            hidden=50,
+            sweeps=5,
+            optimizer=Optimizer("sgd", learning_rate=0.05, schedule="cosine", weight_decay=1e-3),
+        ),
+        data="news_foreign",
+        steps=26_000,
+        report_every=500,
+        validate_every=1_000,
+        checkpoint_every=5_000,
+        steps_per_dispatch=50,
+    ),
 }

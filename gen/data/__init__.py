@@ -21,7 +21,14 @@ from functools import partial
 from pathlib import Path
 
 from gen.core import UserError
-from gen.data.anomalies import ODDS, ONE_CLASS, Protocol, read_odds, read_one_class
+from gen.data.anomalies import (
+    ODDS,
+    ONE_CLASS,
+    Protocol,
+    read_news_foreign,
+    read_odds,
+    read_one_class,
+)
 from gen.data.arrays import from_arrays, log_scale
 from gen.data.dataset import Arrays, Binarize, Dataset, Format, LogProb
 from gen.data.digits import read_digits, read_nudged_digits
@@ -32,6 +39,7 @@ from gen.data.files import (
     read_letters,
     read_music,
     read_news,
+    read_news_groups,
     read_uci,
 )
 from gen.data.generated import (
@@ -74,6 +82,8 @@ READERS: dict[str, Callable[[], Dataset]] = {
     "digits": read_digits,
     "digits_nudged": read_nudged_digits,
     "news": read_news,
+    "news_groups": read_news_groups,
+    "news_foreign": read_news_foreign,
     "uci_dna": partial(read_uci, "uci_dna"),
     "uci_mushrooms": partial(read_uci, "uci_mushrooms"),
     "uci_nips": partial(read_uci, "uci_nips"),

@@ -14,6 +14,7 @@ import numpy as np
 from gen.data.arrays import from_arrays, row_sums
 from gen.data.dataset import Dataset, Format
 from gen.data.download import File, fetch
+from gen.data.files import NEWS_GROUPS, read_news
 from gen.data.images import read_images
 
 ADBENCH_URL = (
@@ -143,6 +144,24 @@ def read_one_class(name: str, data_dir: str | os.PathLike[str] | None) -> Datase
         rows = np.ones(len(is_anomaly), bool) if split == "test" else ~is_anomaly
         x[split], anomalies[split] = arrays["x"][rows], is_anomaly[rows].astype(np.int32)
     return from_arrays(x, anomalies, name=name, labels=LABELS, format=whole.format)
+
+
+def read_news_foreign() -> Dataset:
+    """Return `news_foreign`: postings of `news` without talk, and foreign ones of talk to be found.
+
+    The training and the validation split of `news` without the group talk are the normal examples.
+    The test split has all groups, and the postings of talk (politics and religion) are its
+    anomalies. Postings of less than three words are left out of all splits: they say too little.
+    """
+    news = read_news()
+    x, anomalies = {}, {}
+    for split, rows in news.splits.items():
+        foreign = rows["label"] == NEWS_GROUPS.index("talk")
+        chosen = (rows["x"].sum(axis=1) > 2) & (~foreign | (split == "test"))
+        x[split], anomalies[split] = rows["x"][chosen], foreign[chosen].astype(np.int32)
+    return from_arrays(
+        x, anomalies, name="news_foreign", labels=LABELS, format=Format(words=news.format.words)
+    )
 
 
 def read_odds(name: str, seed: int = 0, protocol: Protocol = "drawn") -> Dataset:

@@ -224,9 +224,7 @@ def word_measures(log_odds: WordLogOdds, x: np.ndarray, seed: int = 0) -> dict[s
     }
 
 
-def group_measures(
-    log_prob: GroupLogProb, x: np.ndarray, group: np.ndarray
-) -> dict[str, Estimate]:
+def group_measures(log_prob: GroupLogProb, x: np.ndarray, group: np.ndarray) -> dict[str, Estimate]:
     """Return the error rate of the most probable group, and the mean of −log p(group | words).
 
     Args:
@@ -242,25 +240,21 @@ def group_measures(
 
 
 def evidence(log_prob: GroupLogProb, x: np.ndarray) -> np.ndarray:
-    """Return how much each word of a document speaks for each group, [W, G] nats.
+    """Return how much each word of each document speaks for each group, [N, W, G] nats.
 
-    It is the change of log p(group | words) − log p(another group | words) by the word: the log
-    odds with it less the log odds of the document without it, exact. A word that is not in the
-    document has 0.
+    It is the log odds log p(group | words) − log p(another group | words) of the document, less
+    the log odds of the document without the word. A word that is not in a document has 0.
 
     Args:
       log_prob: the classifier.
-      x: one document, [W].
+      x: documents, [N, W].
     """
-    words = np.flatnonzero(x)
-    without = np.repeat(x[None], len(words), axis=0)
-    without[np.arange(len(words)), words] = 0
-    log_p = log_prob(np.concatenate([x[None], without]))
-    log_odds = log_p - np.stack(
-        [logsumexp(np.delete(log_p, g, axis=1), axis=1) for g in range(log_p.shape[1])], axis=1
-    )
-    values = np.zeros((len(x), log_p.shape[1]))
-    values[words] = log_odds[:1] - log_odds[1:]
+    row, word = np.nonzero(x)
+    without = x[row]
+    without[np.arange(len(row)), word] = 0
+    whole, rest = (_log_odds(log_prob(documents)) for documents in (x, without))
+    values = np.zeros((*x.shape, whole.shape[1]))
+    values[row, word] = whole[row] - rest
     return values
 
 
@@ -272,12 +266,21 @@ def mean_evidence(log_prob: GroupLogProb, x: np.ndarray, least: int = 5) -> np.n
       x: documents, [N, W].
       least: number of documents below which a word has NaN.
     """
-    total = sum(evidence(log_prob, row) for row in x)
     count = x.sum(axis=0)[:, None]
-    return np.where(count >= least, total / np.maximum(count, 1), np.nan)
+    return np.where(
+        count >= least, evidence(log_prob, x).sum(axis=0) / np.maximum(count, 1), np.nan
+    )
 
 
-def likely_words(log_odds: WordLogOdds, x: np.ndarray, first: int = FIRST) -> list[tuple[int, float]]:
+def _log_odds(log_p: np.ndarray) -> np.ndarray:
+    """Return log p − log(1 − p) of each group, [N, G] nats, where the p of a row add up to 1."""
+    others = [logsumexp(np.delete(log_p, g, axis=1), axis=1) for g in range(log_p.shape[1])]
+    return log_p - np.stack(others, axis=1)
+
+
+def likely_words(
+    log_odds: WordLogOdds, x: np.ndarray, first: int = FIRST
+) -> list[tuple[int, float]]:
     """Return the words that are not in a document with the highest p(word | the document).
 
     Args:

@@ -223,9 +223,7 @@ class Autoregressive:
 
     def log_conditionals(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x_d | x_<d), exact, under the only mask: [B, *shape] nats."""
-        return self._log_conditionals(self._averaged(state), batch["x"], 0).reshape(
-            -1, *self.shape
-        )
+        return self._log_conditionals(self._averaged(state), batch["x"], 0).reshape(-1, *self.shape)
 
     def _log_prob(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
