@@ -41,7 +41,12 @@ usage: python -m experiments COMMAND ...
                    (RUN here, in judge, sample and export: a folder, or the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
-  documents RUN    p(word | the other words), p(group | words), and the words that speak for it
+  anomaly RUN [FILE]  the strangest test examples or rows of a file, with p-values, alarms
+                   at a stated false-alarm rate, and AUROC: RUN/anomaly.json
+  protocol PROTOCOL NAME  the AUROC of an experiment or a baseline on 20 tabular sets,
+                   or on one class of images against the others
+  documents RUN    p(word | the other words), p(group | words), and the words that speak
+                   for a group: RUN/documents.json
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -401,6 +406,18 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
+def anomaly_command(arguments: list[str]) -> int:
+    from experiments.uses import anomaly
+
+    return anomaly.command(arguments)
+
+
+def protocol_command(arguments: list[str]) -> int:
+    from experiments.uses import protocol
+
+    return protocol.command(arguments)
+
+
 def judge_command(arguments: list[str]) -> int:
     from experiments.uses import judge
 
@@ -520,6 +537,8 @@ COMMANDS = {
     "sweep": sweep_command,
     "evaluate": evaluate_command,
     "judge": judge_command,
+    "anomaly": anomaly_command,
+    "protocol": protocol_command,
     "documents": documents_command,
     "compare": compare_command,
     "sample": sample_command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from gen.core import (
     pmean,
 )
 from gen.estimate import Estimate
-from gen.models.hmm.emissions import Gaussian, Moments, Normal
 from gen.nets import flatten
 
 
@@ -29,14 +28,16 @@ class Params(NamedTuple):
     """The mixture's parameters."""
 
     log_weight: jax.Array  # log π up to a constant, [K]
-    component: Normal  # means [K, D] and covariances
+    mean: jax.Array  # μ, [K, D]
+    root: jax.Array  # Cholesky factors R of Σ = R Rᵀ, lower triangular, [K, D, D]
 
 
 class Statistics(NamedTuple):
     """Expected sufficient statistics, the mean over training examples."""
 
     share: jax.Array  # E r_k(x), [K]
-    moments: Moments  # of x about the means, weighted by r_k(x)
+    first: jax.Array  # E r_k(x) x, [K, D]
+    second: jax.Array  # E r_k(x) x xᵀ, [K, D, D]
 
 
 class State(NamedTuple):
@@ -61,10 +62,10 @@ class MixtureOfGaussians:
     training set as the batch this is EM; otherwise it is stepwise EM (Cappé & Moulines 2009,
     https://arxiv.org/abs/0712.4273). The first step takes rate 1.
 
-    The prior of each Σ_k acts as `prior` · N pseudo-observations of variance `variance` in every
-    direction, where N is the number of training examples: a component of few examples tends to a
-    ball of that variance. The data should be standardised. Values that are missing (NaN) are summed
-    out.
+    The prior of each Σ_k is an inverse Wishart law that acts as s N pseudo-observations of variance
+    v in every direction, with s `prior`, v `variance` and N training examples: a component of few
+    examples tends to a ball of that variance. The means and weights have no prior. The data should
+    be standardised, since v has their units and second moments are taken about 0.
 
     Deviations from Cappé & Moulines 2009:
 
@@ -74,7 +75,6 @@ class MixtureOfGaussians:
     family: ClassVar[str] = "mixture"
     density: ClassVar[Density] = "tractable"
     levels: ClassVar[int] = 0
-    missing: ClassVar[bool] = True
 
     score = objective = negative_log_prob
 
@@ -82,70 +82,68 @@ class MixtureOfGaussians:
     """shape of one example"""
     components: int = 20
     """number K of components"""
-    covariance: Literal["full", "diagonal"] = "full"
-    """form of the covariances"""
     rate: float = 1.0
     """weight of the batch in the statistics"""
     prior: float = 1e-2
-    """pseudo-observations of each covariance, as a fraction of the training set"""
+    """pseudo-observations s of each covariance, as a fraction of the training set"""
     variance: float = 0.1
-    """variance of the pseudo-observations"""
+    """variance v of the pseudo-observations"""
 
     def __post_init__(self):
         check_fields(self, positive=("components", "rate", "prior", "variance"))
 
-    @property
-    def _law(self) -> Gaussian:
-        """The law of one component."""
-        return Gaussian(self.covariance, self.prior, self.variance)
-
     def init(self, key: jax.Array) -> State:
-        """Set equal weights and the prior's variances, and draw the means from N(0, I)."""
+        """Set equal weights and the prior's covariances, and draw the means from N(0, I)."""
         size, k = math.prod(self.shape), self.components
-        component = self._law.init(key, k, size)
-        x, weight = jnp.zeros((1, size)), jnp.zeros((1, k))
-        moments = self._law.statistics(component, x, x == 0, weight)
-        return State(Params(jnp.zeros(k), component), Statistics(jnp.zeros(k), moments))
+        root = math.sqrt(self.variance) * jnp.broadcast_to(jnp.eye(size), (k, size, size))
+        params = Params(jnp.zeros(k), jax.random.normal(key, (k, size)), root)
+        statistics = Statistics(jnp.zeros(k), jnp.zeros((k, size)), jnp.zeros((k, size, size)))
+        return State(params, statistics)
 
     def begin(self, state: State, batch: Batch, key: jax.Array) -> State:
-        """Set the means to K drawn examples, with 0 for missing values."""
+        """Set the means to K drawn examples."""
         x, k = flatten(batch["x"]), self.components
-        rows = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
-        component = state.params.component._replace(mean=jnp.nan_to_num(rows))
-        return state._replace(params=state.params._replace(component=component))
+        mean = x[jax.random.choice(key, len(x), (k,), replace=k > len(x))]
+        return state._replace(params=state.params._replace(mean=mean))
 
     def step(
         self, state: State, batch: Batch, key: jax.Array, *, axis_name: str | None = None
     ) -> tuple[State, Metrics]:
         """Take one step of EM; log −log p before it as `loss`."""
         # (1) Responsibilities r_k(x) = π_k p(x | k) / p(x), [B, K].
-        params, (x, seen) = state.params, _observed(batch)
-        joint = self._log_joint(params, x, seen)
+        x = flatten(batch["x"])
+        joint = log_joint(state.params, x)
         log_p = jax.nn.logsumexp(joint, axis=1)
         r = jnp.exp(joint - log_p[:, None])
 
         # (2) Expected sufficient statistics. Stepwise EM moves towards this batch's.
-        moments = self._law.statistics(params.component, x, seen, r / len(x))
-        of_batch, loss = pmean((Statistics(r.mean(0), moments), -log_p.mean()), axis_name)
+        second = jax.lax.map(lambda weight: (weight[:, None] * x).T @ x / len(x), r.T)
+        of_batch = Statistics(r.mean(0), r.T @ x / len(x), second)
+        of_batch, loss = pmean((of_batch, -log_p.mean()), axis_name)
         first_step = state.statistics.share.sum() == 0
         rate = jnp.where(first_step, 1.0, self.rate)
-        share, moments = jax.tree.map(
+        statistics = jax.tree.map(
             lambda old, new: (1 - rate) * old + rate * new, state.statistics, of_batch
         )
 
-        # (3) M-step: π_k ∝ share_k, and the component's mean and covariance (`Gaussian.maximize`).
-        # A component without examples keeps a weight above 0, so that log π is finite.
-        component, moments = self._law.maximize(params.component, moments)
-        params = Params(jnp.log(jnp.maximum(share, 1e-9)), component)
-        return State(params, Statistics(share, moments)), {"loss": loss}
+        # (3) M-step: π_k ∝ share_k, μ_k = first_k / share_k, and with the prior
+        #         Σ_k = (second_k − share_k μ_k μ_kᵀ + s v I) / (share_k + s).
+        # A component without examples keeps a tiny share, so that log π and μ are finite.
+        (share, first, second), s = statistics, self.prior
+        share = jnp.maximum(share, 1e-9)
+        mean = first / share[:, None]
+        scatter = second - first[:, :, None] * mean[:, None]
+        scatter += s * self.variance * jnp.eye(x.shape[1])[None]
+        root = jnp.linalg.cholesky(scatter / (share + s)[:, None, None])
+        return State(Params(jnp.log(share), mean, root), statistics), {"loss": loss}
 
     def parameters(self, state: State) -> Any:
-        """Return the weights, means and covariances."""
+        """Return the weights, means and Cholesky factors of the covariances."""
         return state.params
 
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x), exact, [B] nats of a density."""
-        return jax.nn.logsumexp(self._log_joint(state.params, *_observed(batch)), axis=1)
+        return jax.nn.logsumexp(log_joint(state.params, flatten(batch["x"])), axis=1)
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return −log p(x) as `nll`, exact."""
@@ -153,32 +151,32 @@ class MixtureOfGaussians:
         return {"nll": estimate.mean(nll, "exact", density=True)}
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
-        """Draw k ~ π, then x ~ N(μ_k, Σ_k): [n, *shape]."""
+        """Draw k ~ π, then x = μ_k + R_k ε with ε ~ N(0, I): [n, *shape]."""
         component_key, key = jax.random.split(key)
-        k = jax.random.categorical(component_key, state.params.log_weight, shape=(n,))
-        return self._law.sample(state.params.component, key, k).reshape(-1, *self.shape)
+        weight, mean, root = state.params
+        k = jax.random.categorical(component_key, weight, shape=(n,))
+        noise = jax.random.normal(key, (n, mean.shape[1]))
+        return (mean[k] + jnp.einsum("nij,nj->ni", root[k], noise)).reshape(-1, *self.shape)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the responsibilities p(k | x), [B, K]."""
-        return jax.nn.softmax(self._log_joint(state.params, *_observed(batch)), axis=1)
-
-    def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
-        """Draw k ~ p(k | shown), then the hidden variables from N(μ_k, Σ_k) given the shown."""
-        component_key, key = jax.random.split(key)
-        shown = flatten(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)) & ~jnp.isnan(flatten(x))
-        values = jnp.where(shown, flatten(x), 0.0)
-        joint = self._log_joint(state.params, values, shown)
-        k = jax.random.categorical(component_key, joint, axis=1)
-        whole = self._law.complete(state.params.component, key, k, values, shown)
-        return whole.reshape(x.shape)
-
-    def _log_joint(self, params: Params, x: jax.Array, seen: jax.Array) -> jax.Array:
-        """Return log π_k p(the seen variables of x | k), [B, K] nats."""
-        weight = jax.nn.log_softmax(params.log_weight)[None]
-        return weight + self._law.log_prob(params.component, x, seen)
+        return jax.nn.softmax(log_joint(state.params, flatten(batch["x"])), axis=1)
 
 
-def _observed(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Return x [B, D] with 0 for missing values, and where it is not missing."""
-    x = flatten(batch["x"])
-    return jnp.nan_to_num(x), ~jnp.isnan(x)
+def log_joint(params: Params, x: jax.Array) -> jax.Array:
+    """Return log π_k N(x; μ_k, Σ_k), [B, K] nats.
+
+    Args:
+      params: the mixture's parameters.
+      x: examples, [B, D].
+    """
+    constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
+
+    def log_prob(component):  # one at a time: [B, K, D] would be large
+        mean, root = component
+        scaled = jax.scipy.linalg.solve_triangular(root, (x - mean[None]).T, lower=True)  # [D, B]
+        log_det = jnp.log(jnp.diagonal(root)).sum()  # ½ log det Σ
+        return -0.5 * (scaled**2).sum(0) - log_det - constant
+
+    log_p = jax.lax.map(log_prob, (params.mean, params.root))
+    return jax.nn.log_softmax(params.log_weight)[None] + log_p.T
