@@ -201,4 +201,20 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
         probe=True,
     ),
+    # Patches of a texture without defects; `anomaly` locates defects in the test patches. With
+    # --data textures_brick the texture is a photograph.
+    #
+    # python -m experiments train ae_textures
+    "ae_textures": Experiment(
+        Autoencoder(
+            encoder=ConvEncoder((16, 32), (64,)),
+            decoder=ConvDecoder((), (32, 16)),
+            output="sigmoid",
+            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+        ),
+        data="textures",
+        steps=2_000,  # 50 epochs
+        report_every=100,
+        checkpoint_every=1_000,
+    ),
 }

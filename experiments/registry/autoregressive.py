@@ -333,4 +333,19 @@ EXPERIMENTS = {
         checkpoint_every=3_000,
         steps_per_dispatch=50,
     ),
+    # Patches of a texture without defects, 16 grey levels; `anomaly` locates defects in the test
+    # patches. With --data textures_brick the texture is a photograph.
+    #
+    # python -m experiments train pixelcnn_textures
+    "pixelcnn_textures": Experiment(
+        Autoregressive(
+            PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
+        ),
+        data="textures",
+        batch_size=32,
+        steps=600,
+        report_every=50,
+        validate_every=150,
+        checkpoint_every=300,
+    ),
 }

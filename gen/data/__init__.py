@@ -3,12 +3,13 @@
 `load(name)` returns a `Dataset`. Its `Format` scales and binarises the values inside the compiled
 training step. `from_arrays` makes a data set of arrays, and `load(path)` reads one from a file or
 a folder (`own`, with `containers`, `tables` and `folders`). Other sets that tensorflow-datasets has
-prepared are read by `prepared`. The built-in sets come from five places, one module for each:
+prepared are read by `prepared`. The built-in sets come from six places, one module for each:
 
 - `images`: image sets of tensorflow-datasets, prepared and read without TensorFlow;
 - `files`: single files, downloaded and checked by SHA-256, and one short series in the code;
 - `digits`: the digits that scikit-learn includes;
 - `anomalies`: tables and images of which some are anomalies;
+- `textures`: patches of a generated or photographed texture, some of them with defects;
 - `generated`: draws from a distribution whose density is known.
 """
 
@@ -53,6 +54,7 @@ from gen.data.generated import (
 from gen.data.images import IMAGES, prepared_in, read_images, read_stacked_mnist
 from gen.data.own import Reading, read_path
 from gen.data.prepared import prepared_folder, prepared_names, read_any
+from gen.data.textures import draw_textures, read_brick
 
 __all__ = [
     "CENTRES",
@@ -91,6 +93,8 @@ READERS: dict[str, Callable[[], Dataset]] = {
     "nottingham": partial(read_music, "nottingham"),
     "letters": read_letters,
     "earthquakes": read_earthquakes,
+    "textures": draw_textures,
+    "textures_brick": read_brick,
     "eight_gaussians": draw_eight_gaussians,
     "regimes": draw_regimes,
 }
