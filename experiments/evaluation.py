@@ -18,7 +18,7 @@ from experiments import own, pictures
 from experiments.experiment import Experiment
 from experiments.folder import RESULTS, commit, is_clean, read_json, write_json, write_text
 from experiments.registry import EXPERIMENTS
-from experiments.run import Run
+from experiments.run import FAULTS, Run
 from experiments.table import NEEDED
 from gen import estimate, plots, weights
 from gen.core import UserError
@@ -53,6 +53,8 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
         name: estimate.over_seeds([results[name] for results in by_seed]) for name in by_seed[0]
     }
     learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, run.shown)))
+    log = run.folder / FAULTS
+    faults = log.read_text().splitlines() if log.exists() else []
     record = {
         "experiment": run.name,
         "data": run.dataset.name,
@@ -68,6 +70,7 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
             {"seed": seed, **{name: _value(each) for name, each in results.items()}}
             for seed, results in zip(seeds, by_seed, strict=True)
         ],
+        **({"faults": faults} if faults else {}),
         "parameters": sum(math.prod(array.shape) for array in learned),
         "train_seconds": round(run.seconds, 1),
         "device": of_sessions(run, "device"),

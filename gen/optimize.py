@@ -192,7 +192,11 @@ def gradient(
 
 
 def update(
-    optimizer: AnyOptimizer, gradient: Any, opt_state: optax.OptState, params: Any
+    optimizer: AnyOptimizer,
+    gradient: Any,
+    opt_state: optax.OptState,
+    params: Any,
+    rate: float = 1.0,
 ) -> tuple[Any, optax.OptState]:
     """Apply one step of an optimiser.
 
@@ -201,11 +205,14 @@ def update(
       gradient: the averaged gradient, shaped like params.
       opt_state: what `init` or an earlier call returned.
       params: the parameters before the step.
+      rate: a factor of the step.
 
     Returns:
       The parameters and the optimiser's state after the step.
     """
     updates, opt_state = transformation(optimizer).update(gradient, opt_state, params)
+    if rate != 1.0:
+        updates = jax.tree.map(lambda update: rate * update, updates)
     return optax.apply_updates(params, updates), opt_state
 
 

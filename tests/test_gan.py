@@ -638,6 +638,22 @@ def test_each_half_step_moves_only_its_own_player():
     assert not equal(after.generator.params, state.generator.params)
 
 
+def test_the_rate_of_the_generator_multiplies_its_updates_and_the_encoders_alone():
+    batch = {"x": jax.random.uniform(jax.random.key(1), (8, 4))}
+    slow = small(dropout=0.0, encoder=MLP((8,)))
+    fast = replace(slow, generator_rate=5.0)
+    before = slow.init(jax.random.key(0))
+    ones, fives = (model.step(before, batch, jax.random.key(2))[0] for model in (slow, fast))
+    chex.assert_trees_all_equal(ones.discriminator, fives.discriminator)
+
+    def updates(after):
+        players = [(each.generator.params, each.encoder.params) for each in (before, after)]
+        return jax.tree.map(lambda old, new: new - old, *players)
+
+    fivefold = jax.tree.map(lambda update: 5 * update, updates(ones))
+    chex.assert_trees_all_close(fivefold, updates(fives), atol=1e-6)
+
+
 def test_step_is_the_discriminators_half_then_the_generators():
     state = INIT(jax.random.key(0))
     batch = {"x": jax.random.uniform(jax.random.key(1), (6, 4))}

@@ -69,6 +69,27 @@ def test_every_estimate_has_a_row_of_the_first_table(folder):
     assert rows[1].endswith("| 87.90 ± 0.23 | exact | 100 | 3 | ± 0.1 | 12,345 | 62 | 0123456 |")
 
 
+def test_faults_of_training_and_rows_of_uses_have_tables(folder, monkeypatch):
+    failed = record("gan_collapsed_digits", "digits", 0.1, "exact")
+    failed["faults"] = ["step 500, seed 0: collapse: diversity is 0.0017; try pack 2"]
+    (folder / "gan_collapsed_digits.json").write_text(json.dumps(failed))
+    (folder / "ae_mnist").mkdir()
+    error = {"value": 0.25, "stderr": 0.01, "kind": "exact", "n": 9, "settings": {}}
+    use = {"experiment": "ae_mnist", "rows": [{"method": "codes", "error": error}, {"labels": 100}]}
+    (folder / "ae_mnist" / "features.json").write_text(json.dumps(use))
+    monkeypatch.setitem(table.USES, "features", ("Features", "What they are.\n"))
+    page = table.markdown(folder)
+    faults, features = page.split("## Faults of training")[1].split("## Features")
+    row = "| `gan_collapsed_digits` | step 500, seed 0: collapse: diversity is 0.0017 |"
+    assert row in faults
+    assert [line for line in features.splitlines() if line.startswith("| ")] == [
+        "| experiment | method | error | labels |",
+        "| --- | --- | --- | --- |",
+        "| `ae_mnist` | codes | 0.250 ± 0.010 | – |",
+        "| `ae_mnist` | – | – | 100 |",
+    ]
+
+
 @pytest.mark.parametrize("commit", [f"{CLEAN}-dirty", f"{CLEAN} and {CLEAN}", None])
 def test_a_result_without_a_clean_commit_says_so(folder, commit):
     page = table.markdown(folder)

@@ -173,6 +173,23 @@ EXPERIMENTS = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Anomalies in tables: `protocol odds rbm_odds` trains it on 20 sets.
+    #
+    # python -m experiments train rbm_odds
+    "rbm_odds": Experiment(
+        RBM(
+            hidden=64,
+            units="gaussian",
+            sweeps=2,
+            optimizer=Optimizer("sgd", learning_rate=0.01, schedule="cosine"),
+        ),
+        data="odds_cardio",
+        batch_size=100,
+        steps=2_000,
+        report_every=500,
+        checkpoint_every=2_000,
+        steps_per_dispatch=50,
+    ),
     # python -m experiments train bm_digits --seeds 0 1 2
     # Test ≈ 23.48 nats; three seeds in 28 s.
     "bm_digits": Experiment(

@@ -48,6 +48,25 @@ EXPERIMENTS = {
         checkpoint_every=1_000,
         steps_per_dispatch=50,
     ),
+    # A failure on purpose: with Adam's usual momentum and fifty times the learning rate all samples
+    # become the same image.
+    #
+    # python -m experiments train gan_collapsed_digits --seeds 0 1 2
+    # One image, and warnings of a collapse and of a saturated discriminator; a minute on 2 cores.
+    "gan_collapsed_digits": Experiment(
+        GAN(
+            generator=MLP((128, 256), "relu"),
+            discriminator=MLP((256, 128), "relu", dropout=0.3),
+            latent=32,
+            optimizer=Optimizer(learning_rate=1e-2),
+        ),
+        data="digits",
+        steps=2_000,
+        report_every=500,
+        sample_every=1_000,
+        checkpoint_every=1_000,
+        steps_per_dispatch=50,
+    ),
     # Grey or colour images, by convolutions.
     #
     # python -m experiments train gan_conv_mnist

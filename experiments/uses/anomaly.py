@@ -314,7 +314,8 @@ def draw(
     else:
         groups |= {"scored normal": scores[~known], "anomalies": scores[known]}
     every = np.concatenate([calibration, scores])
-    edges = np.linspace(*np.quantile(every, (0.001, 0.995)), BINS + 1)
+    low, high = np.quantile(every, (0.001, 0.995))
+    edges = np.linspace(low, high, BINS + 1)
     for name, values in groups.items():
         if len(values):
             shares = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)

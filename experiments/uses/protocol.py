@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,7 +58,8 @@ class Flags:
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
-    """also write experiments/results/NAME/PROTOCOL.json"""
+    """also write experiments/results/NAME/PROTOCOL.json, of the published split
+    PROTOCOL_published.json"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -91,10 +92,14 @@ def command(arguments: list[str]) -> int:
     file = f"{flags.protocol}-{variant}{flags.name}-{flags.score}.json"
     path = flags.out or Path("runs") / file
     outcome = run(flags, path)
-    Console().print(as_table(f"{flags.name}: {flags.protocol}", outcome.rows))
+    console = Console()
+    console.print(as_table(f"{flags.name}: {flags.protocol}", set_rows(outcome.record)))
+    console.print(as_table("means over the sets", outcome.rows))
     print(path)
     if flags.publish:
-        target = RESULTS / flags.name / f"{flags.protocol}.json"
+        published = flags.protocol == "odds" and flags.split == "published"
+        suffix = "_published" if published else ""
+        target = RESULTS / flags.name / f"{flags.protocol}{suffix}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, to_json(outcome))
         print(target)
@@ -148,7 +153,7 @@ def run(flags: Flags, path: Path) -> Outcome:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         print(f"{name}: AUROC {100 * record['sets'][name]['auroc']['value']:.1f}", flush=True)
-    return Outcome(record, summary_rows(record))
+    return Outcome(record, [mean_row(record)])
 
 
 def evaluate(
@@ -197,7 +202,8 @@ def load_split(name: str, seed: int, flags: Flags) -> Split:
     for part, arrays in stored.splits.items():
         x = arrays["x"].astype(np.float32)
         if format.scale:
-            x = (x - np.float32(format.center)) / np.float32(format.scale)
+            center, scale = (np.array(each, np.float32) for each in (format.center, format.scale))
+            x = (x - center) / scale
         parts[part] = {"x": x / format.peak}
     decoded = Format(peak=1, levels=format.levels)
     known = np.concatenate([stored.train["x"], stored.validation["x"]])
@@ -220,35 +226,49 @@ def trained_scores(experiment: Experiment, dataset: Dataset, kind: str, seed: in
         experiment, seed=seed, batch_size=min(experiment.batch_size, len(dataset.train["x"]))
     )
     experiment = replace(experiment, model=replace(experiment.model, shape=dataset.shape)).for_run()
-    decode = train.no_decode if experiment.binarize == "none" else experiment.decode(dataset)
+    is_grey = experiment.binarize == "none"
+    decode: Any = train.no_decode if is_grey else experiment.decode(dataset)
     carry: Any = None
     fitting = experiment.fit(dataset, decode=decode, early_stop=experiment.early_stop)
     for progress in fitting:
         carry = progress.carry
     key = train.streams(seed).evaluate
-    test, training = dataset.test, dataset.train
-    if experiment.binarize != "none":
-        test, training = (decode(part, key) for part in (test, training))
+    test, training = (decode(part, key) for part in (dataset.test, dataset.train))
     levels = experiment.levels(dataset)
     return anomaly.score(experiment.model, carry.chosen, test, key, kind, training, levels)
 
 
-def summary_rows(record: Mapping[str, Any]) -> Sequence[Row]:
-    """Return a line for each set, and one for the mean over sets, in percent."""
-    rows: list[Row] = []
-    measures = {
-        "auroc": "AUROC, %",
-        "auroc_distinct": "AUROC without repeats, %",
-        "average_precision": "average precision, %",
-        "repeats": "repeats of training rows, %",
-    }
-    for name, results in record["sets"].items():
-        values = {title: 100 * results[each]["value"] for each, title in measures.items()}
-        rows.append({"set": name, **values, "seconds": results["seconds"]})
-    if rows:
-        titles = [*measures.values(), "seconds"]
-        means: dict[str, Any] = {
-            title: float(np.nanmean([float(row[title]) for row in rows])) for title in titles
+MEASURES = {
+    "auroc": "AUROC, %",
+    "auroc_distinct": "AUROC without repeats, %",
+    "average_precision": "average precision, %",
+    "repeats": "repeats of training rows, %",
+}
+"""Titles of the measures of a set."""
+
+
+def set_rows(record: Mapping[str, Any]) -> list[Row]:
+    """Return a line for each set, with the means over seeds in percent and the seconds."""
+    return [
+        {
+            "set": name,
+            **{title: 100 * results[measure]["value"] for measure, title in MEASURES.items()},
+            "seconds": results["seconds"],
         }
-        rows.append({"set": f"mean of {len(rows)}", **means})
-    return rows
+        for name, results in record["sets"].items()
+    ]
+
+
+def mean_row(record: Mapping[str, Any]) -> Row:
+    """Return a line with the means over the sets, in percent.
+
+    Sets without a normal test row that is no repeat have no part in the mean without repeats.
+    """
+    sets = record["sets"].values()
+    means = {
+        title: 100 * float(np.nanmean([results[measure]["value"] for results in sets]))
+        for measure, title in MEASURES.items()
+    }
+    seconds = float(sum(results["seconds"] for results in sets))
+    counts = {"sets": f"{len(sets)}", "seeds": f"{len(record['seeds'])}"}
+    return {"score": record["score"], **counts, **means, "seconds": seconds}

@@ -54,9 +54,10 @@ def pca_distance(training: np.ndarray, examples: np.ndarray, seed: int) -> np.nd
     training, examples = _vectors(training), _vectors(examples)
     scaler = StandardScaler().fit(training)
     fitted = PCA().fit(scaler.transform(training))
-    varies = fitted.explained_variance_ratio_ > np.finfo(np.float32).eps
-    distance = cdist(scaler.transform(examples), fitted.components_[varies])
-    return (distance / fitted.explained_variance_ratio_[varies]).sum(axis=1)
+    share, directions = np.array(fitted.explained_variance_ratio_), np.array(fitted.components_)
+    varies = share > np.finfo(np.float32).eps
+    distance = cdist(scaler.transform(examples), directions[varies])
+    return (distance / share[varies]).sum(axis=1)
 
 
 def pca_error(training: np.ndarray, examples: np.ndarray, seed: int) -> np.ndarray:

@@ -257,20 +257,18 @@ class GaussianDiffusion:
         return self.bound(state, batch, key).total
 
     def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Return the error of x̂ over all noise levels as `denoising`, in squared units of [−1, 1].
+        """Return the training loss of `weighting` at `time_draws` times as `denoising`.
 
-        It is the mean of (x − x̂(x_t))² over variables and `time_draws` times, which are uniform in
-        each part of [0, 1).
+        With the weighting `simple` or `min_snr` it is a denoising error over all noise levels.
         """
-        x = self.to_continuous(batch["x"])
+        x, label = self.to_continuous(batch["x"]), label_of(self, batch)
         times, noise_keys = stratified_times(key, self.time_draws, len(x))
-        denoise, path = self.denoiser(state, label_of(self, batch)), self.path(state.ema)
 
         def at(draw):
             t, noise_key = draw
-            alpha, sigma = (add_axes(scale, self.shape) for scale in path(t))
-            x_t = alpha * x + sigma * jax.random.normal(noise_key, x.shape)
-            return jnp.mean(flatten(x - denoise(x_t, t).x) ** 2, axis=1)
+            keys = noise_key, noise_key, None
+            _, loss, _ = self._terms(state.ema, state.stats, x, label, t, keys, self.timesteps)
+            return loss
 
         return {"denoising": jax.lax.map(at, (times, noise_keys)).mean(0)}
 

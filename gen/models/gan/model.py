@@ -92,6 +92,9 @@ class GAN:
       pairs (x, E(x)) from (G(z), z). G and E together minimise the generator's loss and its mirror
       image (`losses.generator_and_encoder`).
     - `pack`: D is given several examples at once (PacGAN, https://arxiv.org/abs/1712.04086).
+    - `generator_rate`: the updates of the generator and the encoder are multiplied by this number,
+      so that the players learn at different rates (Heusel et al. 2017,
+      https://arxiv.org/abs/1706.08500, section 2).
     - `ema_decay`: samples and codes come from moving averages of the parameters of the generator
       and the encoder (Yazıcı et al. 2019, https://arxiv.org/abs/1806.04498). Their batch
       statistics are the players' own.
@@ -132,7 +135,6 @@ class GAN:
     Deviations from the papers of the varieties:
 
     - Noise is Gaussian, where Radford et al., Chen et al. and Lin et al. draw it uniformly.
-    - Both players have the same optimiser; Chen et al. give them different learning rates.
     - One step has all critic steps of WGAN and WGAN-GP, so that a batch has `discriminator_steps`
       times their number of rows.
     - Weights are clipped and spectrally normalised in all layers of D, the last one too, but not in
@@ -192,11 +194,13 @@ class GAN:
     """decay of the moving average of the parameters of generator and encoder (0: no average)"""
     optimizer: AnyOptimizer = Optimizer("adam", learning_rate=2e-4)
     """optimiser of each player"""
+    generator_rate: float = 1.0
+    """learning rate of the generator and the encoder relative to the discriminator's"""
 
     def __post_init__(self):
         check_fields(
             self,
-            positive=("latent", "discriminator_steps", "pack"),
+            positive=("latent", "discriminator_steps", "pack", "generator_rate"),
             non_negative=(
                 "weight_clip",
                 "classes",
@@ -511,10 +515,12 @@ class GAN:
         params = (state.generator.params, state.encoder.params if state.encoder else ())
         gradients, (metrics, (stats, encoder_stats)) = optimize.gradient(loss, params, axis_name)
         metrics["g_gradient"] = optax.tree.norm(gradients[0])
-        player = self._updated(state.generator, gradients[0], stats)
+        player = self._updated(state.generator, gradients[0], stats, self.generator_rate)
         encoder_player = ()
         if encoder is not None:
-            encoder_player = self._updated(state.encoder, gradients[1], encoder_stats)
+            encoder_player = self._updated(
+                state.encoder, gradients[1], encoder_stats, self.generator_rate
+            )
         ema = state.ema
         if self.ema_decay:
             moved = (player.params, encoder_player.params if encoder_player else ())
@@ -786,10 +792,10 @@ class GAN:
         """Return the generator's output as images in [−1, 1], [B, *shape]."""
         return jnp.tanh(out).reshape(-1, *self.shape)
 
-    def _updated(self, player: Player, gradient: Any, stats: Any) -> Player:
-        """Return a player after one step of its optimiser."""
+    def _updated(self, player: Player, gradient: Any, stats: Any, rate: float = 1.0) -> Player:
+        """Return a player after one step of its optimiser, at `rate` times the learning rate."""
         params, opt_state = optimize.update(
-            self.optimizer, gradient, player.opt_state, player.params
+            self.optimizer, gradient, player.opt_state, player.params, rate
         )
         return Player(params, stats, opt_state)
 
