@@ -256,4 +256,21 @@ EXPERIMENTS = {
         checkpoint_every=5_000,
         steps_per_dispatch=50,
     ),
+    # Windows of 8 steps of the same series as for `hmm_sensors`.
+    #
+    # python -m experiments train rbm_sensors --seeds 0 1 2
+    "rbm_sensors": Experiment(
+        RBM(
+            hidden=100,
+            units="gaussian",
+            training="cd",
+            optimizer=Optimizer("sgd", learning_rate=0.01, momentum=0.9, schedule="cosine"),
+        ),
+        data="sensors_windows",
+        steps=5_000,  # 100 epochs
+        report_every=100,
+        validate_every=500,
+        checkpoint_every=1_000,
+        steps_per_dispatch=50,
+    ),
 }

@@ -223,4 +223,17 @@ EXPERIMENTS = {
         validate_every=10,
         checkpoint_every=100,
     ),
+    # Series of six coupled sensors without a fault; `anomaly` finds the onsets of faults in the test
+    # series.
+    #
+    # python -m experiments train hmm_sensors --seeds 0 1 2
+    "hmm_sensors": Experiment(
+        HMM(states=3, emission=Gaussian(covariance="full")),
+        data="sensors",
+        batch_size=200,
+        steps=50,
+        report_every=10,
+        validate_every=10,
+        checkpoint_every=50,
+    ),
 }

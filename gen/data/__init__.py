@@ -48,8 +48,11 @@ from gen.data.generated import (
     DEVIATION,
     draw_eight_gaussians,
     draw_regimes,
+    draw_sensor_windows,
+    draw_sensors,
     eight_gaussians_log_prob,
     regimes_log_prob,
+    sensors_log_prob,
 )
 from gen.data.images import IMAGES, prepared_in, read_images, read_stacked_mnist
 from gen.data.own import Reading, read_path
@@ -78,6 +81,7 @@ __all__ = [
     "log_scale",
     "read_odds",
     "regimes_log_prob",
+    "sensors_log_prob",
 ]
 
 READERS: dict[str, Callable[[], Dataset]] = {
@@ -97,6 +101,8 @@ READERS: dict[str, Callable[[], Dataset]] = {
     "textures_brick": read_brick,
     "eight_gaussians": draw_eight_gaussians,
     "regimes": draw_regimes,
+    "sensors": draw_sensors,
+    "sensors_windows": draw_sensor_windows,
 }
 """functions that make the data sets outside of tensorflow-datasets, by name"""
 

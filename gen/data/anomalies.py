@@ -1,6 +1,6 @@
 """Read data sets for anomaly detection: normal training examples, and a test split with anomalies.
 
-Every set has the classes `normal` and `anomaly`. The training and the validation split hold normal
+The first class of every set is `normal`. The training and the validation split hold normal
 examples alone.
 """
 
@@ -124,6 +124,11 @@ FEWEST_ROWS = 1_000
 
 Protocol = Literal["drawn", "published"]
 """rule that splits a tabular set, see `read_odds`"""
+
+
+def marks_anomalies(dataset: Dataset) -> bool:
+    """Return whether the labels say which test examples are anomalies: all but the class normal."""
+    return dataset.format.labels[:1] == LABELS[:1]
 
 
 def read_one_class(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:

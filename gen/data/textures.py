@@ -1,8 +1,8 @@
 """Make patches of a texture, and test patches with defects whose pixels are known.
 
-The training and the validation split have normal patches alone. The test split has the classes
-`normal` and `anomaly`, and beside x the array `"defects"`, [N, H, W, 1], which is 1 in the pixels
-of a defect. The defects are scratches, blots and pieces of a foreign texture, in turn.
+The training and the validation split have normal patches alone. The test split has patches with
+scratches, blots and pieces of a foreign texture, too, and beside x the array `"defects"`,
+[N, H, W, 1], which is 1 in the pixels of a defect.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LEVELS = 16
 """number of grey levels, few enough that autoregressive models train in minutes"""
 NORMAL, DEFECTIVE = 400, 300
 """numbers of test patches without and with a defect"""
+LABELS = ("normal", "scratch", "blot", "foreign")
+"""names of the classes"""
 THREAD = 8
 """width of a thread of the generated cloth in pixels"""
 
@@ -152,9 +154,9 @@ def _with_defects(
         for split, patches in (("train", train), ("validation", validation), ("test", test))
     }
     label = {split: np.zeros(len(patches), np.int32) for split, patches in x.items()}
-    label["test"][NORMAL:] = 1
+    label["test"][NORMAL:] = 1 + np.arange(NORMAL, len(test)) % len(kinds)
     format = Format(LEVELS - 1)
-    dataset = from_arrays(x, label, name=name, labels=("normal", "anomaly"), format=format)
+    dataset = from_arrays(x, label, name=name, labels=LABELS, format=format)
     defects = masks[..., None].astype(np.uint8)
     return replace(dataset, test={**dataset.test, "defects": defects})
 
