@@ -223,6 +223,19 @@ USES: dict[str, tuple[str, str]] = {
         "Anomalies in Fashion-MNIST: one class against the others",
         "As for MNIST (`python -m experiments protocol one_class_fashion_mnist NAME`).\n",
     ),
+    "defects": (
+        "Defects in images, pixel by pixel",
+        "`anomaly RUN` writes these figures for data whose test split says which pixels belong to "
+        "defects: the AUROC of images, by the mean of the heat map and by its maximum after a "
+        "Gaussian filter of 1 pixel, and of all pixels, in which ± is over images.\n",
+    ),
+    "onset": (
+        "Onsets of faults in series",
+        "`anomaly RUN` writes these figures for data whose test split says when a fault begins. "
+        "*False alarms* is the share of normal series with an alarm in any step. *Early* is the "
+        "share of faults with an alarm before the onset, *found* the share whose first alarm comes "
+        "later, *delay* the mean number of steps from the onset to it.\n",
+    ),
     "documents": (
         "Words and groups of documents",
         """\

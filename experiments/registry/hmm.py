@@ -223,8 +223,8 @@ EXPERIMENTS = {
         validate_every=10,
         checkpoint_every=100,
     ),
-    # Series of six coupled sensors without a fault; `anomaly` finds the onsets of faults in the test
-    # series.
+    # Series of six coupled sensors without a fault; `anomaly` finds the onsets of faults in the
+    # test series.
     #
     # python -m experiments train hmm_sensors --seeds 0 1 2
     "hmm_sensors": Experiment(
