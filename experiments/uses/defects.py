@@ -41,7 +41,7 @@ def locate(subject: Subject) -> Outcome:
     test, _ = experiment.decoded(dataset, "test", seeds[0])
     training, _ = experiment.decoded(dataset, "train", seeds[0])
     images, is_anomaly = {"x": np.asarray(test["x"])}, np.asarray(test["label"]) != 0
-    masks = np.asarray(dataset.test["defects"]).any(axis=-1)
+    masks: np.ndarray = np.max(dataset.test["defects"], axis=-1) > 0
 
     def measure(maps: np.ndarray) -> dict[str, estimate.Estimate]:
         smooth = defects.smoothed(maps, SMOOTHING)

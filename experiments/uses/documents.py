@@ -136,7 +136,9 @@ def measure(subject: Subject, splits: Splits) -> Outcome:
 
     def measures(words: WordLogOdds | None, group: GroupLogProb | None):
         of_words = documents.word_measures(words, x) if words else {}
-        return of_words | (documents.group_measures(group, x, label) if group else {})
+        if group is None or label is None:
+            return of_words
+        return of_words | documents.group_measures(group, x, label)
 
     by_seed = [measures(*model) for model in models.values()]
     own = {name: estimate.over_seeds([each[name] for each in by_seed]) for name in by_seed[0]}
@@ -212,7 +214,7 @@ def picture(model: Model, splits: Splits, shown: Mapping[str, np.ndarray]) -> An
     """
     from matplotlib.figure import Figure
 
-    several = bool(model.group) and len(shown) > 1
+    several = model.group is not None and len(shown) > 1
     columns = max(len(shown), len(splits.names) if several else 1)
     rows = 3 if several else 2
     figure = Figure(figsize=(max(4.2, 3.1 * columns), 2.9 * rows), layout="constrained")
@@ -235,7 +237,7 @@ def picture(model: Model, splits: Splits, shown: Mapping[str, np.ndarray]) -> An
             xlabel=f"evidence for {splits.names[best]}, nats", title=f"{title}\n{posterior}"
         )
         axes[0, column].title.set_fontsize(8)
-    if several:
+    if several and model.group:
         mean = documents.mean_evidence(model.group, splits.test["x"])
         for g, name in enumerate(splits.names):
             order = np.argsort(-np.nan_to_num(mean[:, g], nan=-np.inf))[:SPEAKING]
@@ -258,7 +260,7 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float] | np.ndarray) 
 
 def words_of(x: np.ndarray, words: Sequence[str]) -> list[str]:
     """Return the words of a document."""
-    return [words[d] for d in np.flatnonzero(x)]
+    return [word for word, present in zip(words, x, strict=True) if present]
 
 
 def row_of(name: str, estimates: Mapping[str, estimate.Estimate]) -> Row:

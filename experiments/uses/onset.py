@@ -115,7 +115,8 @@ def over_time(subject: Subject, seed: int, series: Series) -> np.ndarray:
     model = experiment.model
     test, _ = experiment.decoded(subject.dataset, "test", seed)
     if onset.has_step_scores(model):
-        return onset.trailing_mean(onset.step_scores(model, state, test), AVERAGED)
+        scores = onset.step_scores(model, state, {name: test[name] for name in ("x", "length")})
+        return onset.trailing_mean(scores, AVERAGED)
     require(
         "score" in capabilities(model) and "series" in test,
         f"{type(model).__name__} has no score of the steps of a series, nor of windows: take an "
@@ -123,8 +124,8 @@ def over_time(subject: Subject, seed: int, series: Series) -> np.ndarray:
     )
     windows = {"x": test["x"]}
     scores = anomaly.score(model, state, windows, train.streams(seed).evaluate)
-    places = (np.asarray(test[name]) for name in ("series", "step"))
-    return onset.on_series(scores, *places, series.x.shape[1])
+    row, step = (np.asarray(test[name]) for name in ("series", "step"))
+    return onset.on_series(scores, row, step, series.x.shape[1])
 
 
 def measure(

@@ -158,7 +158,7 @@ def group_by_words(
     from sklearn.naive_bayes import BernoulliNB
 
     regression = _logistic(_floats(x), group, inverse_penalty)
-    bayes = BernoulliNB(binarize=None).fit(x, group)
+    bayes = BernoulliNB().fit(x, group)
     return {
         "naive Bayes": bayes.predict_log_proba,
         "logistic regression": lambda x: regression.predict_log_proba(_floats(x)),
