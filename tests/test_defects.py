@@ -58,13 +58,22 @@ def test_a_heat_map_that_a_model_lacks_is_refused():
     assert defects.kinds(rows) == ()
 
 
-def test_the_auroc_of_pixels_is_the_one_of_all_pixels_together(rng):
-    masks = rng.random((20, 6, 6)) < 0.2
-    maps = masks + rng.standard_normal(masks.shape)
+def test_the_auroc_of_pixels_has_the_error_of_drawing_other_images(rng):
+    def draw():
+        masks = np.zeros((40, 6, 6), bool)
+        masks[::2, :2, :3] = True
+        shared = rng.standard_normal((40, 1, 1))  # correlates the pixels of an image
+        return masks + shared + rng.standard_normal(masks.shape), masks
+
+    maps, masks = draw()
     result = defects.pixel_auroc(maps, masks)
     assert result.value == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()))
-    assert 0 < result.stderr < 0.1
-    assert defects.pixel_auroc(masks.astype(float), masks).value == 1
+    results = [defects.pixel_auroc(*draw()) for _ in range(200)]
+    spread = np.std([each.value for each in results], ddof=1)
+    assert np.mean([each.stderr for each in results]) == pytest.approx(spread, rel=0.15)
+    assert anomaly.auroc(maps.ravel(), masks.ravel()).stderr < 0.8 * spread
+    perfect = defects.pixel_auroc(masks.astype(float), masks)
+    assert (perfect.value, perfect.stderr) == (1, 0)
 
 
 def test_a_filter_spreads_a_pixel_and_keeps_the_sum():

@@ -213,8 +213,8 @@ EXPERIMENTS = {
             optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
         ),
         data="textures",
-        steps=2_000,  # 50 epochs
+        steps=1_200,  # 30 epochs
         report_every=100,
-        checkpoint_every=1_000,
+        checkpoint_every=600,
     ),
 }

@@ -250,10 +250,10 @@ EXPERIMENTS = {
             optimizer=Optimizer("sgd", learning_rate=0.05, schedule="cosine", weight_decay=1e-3),
         ),
         data="news_foreign",
-        steps=26_000,
+        steps=10_000,  # about 190 epochs
         report_every=500,
         validate_every=1_000,
-        checkpoint_every=5_000,
+        checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
     # Windows of 8 steps of the same series as for `hmm_sensors`.

@@ -326,7 +326,7 @@ class HMM:
     def log_conditionals(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x_t | x_1 … x_t−1), exact, by the forward algorithm: [B, T] nats.
 
-        It is 0 in the padding.
+        In the padding it is 0, up to rounding.
         """
         sequences = observations(batch, state.scaling, self.levels)
         log_likelihood = self._log_likelihood(state.params, sequences)
