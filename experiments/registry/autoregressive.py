@@ -348,4 +348,19 @@ EXPERIMENTS = {
         validate_every=150,
         checkpoint_every=300,
     ),
+    # Grey images, for the likelihoods of images of another set: `anomaly RUN --against mnist`, with
+    # --score complexity for the correction by a compressor. --data mnist is the other direction.
+    #
+    # python -m experiments train pixelcnn_fashion_mnist
+    "pixelcnn_fashion_mnist": Experiment(
+        Autoregressive(
+            PixelCNN(16, 2), levels=256, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
+        ),
+        data="fashion_mnist",
+        batch_size=32,
+        steps=2_000,
+        report_every=50,
+        validate_every=500,
+        checkpoint_every=250,
+    ),
 }
