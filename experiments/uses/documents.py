@@ -167,7 +167,13 @@ def measure(subject: Subject, splits: Splits) -> Outcome:
 
 
 def answer(subject: Subject, splits: Splits, words: tuple[str, ...]) -> Outcome:
-    """Return what the first seed of a model says about the document of some words."""
+    """Return what the first seed of a model says about the document of some words.
+
+    Args:
+      subject: the model.
+      splits: the documents of its data.
+      words: the words.
+    """
     x = documents.document_of(words, splits.words)
     seed = next(iter(subject.states))
     model = model_of(subject, seed, splits)
@@ -249,7 +255,13 @@ def picture(model: Model, splits: Splits, shown: Mapping[str, np.ndarray]) -> An
 
 
 def bars(axes: Any, names: Sequence[str], values: Sequence[float] | np.ndarray) -> None:
-    """Draw horizontal bars with their names, the first one on top; negative ones in red."""
+    """Draw horizontal bars with their names, the first one on top; negative ones in red.
+
+    Args:
+      axes: the axes to draw into.
+      names: names of the bars.
+      values: their lengths.
+    """
     values = np.asarray(values)
     axes.barh(range(len(names)), values, color=np.where(values < 0, "tab:red", "tab:blue"))
     axes.set_yticks(range(len(names)), names, fontsize=8)

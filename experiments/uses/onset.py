@@ -108,6 +108,11 @@ def over_time(subject: Subject, seed: int, series: Series) -> np.ndarray:
     the last `AVERAGED` steps is taken. Any other model gives its `score` of the window that ends at
     the step.
 
+    Args:
+      subject: the model.
+      seed: one of its seeds.
+      series: the test series.
+
     Raises:
       UserError: the model has neither.
     """

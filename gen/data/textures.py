@@ -185,7 +185,13 @@ def blot(patch: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 def patch_of(
     patch: np.ndarray, other: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a patch with a round piece of another one in it, and its pixels: radius 6 to 9."""
+    """Return a patch with a round piece of another one in it, and its pixels: radius 6 to 9.
+
+    Args:
+      patch: a patch, [SIDE, SIDE].
+      other: a patch of another texture.
+      rng: the source of the draws.
+    """
     mask = _disc(rng.uniform(9, SIDE - 9, 2), rng.uniform(6, 9))
     return np.where(mask, other, patch), mask
 
