@@ -196,8 +196,8 @@ USES: dict[str, tuple[str, str]] = {
     "anomaly": (
         "Anomalies",
         "Each row says how well the score of a model tells anomalies from normal test examples "
-        "(`anomaly RUN`). An alarm is a conformal p-value of at most the stated rate; discoveries "
-        "are those of the Benjamini-Hochberg procedure.\n",
+        "(`anomaly RUN`). An alarm is a conformal p-value of at most the stated rate; the "
+        "Benjamini-Hochberg procedure chooses the discoveries.\n",
     ),
     "odds": (
         "Anomalies in 20 tables",

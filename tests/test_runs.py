@@ -1346,7 +1346,7 @@ def test_letters_are_sampled_as_text(tmp_path, capsys, monkeypatch):
         (["hmm_earthquakes", "--data", "digits"], "HMM models counts and digits has 17 levels"),
         (["diffusion_digits", "--model.classes", "9"], "has labels up to 9, the model 9 classes"),
         (["ae_digits", "--model.optimizer.b1", "0.5"], "b1 has no meaning for rmsprop"),
-        (["gan_digits", "--validate-every", "1000"], "GAN has no objective"),
+        (["gan_digits", "--model.pack", "2", "--validate-every", "1000"], "GAN has no objective"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, named, tmp_path, capsys):

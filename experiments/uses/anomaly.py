@@ -75,10 +75,9 @@ class Flags:
     """keep compiled programs in the cache folder for later commands"""
 
     def __post_init__(self):
-        for name in ("false_alarm_rate", "fdr"):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(0 < value < 1, f"{flag} is {value}, must be above 0 and below 1")
+        rates = {"--false-alarm-rate": self.false_alarm_rate, "--fdr": self.fdr}
+        for flag, rate in rates.items():
+            require(0 < rate < 1, f"{flag} is {rate}, must be above 0 and below 1")
         require(self.examples >= 0, f"--examples is {self.examples}, must be at least 0")
         require(self.shown > 0, f"--shown is {self.shown}, must be positive")
         require(
@@ -107,7 +106,8 @@ def command(arguments: list[str]) -> int:
         check_use_publishable(subject)
     outcome = find_anomalies(subject, flags)
     console = Console()
-    console.print(as_table(f"{subject.name}: anomalies", outcome.rows))
+    lines = [{"figure": name, "value": value} for name, value in outcome.rows[0].items()]
+    console.print(as_table(f"{subject.name}: anomalies", lines))
     strangest = strangest_rows(outcome.record, flags.shown)
     console.print(as_table("strangest examples", strangest))
     results = {COMMAND: outcome, **located(subject, flags)}
@@ -224,6 +224,11 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
     anomalous = test["label"] != 0 if marked else np.zeros(len(test["x"]), bool)
     normal = np.flatnonzero(~anomalous)
     stored = dataset.test["x"]
+    require(
+        "length" not in test or not (flags.file or flags.against),
+        f"{dataset.name} has sequences of different lengths, which neither a FILE nor --against "
+        "can give: leave them out",
+    )
 
     def of_rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[rows] for name, values in arrays.items()}
@@ -343,7 +348,7 @@ def draw(
     rank = int(np.floor(flags.false_alarm_rate * (len(calibration) + 1)))
     threshold = np.sort(calibration)[-rank]
     axes[0].axvline(threshold, color="black", linewidth=1, label=f"p = {flags.false_alarm_rate}")
-    axes[0].set_xlabel(f"score ({flags.score}); the ends gather what lies beyond")
+    axes[0].set_xlabel(f"score ({flags.score}), outermost bins with all beyond")
     axes[0].set_ylabel("share of the examples")
     axes[0].legend(frameon=False, fontsize=8)
 

@@ -143,7 +143,8 @@ def run(flags: Flags, path: Path) -> Outcome:
         record["sets"][name] = {
             **{
                 measure: estimate.to_json(estimate.over_seeds([each[measure] for each in results]))
-                for measure in results[0]
+                for measure in MEASURES
+                if all(measure in each for each in results)
             },
             "per_seed": [
                 {measure: round(each[measure].value, 5) for measure in each} for each in results
@@ -161,8 +162,8 @@ def evaluate(
 ) -> dict[str, Estimate]:
     """Return the AUROC and the average precision of a detector on one data set at one seed.
 
-    `auroc_distinct` is the AUROC without the test examples that equal a training example, and
-    `repeats` their share of the test examples.
+    `auroc_distinct` is the AUROC without the normal test examples that equal a training example, if
+    others are left, and `repeats` is the share of test examples that equal a training example.
 
     Args:
       flags: the flags of the command.
@@ -177,21 +178,26 @@ def evaluate(
         scores = baselines.BASELINES[flags.name](known, dataset.test["x"], seed)
     else:
         scores = trained_scores(experiment, dataset, flags.score, seed)
-    kept = ~split.repeated | anomalous
-    return {
+    estimates = {
         "auroc": anomaly.auroc(scores, anomalous),
-        "auroc_distinct": anomaly.auroc(scores[kept], anomalous[kept])
-        if not anomalous[kept].all()
-        else Estimate(float("nan"), float("nan"), "exact", int(kept.sum())),
         "average_precision": anomaly.average_precision(scores, anomalous),
         "repeats": estimate.mean(split.repeated, "exact"),
     }
+    kept = ~split.repeated | anomalous
+    if not anomalous[kept].all():
+        estimates["auroc_distinct"] = anomaly.auroc(scores[kept], anomalous[kept])
+    return estimates
 
 
 def load_split(name: str, seed: int, flags: Flags) -> Split:
     """Return a data set of a protocol with decoded values, which no format has to decode again.
 
     Training then compiles one program for all seeds whose splits have equal sizes.
+
+    Args:
+      name: the data set.
+      seed: the seed of the split.
+      flags: the flags of the command.
     """
     if name in ODDS:
         stored = data.read_odds(name, seed, flags.split)
@@ -252,7 +258,11 @@ def set_rows(record: Mapping[str, Any]) -> list[Row]:
     return [
         {
             "set": name,
-            **{title: 100 * results[measure]["value"] for measure, title in MEASURES.items()},
+            **{
+                title: 100 * results[measure]["value"]
+                for measure, title in MEASURES.items()
+                if measure in results
+            },
             "seconds": results["seconds"],
         }
         for name, results in record["sets"].items()
@@ -262,13 +272,13 @@ def set_rows(record: Mapping[str, Any]) -> list[Row]:
 def mean_row(record: Mapping[str, Any]) -> Row:
     """Return a line with the means over the sets, in percent.
 
-    Sets without a normal test row that is no repeat have no part in the mean without repeats.
+    Sets whose normal test rows all repeat training rows have no part in the mean without repeats.
     """
     sets = record["sets"].values()
-    means = {
-        title: 100 * float(np.nanmean([results[measure]["value"] for results in sets]))
-        for measure, title in MEASURES.items()
-    }
+    means = {}
+    for measure, title in MEASURES.items():
+        values = [results[measure]["value"] for results in sets if measure in results]
+        means[title] = 100 * float(np.mean(values))
     seconds = float(sum(results["seconds"] for results in sets))
     counts = {"sets": f"{len(sets)}", "seeds": f"{len(record['seeds'])}"}
     return {"score": record["score"], **counts, **means, "seconds": seconds}

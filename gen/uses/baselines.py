@@ -38,9 +38,9 @@ def nearest_neighbours(
 def pca_distance(training: np.ndarray, examples: np.ndarray, seed: int) -> np.ndarray:
     """Return Σ_i ‖x − v_i‖ / λ_i over the principal directions v_i, [N], as PyOD has it.
 
-    λ_i is the share of the variance along v_i. The sum is over all directions, so that those of
-    least variance weigh most; directions without variance are left out. PyOD's score is no
-    reconstruction error; `pca_error` is one.
+    λ_i is the share of the variance along v_i. The sum is over all directions but those without
+    variance, and directions of little variance weigh most. PyOD's score is no reconstruction error;
+    `pca_error` is one.
 
     Args:
       training: training examples, [M, ...].
