@@ -66,12 +66,13 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
     alarms |= {name: [alarms_of(scores)] for name, scores in charts.items()}
     rows: list[Row] = []
     for name, of_seeds in alarms.items():
-        measured = [measure(each, series, tested, dataset.format.labels) for each in of_seeds]
-        means = {
-            column: estimate.over_seeds([each[column] for each in measured if column in each])
-            for column in measured[0]
-        }
-        rows.append({"score": name, **means})
+        for fault in range(1, len(dataset.format.labels)):
+            measured = [measure(each, series, tested, fault) for each in of_seeds]
+            means = {
+                column: estimate.over_seeds([each[column] for each in measured if column in each])
+                for column in measured[0]
+            }
+            rows.append({"score": name, "fault": dataset.format.labels[fault], **means})
     record = {
         **of_training(subject),
         "false_alarm_rate": rate,
@@ -134,23 +135,21 @@ def over_time(subject: Subject, seed: int, series: Series) -> np.ndarray:
 
 
 def measure(
-    alarms: np.ndarray, series: Series, tested: np.ndarray, names: tuple[str, ...]
+    alarms: np.ndarray, series: Series, tested: np.ndarray, fault: int
 ) -> dict[str, estimate.Estimate]:
-    """Return the share of false alarms, and the detections of each kind of fault.
+    """Return the share of false alarms, and the detections of one kind of fault.
 
     Args:
       alarms: the first step with an alarm of each tested series, [M].
       series: all test series.
       tested: numbers of the tested series, [M].
-      names: names of the labels.
+      fault: the label of the fault.
     """
-    label, first, steps = series.label[tested], series.onset[tested], series.x.shape[1]
-    values = {"false alarms": estimate.mean(alarms[label == 0] < steps, "exact")}
-    for fault in range(1, len(names)):
-        chosen = label == fault
-        found = onset.detections(alarms[chosen], first[chosen], steps)
-        values |= {f"{names[fault]}: {name}": value for name, value in found.items()}
-    return values
+    label, steps = series.label[tested], series.x.shape[1]
+    false_alarms = estimate.mean(alarms[label == 0] < steps, "exact")
+    chosen = label == fault
+    found = onset.detections(alarms[chosen], series.onset[tested][chosen], steps)
+    return {"false alarms": false_alarms, **found}
 
 
 def picture(
