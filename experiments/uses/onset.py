@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.uses.base import Outcome, Row, Subject, of_training
 from gen import estimate, train
-from gen.core import capabilities, require
+from gen.core import METRIC_UNITS, capabilities, facts, require
 from gen.data import Dataset
 from gen.uses import anomaly, onset
 
@@ -81,8 +81,15 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
         "tested_series": len(tested),
     }
     threshold = np.sort(own[0][held_out].max(axis=1))[-int(rate * (len(held_out) + 1))]
+    units = facts(subject.experiment.model).metric_units
     figure = picture(
-        dataset, series, tested, own[0], float(threshold), {n: a[0] for n, a in alarms.items()}
+        dataset,
+        series,
+        tested,
+        own[0],
+        float(threshold),
+        {name: of_seeds[0] for name, of_seeds in alarms.items()},
+        units.get("score_gap", METRIC_UNITS["score_gap"]),
     )
     return Outcome(record, rows, figure)
 
@@ -159,6 +166,7 @@ def picture(
     scores: np.ndarray,
     threshold: float,
     alarms: Mapping[str, np.ndarray],
+    unit: str,
 ) -> Any:
     """Draw a series of each fault with its score over time, and the delays of all faults.
 
@@ -169,6 +177,7 @@ def picture(
       scores: the score of the model over time, [N, T].
       threshold: the score from which on there is an alarm.
       alarms: the first step with an alarm of each tested series [M], by the name of the score.
+      unit: the unit of the score.
     """
     from matplotlib.figure import Figure
 
@@ -194,7 +203,7 @@ def picture(
         axes[1, column].set_title(f"{title} (dashed: threshold)", fontsize=10)
     axes[0, 0].set_ylabel("sensors, in the units of the data")
     axes[0, 0].legend(fontsize=6, ncols=3, frameon=False)
-    axes[1, 0].set_ylabel("score of the model")
+    axes[1, 0].set_ylabel(f"score of the model, {unit}")
     for row, fault in enumerate(faults[:2]):
         chosen = label == fault
         for name, of_score in alarms.items():
