@@ -205,6 +205,8 @@ EXPERIMENTS = {
     # --data textures_brick the texture is a photograph.
     #
     # python -m experiments train ae_textures
+    # AUROC 0.963 of pixels after smoothing, 0.996 of images, by PCA 0.970 and 0.999; 97 s on 2 busy
+    # cores.
     "ae_textures": Experiment(
         Autoencoder(
             encoder=ConvEncoder((16, 32), (64,)),
