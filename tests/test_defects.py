@@ -1,6 +1,8 @@
 """Heat maps of images: they add up to the score, and find the pixels of defects."""
 
-import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from experiments.__main__ import main
+from experiments.experiment import Experiment
+from experiments.uses import anomaly as command
+from experiments.uses.base import Subject
 from gen import data
 from gen.core import UserError
 from gen.models.autoencoder import Autoencoder
@@ -123,18 +127,20 @@ def test_principal_components_find_what_is_not_in_training(rng):
     assert np.unravel_index(maps[0].argmax(), (5, 5)) == (2, 3)
 
 
-def test_the_command_locates_the_defects_of_textures(tmp_path):
-    run = tmp_path / "run"
-    flags = f"--data textures --steps 2 --batch-size 50 --report-every 1 --out {run}"
-    sizes = "--model.encoder.hidden 8 --model.decoder.hidden 8"
-    assert main(["train", "ae_digits", *flags.split(), *sizes.split()]) == 0
-    assert main(["anomaly", str(run)]) == 0
-    record = json.loads((run / "defects.json").read_text())
-    assert [row["heat map"] for row in record["rows"]] == [
-        "reconstruction",
-        "PCA, 32 components",
-    ]
-    assert record["rows"][1]["pixels, smoothed"]["value"] > 0.7
-    assert record["defective_images"] == 300
-    assert (run / "defects.png").exists()
-    assert json.loads((run / "anomaly.json").read_text())["rows"][0]["AUROC"]["n"] == 500
+def test_the_command_locates_the_defects_of_textures(textures):
+    """Under an untrained model, on some of the images."""
+    some = {name: values[250:550] for name, values in textures.test.items()}
+    train = {name: values[:300] for name, values in textures.train.items()}
+    dataset = replace(textures, train=train, test=some)
+    model = Autoencoder(encoder=MLP((4,)), decoder=MLP((4,)))
+    experiment = Experiment(model, data="textures").on(dataset)
+    state = jax.jit(experiment.model.init)(jax.random.key(0))
+    subject = Subject("tiny", experiment, dataset, {0: state}, 0, None)
+    results = command.located(subject, command.Flags(Path("tiny")))
+    outcome: Any = results["defects"]
+    record, rows, figure = outcome
+    assert [row["heat map"] for row in rows] == ["reconstruction", "PCA, 32 components"]
+    assert rows[1]["pixels, smoothed"].value > 0.8
+    assert (record["images"], record["defective_images"]) == (300, 150)
+    assert len(figure.axes) == 4 * 9
+    assert not command.located(subject, command.Flags(Path("tiny"), against="digits"))

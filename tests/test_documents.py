@@ -1,7 +1,7 @@
 """Conditionals of words and groups, against enumeration; the command on documents of one's own."""
 
 import itertools
-import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
+from experiments.uses import documents as command
+from experiments.uses.base import Subject
+from gen import data
 from gen.core import UserError, capabilities
+from gen.data.arrays import SPLITS
 from gen.models.autoregressive import MADE, Autoregressive
 from gen.models.boltzmann import RBM, BoltzmannMachine
 from gen.models.mixture import Mixture
@@ -121,46 +126,65 @@ def test_simple_models_of_words_recover_known_conditionals():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run on 300 documents of one's own, of five words and two groups."""
-    folder = tmp_path_factory.mktemp("documents")
+def subject():
+    """An untrained mixture on 300 documents of five words and two groups."""
     rng = np.random.default_rng(0)
     group = rng.integers(0, 2, 300)
     likely = np.array([[0.8, 0.7, 0.1, 0.2, 0.5], [0.1, 0.2, 0.8, 0.7, 0.5]])[group]
-    x = rng.random((300, 5)) < likely
-    names = ("sea", "ship", "sky", "plane", "the")
-    lines = [",".join((*names, "group"))]
-    kinds = ("water", "air")
-    for row, g in zip(x, group, strict=True):
-        lines.append(",".join((*map(str, row.astype(int)), kinds[g])))
-    (folder / "own.csv").write_text("\n".join(lines) + "\n")
-    flags = f"--data {folder}/own.csv --label-column group --binarize none --batch-size 50"
-    flags += f" --steps 20 --report-every 20 --validate-every 20 --out {folder}/run"
-    flags += " --model.components 2 --checkpoint-every 20"
-    assert main(["train", "mixture_news_groups", *flags.split()]) == 0
-    return folder / "run"
+    words = ("sea", "ship", "sky", "plane", "the")
+    x = (rng.random((300, 5)) < likely).astype(np.uint8)
+    x = np.split(x, [200, 250])
+    dataset = data.from_arrays(
+        dict(zip(SPLITS, x, strict=True)),
+        dict(zip(SPLITS, np.split(group, [200, 250]), strict=True)),
+        words=words,
+        labels=("water", "air"),
+    )
+    experiment = Experiment(Mixture(components=2), data="own.csv").on(dataset)
+    states = {seed: jax.jit(experiment.model.init)(jax.random.key(seed)) for seed in (0, 1)}
+    return Subject("tiny", experiment, dataset, states, 0, None)
 
 
-def test_the_command_measures_a_run_and_answers_for_words(run, capsys):
-    assert main(["documents", str(run)]) == 0
-    record = json.loads((run / "documents.json").read_text())
+def test_the_command_measures_a_model_beside_simple_ones(subject):
+    splits = command.splits_of(subject.dataset)
+    assert (splits.groups, splits.names) == (0, ("water", "air"))
+    outcome: Any = command.measure(subject, splits)
+    record, rows, figure = outcome
     assert record["group_from"] == "codes"
     assert {*record["estimates"]} == {"pseudo_nll", "missing_word", "group_error", "group_nll"}
-    assert [row["by"] for row in record["rows"]] == [
+    assert [row["by"] for row in rows] == [
         "the model",
         "independent words",
         "logistic regression",
         "naive Bayes",
     ]
-    assert (run / "documents.png").exists()
-    assert main(["documents", str(run), "--words", "sea", "ship"]) == 0
-    record = json.loads((run / "document.json").read_text())
-    assert record["words"] == ["sea", "ship"]
+    assert rows[2]["group error"].value < 0.35
+    assert len(record["per_seed"]) == 2
+    assert figure.axes
+
+
+def test_the_command_answers_for_the_document_of_some_words(subject):
+    splits = command.splits_of(subject.dataset)
+    record, rows, _ = command.answer(subject, splits, ("sea", "ship"))
     assert {*record["evidence"]} == {"sea", "ship"}
     assert sum(record["groups"].values()) == pytest.approx(1, abs=1e-3)
-    capsys.readouterr()
-    assert main(["documents", str(run), "--words", "train"]) == 2
-    assert "the data have no word 'train'" in capsys.readouterr().err
+    assert {row["word"] for row in rows} == {"sky", "plane", "the"}
+    with pytest.raises(UserError, match="the data have no word 'train'"):
+        command.answer(subject, splits, ("train",))
+
+
+def test_variables_for_the_group_are_no_words(subject):
+    rows = subject.dataset.train
+    one_hot = np.eye(2, dtype=np.uint8)[rows["label"]]
+    joint = data.from_arrays(
+        np.concatenate([rows["x"], one_hot], axis=1),
+        rows["label"],
+        words=(*subject.dataset.format.words, "water", "air"),
+        labels=("water", "air"),
+    )
+    splits = command.splits_of(joint)
+    assert (splits.groups, len(splits.words)) == (2, 5)
+    assert splits.train["x"].shape[1] == 5
 
 
 def test_data_without_words_are_refused_in_one_line(capsys):

@@ -291,8 +291,9 @@ def likely_words(
     Returns:
       The number of each word and its probability, most probable first.
     """
-    p = np.where(x == 1, 0.0, expit(log_odds(x[None])[0]))
-    return [(int(d), float(p[d])) for d in np.argsort(-p, kind="stable")[:first]]
+    p = expit(log_odds(x[None])[0])
+    order = [d for d in np.argsort(-p, kind="stable") if not x[d]]
+    return [(int(d), float(p[d])) for d in order[:first]]
 
 
 def document_of(words: tuple[str, ...], vocabulary: tuple[str, ...]) -> np.ndarray:
