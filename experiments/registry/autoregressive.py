@@ -337,6 +337,7 @@ EXPERIMENTS = {
     # patches. With --data textures_brick the texture is a photograph.
     #
     # python -m experiments train pixelcnn_textures
+    # AUROC 0.928 of pixels after smoothing, 0.997 of images by −log p; 6 minutes on 2 busy cores.
     "pixelcnn_textures": Experiment(
         Autoregressive(
             PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
