@@ -47,6 +47,8 @@ usage: python -m experiments COMMAND ...
                    one class of images against the others
   complete RUN...  occluded test examples, filled in by several models: RUN/complete.json
   latent RUN       map, paths and dimensions of the codes: RUN/latent.json and .png
+  documents RUN    p(word | the other words), p(group | words), and the words that speak
+                   for a group: RUN/documents.json
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -436,6 +438,12 @@ def latent_command(arguments: list[str]) -> int:
     return latent.command(arguments)
 
 
+def documents_command(arguments: list[str]) -> int:
+    from experiments.uses import documents
+
+    return documents.command(arguments)
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -547,6 +555,7 @@ COMMANDS = {
     "protocol": protocol_command,
     "complete": complete_command,
     "latent": latent_command,
+    "documents": documents_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -56,9 +56,9 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_, stacked_]mnist, digits[_nudged], uci_{dna, mushrooms, nips},
-    news, jsb, nottingham, letters, earthquakes, regimes, eight_gaussians, [fashion_]mnist_class_3
-    sprites, odds_glass and their like; or your own: a folder of images, or a file .npz, .npy, .csv,
-    .tsv, .txt or .mat"""
+    news[_groups, _foreign], jsb, nottingham, letters, earthquakes, regimes, sensors[_windows],
+    textures[_brick], sprites, eight_gaussians, [fashion_]mnist_class_3 or odds_glass and their
+    like; or your own: a folder of images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()
     """how your own data are read"""
     binarize: Binarize = "none"

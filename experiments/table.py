@@ -242,6 +242,31 @@ USES: dict[str, tuple[str, str]] = {
     ),
     "complete": ("Completions of occluded test examples", COMPLETIONS),
     "latent": ("Codes", LATENT),
+    "defects": (
+        "Defects in images, pixel by pixel",
+        "`anomaly RUN` writes these figures for data whose test split says which pixels belong to "
+        "defects: the AUROC of images, by the mean of the heat map and by its maximum after a "
+        "Gaussian filter of 1 pixel, and of all pixels, in which ± is over images.\n",
+    ),
+    "onset": (
+        "Onsets of faults in series",
+        "`anomaly RUN` writes these figures for data whose test split says when a fault begins. "
+        "*False alarms* is the share of normal series with an alarm in any step. *Early* is the "
+        "share of faults with an alarm before the onset, *found* the share whose first alarm comes "
+        "later, *delay* the mean number of steps from the onset to it.\n",
+    ),
+    "documents": (
+        "Words and groups of documents",
+        """\
+`python -m experiments documents RUN --publish` writes these figures. *Σ −log p(word)* is the
+negative log pseudo-likelihood: the sum over all words of −log p(the word is there, or is not there
+| all other words), the mean over test documents. *Missing word in 10* is the share of test
+documents in which a removed word is among the ten most likely ones to be missing. *Group error* and
+*−log p(group)* judge p(group | words): Bayes' rule where the group is among the variables of the
+model (`news_groups`), else logistic regression on its codes. The other rows are of simple models of
+the same documents.
+""",
+    ),
 }
 """For each command that uses trained models: the heading and the explanation of its tables."""
 

@@ -134,6 +134,9 @@ CAPABILITIES = {
     "denoising": "denoising(state, key, n, frames) -> [frames + 1, n, *shape], from noise to data",
     "chains": "chains(state, key, n, sweeps) -> [n, *shape], chains after that many Gibbs sweeps",
     "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never has this name)",
+    "log_conditionals": "log_conditionals(state, batch) -> [B, ...], log p of each variable or of "
+    "each step of a sequence, given the ones before it; they sum to log_prob",
+    "free_energy": "free_energy(state, batch) -> [B], −log p(x) − log Z, exact, in nats",
     "encode": "encode(state, batch) -> [B, latent]; for sequences [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",
     "posterior": "posterior(state, batch) -> mean and log-variance of q(z|x), each [B, latent]",

@@ -158,6 +158,25 @@ def test_noise_is_longer_than_a_constant_image_after_compression(rng):
 # Figures
 
 
+def test_simple_images_are_likelier_and_the_length_of_a_compressor_corrects_it(rng):
+    """The failure of likelihoods (Nalisnick et al. 2019, https://arxiv.org/abs/1810.09136)."""
+    model = Mixture(shape=(16, 16, 1), components=1)
+    state = jax.jit(model.init)(jax.random.key(0))
+    log_odds = jnp.full_like(state.params.log_odds, -1.0)
+    state = state._replace(params=state.params._replace(log_odds=log_odds))
+    normal = rng.random((30, 16, 16, 1)) < 1 / (1 + np.exp(1.0))  # drawn from the model
+    simple = np.zeros((30, 16, 16, 1))
+    simple[:, 4:8, 4:8] = 1
+    x = np.concatenate([normal, simple]).astype(np.float32)
+    is_simple, key = np.arange(60) >= 30, jax.random.key(1)
+    area = {
+        kind: anomaly.auroc(anomaly.score(model, state, {"x": x}, key, kind), is_simple).value
+        for kind in ("default", "complexity")
+    }
+    assert area["default"] == 0
+    assert area["complexity"] == 1
+
+
 def test_auroc_is_the_share_of_pairs_in_order_with_the_error_of_delong(rng):
     anomalies = rng.random(200) < 0.2
     scores = np.round(rng.standard_normal(200) + anomalies, 1)  # with ties

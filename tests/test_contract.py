@@ -312,11 +312,25 @@ def check_capabilities(model, state, batch, estimates):
         for name, values in jax.eval_shape(model.scores, state, batch, jax.random.key(7)).items():
             assert values.shape == (BATCH,), name
     if "log_prob" in able:
-        scores, log_prob = jax.jit(
-            lambda state, batch, key: (model.score(state, batch, key), model.log_prob(state, batch))
+        terms = model.log_conditionals if "log_conditionals" in able else model.log_prob
+        scores, log_prob, terms = jax.jit(
+            lambda state, batch, key: (
+                model.score(state, batch, key),
+                model.log_prob(state, batch),
+                terms(state, batch),
+            )
         )(state, batch, jax.random.key(7))
         np.testing.assert_allclose(log_prob, -scores, rtol=1e-5)
+        np.testing.assert_allclose(terms.reshape(BATCH, -1).sum(1), log_prob, rtol=1e-5)
         np.testing.assert_allclose(estimates["nll"].value, -log_prob.mean(), rtol=1e-5)
+    if "free_energy" in able:
+        energies, scores = jax.jit(
+            lambda state, batch, key: (
+                model.free_energy(state, batch),
+                model.score(state, batch, key),
+            )
+        )(state, batch, jax.random.key(7))
+        np.testing.assert_array_equal(energies, scores)
     if "complete" in able:
         mask = jnp.zeros(model.shape).at[:4].set(1)
         whole = jax.jit(model.complete)(state, batch["x"], mask, jax.random.key(8))

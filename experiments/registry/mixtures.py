@@ -110,4 +110,17 @@ EXPERIMENTS = {
         validate_every=1,
         checkpoint_every=100,
     ),
+    # 20 newsgroups, each posting with its group as four further variables.
+    #
+    # python -m experiments train mixture_news_groups --seeds 0 1 2
+    # Three seeds in 9 s on 2 busy cores.
+    "mixture_news_groups": Experiment(
+        Mixture(components=50, smoothing=1e-4),
+        data="news_groups",
+        batch_size=13_138,
+        steps=100,
+        report_every=10,
+        validate_every=10,
+        checkpoint_every=50,
+    ),
 }

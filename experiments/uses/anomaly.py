@@ -14,6 +14,7 @@ from rich.console import Console
 
 from experiments.compilation import keep_programs
 from experiments.flags import parse
+from experiments.uses import defects, onset
 from experiments.uses.base import (
     Outcome,
     Row,
@@ -27,7 +28,7 @@ from experiments.uses.base import (
 )
 from gen import data, estimate, train
 from gen.core import require
-from gen.data import ODDS, ONE_CLASS
+from gen.data.anomalies import marks_anomalies
 from gen.data.own import read_rows
 from gen.uses import anomaly
 
@@ -109,11 +110,30 @@ def command(arguments: list[str]) -> int:
     console.print(as_table(f"{subject.name}: anomalies", lines))
     strangest = strangest_rows(outcome.record, flags.shown)
     console.print(as_table("strangest examples", strangest))
-    for path in write(subject, COMMAND, outcome):
-        print(path)
-    if flags.publish:
-        print(publish(subject, COMMAND, outcome))
+    results = {COMMAND: outcome, **located(subject, flags)}
+    for name, result in results.items():
+        if name != COMMAND:
+            console.print(as_table(f"{subject.name}: {name}", result.rows))
+        for path in write(subject, name, result):
+            print(path)
+        if flags.publish:
+            print(publish(subject, name, result))
     return 0
+
+
+def located(subject: Subject, flags: Flags) -> dict[str, Outcome]:
+    """Return where the anomalies of the run's own test split are, if the data say it.
+
+    They are pixels of defects (`defects`), or the steps of a series from which on it has a fault
+    (`onset`).
+    """
+    if flags.file or flags.against:
+        return {}
+    if defects.has_masks(subject.dataset):
+        return {defects.COMMAND: defects.locate(subject)}
+    if onset.has_onsets(subject.dataset):
+        return {onset.COMMAND: onset.find_onsets(subject, flags.false_alarm_rate)}
+    return {}
 
 
 def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
@@ -200,7 +220,7 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
     experiment, dataset, seed = subject.experiment, subject.dataset, next(iter(subject.states))
     batch, _ = experiment.decoded(dataset, "test", seed)
     test = {name: np.asarray(values) for name, values in batch.items()}
-    marked = experiment.data in ODDS or experiment.data in ONE_CLASS
+    marked = marks_anomalies(dataset)
     anomalous = test["label"] != 0 if marked else np.zeros(len(test["x"]), bool)
     normal = np.flatnonzero(~anomalous)
     stored = dataset.test["x"]

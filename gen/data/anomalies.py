@@ -1,6 +1,6 @@
 """Read data sets for anomaly detection: normal training examples, and a test split with anomalies.
 
-Every set has the classes `normal` and `anomaly`. The training and the validation split hold normal
+The first class of every set is `normal`. The training and the validation split hold normal
 examples alone.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from gen.data.arrays import from_arrays, row_sums
 from gen.data.dataset import Dataset, Format
 from gen.data.download import File, fetch
+from gen.data.files import NEWS_GROUPS, read_news
 from gen.data.images import read_images
 
 ADBENCH_URL = (
@@ -125,6 +126,11 @@ Protocol = Literal["drawn", "published"]
 """rule that splits a tabular set, see `read_odds`"""
 
 
+def marks_anomalies(dataset: Dataset) -> bool:
+    """Return whether the labels say which test examples are anomalies: all but the class normal."""
+    return dataset.format.labels[:1] == LABELS[:1]
+
+
 def read_one_class(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     """Return an image set whose training and validation examples are of one class.
 
@@ -143,6 +149,24 @@ def read_one_class(name: str, data_dir: str | os.PathLike[str] | None) -> Datase
         rows = np.ones(len(is_anomaly), bool) if split == "test" else ~is_anomaly
         x[split], anomalies[split] = arrays["x"][rows], is_anomaly[rows].astype(np.int32)
     return from_arrays(x, anomalies, name=name, labels=LABELS, format=whole.format)
+
+
+def read_news_foreign() -> Dataset:
+    """Return `news_foreign`: postings of `news` without talk, and foreign ones of talk to be found.
+
+    The training and the validation split of `news` without the group talk are the normal examples.
+    The test split has all groups, and the postings of talk (politics and religion) are its
+    anomalies. Postings of less than three words are left out of all splits: they say too little.
+    """
+    news = read_news()
+    x, anomalies = {}, {}
+    for split, rows in news.splits.items():
+        foreign = rows["label"] == NEWS_GROUPS.index("talk")
+        chosen = (rows["x"].sum(axis=1) > 2) & (~foreign | (split == "test"))
+        x[split], anomalies[split] = rows["x"][chosen], foreign[chosen].astype(np.int32)
+    return from_arrays(
+        x, anomalies, name="news_foreign", labels=LABELS, format=Format(words=news.format.words)
+    )
 
 
 def read_odds(name: str, seed: int = 0, protocol: Protocol = "drawn") -> Dataset:

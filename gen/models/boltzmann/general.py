@@ -135,9 +135,13 @@ class BoltzmannMachine:
         above = jnp.triu_indices(len(state.params.biases), 1)
         return state.params.weight[above], state.params.biases
 
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the free energy F(v) = −log p(v) − log Z, [B] nats."""
+    def free_energy(self, state: State, batch: Batch) -> jax.Array:
+        """Return F(v) = −log p(v) − log Z, [B] nats."""
         return free_energy(state.params, flatten(batch["x"]))
+
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the free energy, [B] nats."""
+        return self.free_energy(state, batch)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(h_j = 1 | v), [B, H], exact although the h_j are not independent given v."""

@@ -282,9 +282,13 @@ class RBM:
         """Return W, b, c and log σ²."""
         return state.params
 
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the free energy F(v) = −log p(v) − log Z, [B] nats."""
+    def free_energy(self, state: State, batch: Batch) -> jax.Array:
+        """Return F(v) = −log p(v) − log Z, [B] nats."""
         return free_energy(state.params, standardized(state.params, batch["x"]))
+
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the free energy, [B] nats."""
+        return self.free_energy(state, batch)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(h = 1 | v), [B, H]."""
