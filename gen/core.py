@@ -141,7 +141,8 @@ CAPABILITIES = {
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
     "score": "score(state, batch, key) -> [B], higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
-    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode, to start a classifier",
+    "layers": "layers(state, batch) -> hidden layers from below, [B, ...] each; with t of a noise",
+    "encoder_network": "encoder_network(state) -> (Flax module, variables), x [B, *shape] to [B, F]",
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
@@ -186,6 +187,8 @@ class Facts(NamedTuple):
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
     codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
     # the noise that a deterministic sampler maps to x
+    noise_times: tuple[float, ...] = ()  # t in [0, 1] to choose from for layers(state, batch, t),
+    # the hidden layers of a network that sees x as it is at time t of a noise; (): there is no t
     completion: Literal["any", "raster", "order"] = "any"  # the masks for which `complete` draws
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order

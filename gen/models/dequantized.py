@@ -10,8 +10,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from gen import estimate
+from gen import estimate, nets
 from gen.core import (
     CAPABILITIES,
     Batch,
@@ -77,6 +78,11 @@ class Dequantized:
     def codes(self) -> Literal["features", "noise"]:
         """The kind of the density model's codes."""
         return facts(self.base).codes
+
+    @property
+    def noise_times(self) -> tuple[float, ...]:
+        """The times of the density model's noise at which it has hidden layers."""
+        return facts(self.base).noise_times
 
     @property
     def completion(self) -> Literal["any", "raster", "order"]:
@@ -218,6 +224,20 @@ class Dequantized:
     def encode(self, state: Any, batch: Batch) -> jax.Array:
         """Return the code of the middle of the cell."""
         return self._model.encode(state, self._middle(batch))
+
+    def layers(self, state: Any, batch: Batch, **noise: Any) -> list[jax.Array]:
+        """Return the hidden layers of the density model at the middle of the cell.
+
+        Args:
+          noise: the time `t` of a model with `noise_times`.
+        """
+        return self._model.layers(state, self._middle(batch), **noise)
+
+    def encoder_network(self, state: Any) -> tuple[nn.Module, Any]:
+        """Return the density model's network of the middle of the cell."""
+        network, variables = self._model.encoder_network(state)
+        scale, shift = (self.levels - 1) / self.levels, 0.5 / self.levels
+        return nets.Affine(network, scale, shift), nets.wrapped(variables)
 
     def decode(self, state: Any, z: jax.Array) -> jax.Array:
         """Return the levels of the decoded values, [B, *shape]."""
