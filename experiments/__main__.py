@@ -38,9 +38,10 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
-                   (RUN here, in judge, sample and export: a folder, or the NAME of an
+                   (RUN here, in judge, features, sample and export: a folder, or the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
+  features RUN     labels predicted from few examples' features: RUN/features.json
   compare RUN RUN  the curves of runs on one figure, and their paired differences
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
@@ -406,6 +407,12 @@ def judge_command(arguments: list[str]) -> int:
     return judge.command(arguments)
 
 
+def features_command(arguments: list[str]) -> int:
+    from experiments.uses import features
+
+    return features.command(arguments)
+
+
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -513,6 +520,7 @@ COMMANDS = {
     "sweep": sweep_command,
     "evaluate": evaluate_command,
     "judge": judge_command,
+    "features": features_command,
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -181,7 +181,16 @@ model, except that they are copies. *Class KL* is in nats. BUILD.md says what ea
 """
 
 
-USES: dict[str, tuple[str, str]] = {}
+USES: dict[str, tuple[str, str]] = {
+    "features": (
+        "Features",
+        "`python -m experiments features RUN --publish` writes these error rates on the test "
+        "split, by the\nnumber of labels. ± is the standard error over draws of the labelled "
+        "examples. *Untrained* features\nare those of the first state. Layers and "
+        "hyperparameters are chosen by cross-validation among the\nlabelled examples alone. "
+        "BUILD.md says what each method is.\n",
+    ),
+}
 """For each command that uses trained models: the heading and the explanation of its tables."""
 
 

@@ -317,10 +317,16 @@ class Representation(NamedTuple):
 class Result(NamedTuple):
     """The test errors of one method for one number of labels."""
 
-    method: str
+    features: str  # pixels, PCA, codes, layers, encoder; "untrained ..." of the first state
+    classifier: str  # logistic regression, k-NN, fine-tuned
     labels: int
     errors: tuple[float, ...]  # of each draw
     settings: tuple[Mapping[str, Any], ...]  # the choices of each draw
+
+    @property
+    def method(self) -> str:
+        """The features and the classifier."""
+        return f"{self.features}, {self.classifier}"
 
     @property
     def estimate(self) -> Estimate:
@@ -352,7 +358,7 @@ def label_errors(
     - one of the model's hidden `layers`, of a diffusion model at one time of its noise;
     - the same of the `untrained` model, the state that `init` returns.
 
-    The model's encoder and the untrained one are also `tuned`: trained on, under a softmax layer.
+    The model's `encoder` and the untrained one are also fine-tuned under a softmax layer.
 
     A draw takes labelled rows in equal numbers of each class (`draw_labelled`). Every other label
     stays unknown, those of the validation split too. Cross-validation among the labelled rows
@@ -389,9 +395,9 @@ def label_errors(
 
     results = []
 
-    def add(method, n, errors_and_settings):
+    def add(features, classifier, n, errors_and_settings):
         errors, settings = zip(*errors_and_settings, strict=True)
-        results.append(Result(method, n, errors, settings))
+        results.append(Result(features, classifier, n, errors, settings))
         report(results[-1])
 
     for n in (min(budget, len(training.labels)) for budget in budgets):
@@ -406,16 +412,16 @@ def label_errors(
                 i = draw % len(representations)
                 errors.append(representation_errors(representations[i], rows, test, on_test[i]))
             errors = [errors[draw % different] for draw in range(draws)]
-            add(f"{name}, logistic regression", n, [linear for linear, _ in errors])
-            add(f"{name}, k-NN", n, [nearest for _, nearest in errors])
+            add(name, "logistic regression", n, [linear for linear, _ in errors])
+            add(name, "k-NN", n, [nearest for _, nearest in errors])
         if tune and "encoder_network" in capabilities(model):
-            for name, of_draws in (("tuned", states), ("untrained tuned", untrained)):
+            for name, of_draws in (("encoder", states), ("untrained encoder", untrained)):
                 encoders = [model.encoder_network(state) for state in of_draws]
                 tuned = [
                     few_labels_tuned_error(encoders[draw % len(encoders)], rows, test, draw)
                     for draw, rows in enumerate(labelled)
                 ]
-                add(name, n, tuned)
+                add(name, "fine-tuned", n, tuned)
     return results
 
 
