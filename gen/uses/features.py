@@ -325,16 +325,18 @@ class Result(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The features and the classifier."""
+        """Return the names of the features and of the classifier."""
         return f"{self.features}, {self.classifier}"
 
     @property
     def estimate(self) -> Estimate:
-        """The mean over the draws, whose standard error is s / √draws.
+        """Return the mean over the draws, whose standard error is s / √draws.
 
         All draws share the test examples, whose own error over examples is not contained.
         """
-        return estimate.mean(self.errors, "exact", draws=len(self.errors), labels=self.labels)
+        return estimate.mean(
+            np.asarray(self.errors), "exact", draws=len(self.errors), labels=self.labels
+        )
 
 
 def label_errors(
@@ -347,8 +349,7 @@ def label_errors(
     tune: bool = True,
     report: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Return test errors by the number of labels, of a model's features and of what they compete
-    with.
+    """Return the test errors of predicted labels, by the features and the number of labels.
 
     Logistic regression and k nearest neighbours take
 
@@ -784,7 +785,8 @@ def few_labels_tuned_error(
         return classifier.predict(model, carry.state, held.x).labels != held.labels
 
     chosen = cross_validated(
-        labelled, lambda *fold: [wrong(*fold, dropout).sum() for dropout in DROPOUT_RATES]
+        labelled,
+        lambda fitted, held: [wrong(fitted, held, dropout).sum() for dropout in DROPOUT_RATES],
     )
     dropout = DROPOUT_RATES[chosen]
     return float(wrong(labelled, test, dropout).mean()), {"dropout": list(dropout)}
