@@ -13,6 +13,8 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
+from experiments.uses.base import Subject
+from experiments.uses.features import check_labelled
 from gen.core import UserError, capabilities
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
@@ -20,7 +22,7 @@ from gen.models.diffusion import GaussianDiffusion, ResidualMLP
 from gen.models.gan import GAN
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
-from gen.nets import MLP, ConvEncoder, sigmoid_layers
+from gen.nets import MLP, sigmoid_layers
 from gen.uses import features
 from gen.uses.classifier import Classifier
 
@@ -288,7 +290,7 @@ def test_activations_are_averaged_over_cells():
     cells = features.averaged(h)
     assert cells.shape == (2, 7, 7, 3)
     np.testing.assert_allclose(cells[:, 1, 0], h[:, 2:4, 0:2].mean((1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(cells[:, 0, 3], h[:, 0:2, 4].mean(1), rtol=1e-6)
+    np.testing.assert_allclose(cells[:, 0, 2], h[:, 0:2, 3].mean(1), rtol=1e-6)
     small = h[:, :4, :4]
     np.testing.assert_allclose(features.averaged(small), small, rtol=1e-6)
 
@@ -318,7 +320,7 @@ def test_features_of_a_linear_autoencoder_span_the_space_of_pca():
 
 SMALL_SPLITS = {"train": 120, "test": 50}
 FAMILIES = [
-    VAE(shape=(8, 8, 1), encoder=ConvEncoder((2,), (5,)), latent=2, decoder=MLP((4,))),
+    VAE(shape=(8, 8, 1), encoder=MLP((5,)), latent=2, decoder=MLP((4,))),
     RBM(shape=(8, 8, 1), hidden=5),
     GaussianDiffusion(ResidualMLP(width=8, layers=1), shape=(8, 8, 1), levels=17),
     Mixture(shape=(8, 8, 1), components=3),
@@ -331,6 +333,7 @@ def test_errors_by_labels_of_each_family(model, digits, monkeypatch):
     monkeypatch.setattr(features, "TUNING_STEPS", 2)
     monkeypatch.setattr(features, "TUNING_EPOCHS", 1)
     monkeypatch.setattr(features, "FOLDS", 2)
+    monkeypatch.setattr(features, "DROPOUT_RATES", ((0.0, 0.0),))
     splits = {
         name: {
             "x": digits.splits[name]["x"][:n] / np.float32(16),
@@ -339,22 +342,31 @@ def test_errors_by_labels_of_each_family(model, digits, monkeypatch):
         for name, n in SMALL_SPLITS.items()
     }
     state = jax.jit(model.init)(jax.random.key(0))
-    results = features.label_errors(model, [state], splits, [20, 999], draws=2)
-    assert {result.labels for result in results} == {20, 120}
+    results = features.label_errors(model, [state], splits, [20], draws=2)
     errors = {(result.method, result.labels): result.errors for result in results}
     assert len(errors) == len(results)
     for name in ("codes", "layers"):
         for classifier in ("logistic regression", "k-NN"):
             method = f"{name}, {classifier}"
-            assert ((method, 20) in errors) == (f"untrained {method}", 20) in errors
+            assert ((method, 20) in errors) == ((f"untrained {method}", 20) in errors)
             if (method, 20) in errors:  # draw 0 of the untrained model has the seed of the state
                 assert errors[method, 20][0] == errors[f"untrained {method}", 20][0]
     able = capabilities(model)
     assert (("encoder, fine-tuned", 20) in errors) == ("encoder_network" in able)
     assert (("codes, k-NN", 20) in errors) == features.has_codes(model)
     assert all(0 <= error <= 1 for each in errors.values() for error in each)
-    pixels = errors["pixels, logistic regression", 120]
-    assert pixels[0] == pixels[1]
+
+
+def test_draws_of_all_rows_differ_in_the_states_alone(digits):
+    model = Mixture(shape=(8, 8, 1), components=3)
+    states = [jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 5)]
+    rows = {"x": digits.train["x"][:80] / np.float32(16), "label": digits.train["label"][:80]}
+    results = features.label_errors(model, states, {"train": rows, "test": rows}, [999], draws=3)
+    errors = {result.method: result.errors for result in results}
+    assert {result.labels for result in results} == {80}
+    assert len(set(errors["pixels, logistic regression"])) == 1
+    first, second, third = errors["codes, logistic regression"]
+    assert first == third != second
 
 
 def test_models_without_features_or_with_labels_have_no_errors_by_labels():
@@ -376,5 +388,11 @@ def test_the_command_writes_the_errors_and_their_picture(tmp_path, capsys, monke
     assert "untrained layers, k-NN" in capsys.readouterr().out
     assert main(["features", "vae_digits", "--labels", "5"]) == 2
     assert "5 labels of 10 classes" in capsys.readouterr().err
-    assert main(["features", "mixture_binarized_mnist"]) == 2
-    assert "has no labels" in capsys.readouterr().err
+
+
+def test_data_without_labels_are_refused(digits):
+    unlabelled = replace(digits, train={"x": digits.train["x"]})
+    experiment = EXPERIMENTS["vae_digits"]
+    subject = Subject("vae_digits", experiment, unlabelled, {}, 0, None)
+    with pytest.raises(UserError, match="digits has no labels"):
+        check_labelled(subject)
