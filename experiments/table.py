@@ -181,16 +181,14 @@ model, except that they are copies. *Class KL* is in nats. BUILD.md says what ea
 """
 
 
-USES: dict[str, tuple[str, str]] = {
-    "features": (
-        "Features",
-        "`python -m experiments features RUN --publish` writes these error rates on the test "
-        "split, by the\nnumber of labels. ± is the standard error over draws of the labelled "
-        "examples. *Untrained* features\nare those of the first state. Layers and "
-        "hyperparameters are chosen by cross-validation among the\nlabelled examples alone. "
-        "BUILD.md says what each method is.\n",
-    ),
-}
+FEATURES = """\
+`python -m experiments features RUN --publish` writes these error rates on the test split, by the
+number of labels. ± is the standard error over draws of the labelled examples. *Untrained* is the
+first state of the model. Layers and hyperparameters are chosen by cross-validation among the
+labelled examples alone. BUILD.md says what each method is.
+"""
+
+USES: dict[str, tuple[str, str]] = {"features": ("Features", FEATURES)}
 """For each command that uses trained models: the heading and the explanation of its tables."""
 
 

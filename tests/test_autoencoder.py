@@ -205,7 +205,7 @@ def test_tied_weights_are_transposed_and_stay_tied():
     names = {"/".join(path) for path in flatten_dict(state.params["decoder"])}
     assert names == {"Dense_0/bias", "Dense_1/bias"}
     encoder = state.params["encoder"]
-    (w1, c1), (w2, c2) = ((encoder[f"Dense_{i}"][k] for k in ("kernel", "bias")) for i in (0, 1))
+    (w1, c1), (w2, c2) = ([encoder[f"Dense_{i}"][k] for k in ("kernel", "bias")] for i in (0, 1))
     b2, b1 = (state.params["decoder"][f"Dense_{i}"]["bias"] for i in range(2))
     z = jax.nn.sigmoid(jax.nn.sigmoid(batch["x"] @ w1 + c1[None]) @ w2 + c2[None])
     x_hat = jax.nn.sigmoid(jnp.tanh(z @ w2.T + b2[None]) @ w1.T + b1[None])

@@ -362,8 +362,8 @@ def label_errors(
     The model's `encoder` and the untrained one are also fine-tuned under a softmax layer.
 
     A draw takes labelled rows in equal numbers of each class (`draw_labelled`). Every other label
-    stays unknown, those of the validation split too. Cross-validation among the labelled rows
-    therefore makes every choice: of the layer, the number of components and all hyperparameters.
+    stays unknown, also in the validation split. Cross-validation among the labelled rows therefore
+    makes every choice: of the layer, the number of components and all hyperparameters.
 
     Draw i takes the i-th state, the states in turn, and i as the seed of the untrained model and of
     fine-tuning. Draws of all rows differ in the states and seeds alone.
