@@ -272,7 +272,18 @@ def test_logistic_regression_equals_scikit_learns_on_scaled_vectors():
     mean, scale = labelled.x.mean(axis=0), np.sqrt(labelled.x.var(axis=0).mean())
     expected = LogisticRegression(C=0.1).fit((labelled.x - mean) / scale, labelled.labels)
     wrong = expected.predict((test.x - mean) / scale) != test.labels
-    np.testing.assert_array_equal(features.logistic_wrong(labelled, test, 0.1), wrong)
+    np.testing.assert_array_equal(features.logistic_wrong(labelled, test, "shared", 0.1), wrong)
+
+
+def test_vectors_are_scaled_to_a_mean_variance_of_one():
+    x = np.random.default_rng(0).normal(size=(500, 3)) * [10, 1, 0] + 5
+    for scaling, ratio in (("shared", 10), ("each", 1.5)):
+        rows, queries = features.scaled(x, x[:7], scaling)
+        np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(rows.var(axis=0).mean(), 1)
+        np.testing.assert_array_equal(queries, rows[:7])
+        deviation = rows.std(axis=0)
+        assert deviation[0] / deviation[1] == pytest.approx(ratio, rel=0.1)
 
 
 def test_the_version_with_the_labels_is_chosen():

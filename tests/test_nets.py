@@ -379,8 +379,8 @@ def test_convolution_layers_equal_those_of_flax(size, stride):
 
 def test_hidden_layers_are_the_activations_of_every_layer():
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
-    network = ConvEncoder((2, 4), (5,), out=(7,))
-    variables = network.init(jax.random.key(1), x)
+    network: Any = ConvEncoder((2, 4), (5,), out=(7,))
+    variables: Any = network.init(jax.random.key(1), x)
     first, second, last = nets.layers(network, variables, x)
     assert (first.shape, second.shape, last.shape) == ((3, 4, 4, 2), (3, 2, 2, 4), (3, 5))
     top = variables["params"]["MLP_0"]["Dense_1"]
@@ -395,10 +395,11 @@ def test_hidden_layers_of_a_users_network_are_the_outputs_of_its_modules():
             return nn.Dense(2)(nn.relu(nn.Dense(4)(x)))
 
     x = jax.random.normal(jax.random.key(0), (3, 6))
-    variables = Own().init(jax.random.key(1), x)
-    layers = jax.jit(lambda x: nets.layers(Own(), variables, x))(x)
+    network: Any = Own()
+    variables = network.init(jax.random.key(1), x)
+    layers = jax.jit(lambda x: nets.layers(network, variables, x))(x)
     assert [h.shape for h in layers] == [(3, 4), (3, 2), (3, 2)]
-    np.testing.assert_allclose(layers[-1], Own().apply(variables, x), rtol=1e-5)
+    np.testing.assert_allclose(layers[-1], network.apply(variables, x), rtol=1e-5)
 
 
 def test_an_affine_network_shifts_its_input_and_passes_dropout_on():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from experiments.uses.base import (
     publish,
     write,
 )
+from gen import data
 from gen.core import require
+from gen.data import Binarize
 from gen.uses import features
 from gen.uses.features import Result
 
@@ -47,6 +49,10 @@ class Flags:
     """draws of the labelled examples, for each number of labels"""
     tune: bool = True
     """also fine-tune the encoder on the labels, which takes most of the time"""
+    data: str = ""
+    """other data with labels, of the same shape (default: the data of the model)"""
+    binarize: Binarize = "none"
+    """rule by which other data are binarised"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
@@ -55,6 +61,11 @@ class Flags:
     """keep compiled programs in the cache folder for later commands"""
 
     def __post_init__(self):
+        require(
+            bool(self.data) or self.binarize == "none",
+            f"--binarize is {self.binarize}, and the data of the model are as in training: give "
+            "--data, too",
+        )
         require(2 <= self.draws <= 100, f"--draws is {self.draws}: take 2 … 100")
         fewest = min(self.labels, default=0)
         require(fewest > 0, f"--labels is {self.labels}: give one positive number or more")
@@ -66,6 +77,30 @@ def check_labelled(subject: Subject) -> None:
     name, training = subject.dataset.name, subject.dataset.train
     require(subject.dataset.classes > 1, f"{name} has no labels, which could be predicted")
     require("length" not in training, f"{name} has padded sequences, which have no features")
+
+
+def on_labelled_data(
+    subject: Subject, name: str, binarize: Binarize, data_dir: Path | None = None
+) -> Subject:
+    """Return the model with other data, as one that was trained on images without labels needs.
+
+    Args:
+      subject: the model.
+      name: the name of a data set.
+      binarize: the rule by which it is binarised.
+      data_dir: folder of prepared data sets.
+
+    Raises:
+      UserError: the data have another shape, or values that the model does not take.
+    """
+    dataset, needed = data.load(name, data_dir), subject.experiment.model.shape
+    require(
+        tuple(dataset.shape) == tuple(needed),
+        f"{name} has the shape {list(dataset.shape)} and {subject.name} takes {list(needed)}: give "
+        "other --data",
+    )
+    experiment = replace(subject.experiment, data=name, binarize=binarize, probe=False).on(dataset)
+    return subject._replace(experiment=experiment, dataset=dataset)
 
 
 def outcome_of(
@@ -140,6 +175,8 @@ def command(arguments: list[str]) -> int:
     chosen = parse(Flags, arguments, "features")
     keep_programs(chosen.keep_programs)
     subject = load_subject(chosen.run, chosen.data_dir)
+    if chosen.data:
+        subject = on_labelled_data(subject, chosen.data, chosen.binarize, chosen.data_dir)
     check_labelled(subject)
     if chosen.publish:  # before the training, which may take hours
         check_use_publishable(subject)

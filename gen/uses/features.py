@@ -64,6 +64,11 @@ CHOICE_PENALTY = 0.1
 """Inverse penalty of the logistic regression that chooses a layer."""
 SCALED_PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 """Candidates for C, the inverse of the L2 penalty, with inputs scaled to a mean variance of 1."""
+SCALINGS = ("shared", "each")
+"""Candidates for the scaling of the inputs of logistic regression: by one factor for all variables,
+or by one for each."""
+DAMPING = 0.1
+"""Part of the shared scale that is added to the scale of each variable."""
 METRICS = ("euclidean", "cosine")
 """Candidates for the distance of nearest neighbours."""
 NUMBERS_OF_NEIGHBOURS = (1, 3, 5, 10)
@@ -537,46 +542,65 @@ def choose(representation: Representation, labelled: Labelled) -> str:
         return versions[0]
     some = labelled.at(np.arange(min(len(labelled.labels), CHOICE_ROWS)))
     errors = [
-        sum(logistic_wrong(*fold, CHOICE_PENALTY).sum() for fold in folds(some._replace(x=vectors)))
+        sum(
+            logistic_wrong(*fold, "shared", CHOICE_PENALTY).sum()
+            for fold in folds(some._replace(x=vectors))
+        )
         for vectors in representation.vectors(some.x, versions)
     ]
     return versions[int(np.argmin(errors))]
 
 
 def logistic_error(labelled: Labelled, test: Labelled) -> tuple[float, dict[str, Any]]:
-    """Return the test error of logistic regression, and the C that cross-validation chose.
+    """Return the test error of logistic regression, and the scaling and C that were chosen.
 
     Args:
       labelled: vectors and labels to fit.
       test: vectors and labels to predict.
     """
+    candidates = [(scaling, c) for scaling in SCALINGS for c in SCALED_PENALTIES]
     chosen = cross_validated(
         labelled,
-        lambda fitted, held: [logistic_wrong(fitted, held, c).sum() for c in SCALED_PENALTIES],
+        lambda fitted, held: [logistic_wrong(fitted, held, *each).sum() for each in candidates],
     )
-    c = SCALED_PENALTIES[chosen]
-    return float(logistic_wrong(labelled, test, c).mean()), {"C": c}
+    scaling, c = candidates[chosen]
+    error = float(logistic_wrong(labelled, test, scaling, c).mean())
+    return error, {"scaling": scaling, "C": c}
 
 
-def logistic_wrong(fitted: Labelled, held: Labelled, c: float) -> np.ndarray:
+def logistic_wrong(fitted: Labelled, held: Labelled, scaling: str, c: float) -> np.ndarray:
     """Return where logistic regression errs, [N]; its objective is the one of `linear_error`.
-
-    All vectors are shifted and scaled by two numbers each, so that the fitted rows have the mean 0
-    and the mean variance 1.
 
     Args:
       fitted: vectors and labels to fit.
       held: vectors and labels to predict.
+      scaling: as in `scaled`.
       c: the inverse penalty.
     """
-    mean = fitted.x.mean(axis=0)
-    scale = 1 / max(float(np.sqrt(((fitted.x - mean) ** 2).mean())), 1e-12)
-    classifier = logistic_regression((fitted.x - mean) * scale, fitted.labels, c)
-    return classifier.predict((held.x - mean) * scale) != held.labels
+    x, queries = scaled(fitted.x, held.x, scaling)
+    return logistic_regression(x, fitted.labels, c).predict(queries) != held.labels
+
+
+def scaled(x: np.ndarray, queries: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return both arrays, shifted and scaled so that x has the mean 0 and the mean variance 1.
+
+    Args:
+      x: vectors, [N, D].
+      queries: vectors, [Q, D].
+      scaling: `shared` divides by one number, the root of the mean variance s². `each` divides
+        variable j by σ_j + `DAMPING` s before that, so that a variable that hardly varies does not
+        become noise of full size.
+    """
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    shared = max(float(np.sqrt((deviation**2).mean())), 1e-12)
+    divisor = shared if scaling == "shared" else deviation + DAMPING * shared
+    x, queries = (x - mean) / divisor, (queries - mean) / divisor
+    again = max(float(np.sqrt(x.var(axis=0).mean())), 1e-12)
+    return x / again, queries / again
 
 
 def nearest_error(labelled: Labelled, test: Labelled) -> tuple[float, dict[str, Any]]:
-    """Return the test error of k nearest neighbours, and the k and the distance that were chosen.
+    """Return the test error of k nearest neighbours, and the choices of scaling, distance and k.
 
     Args:
       labelled: vectors and labels to search.
@@ -584,18 +608,26 @@ def nearest_error(labelled: Labelled, test: Labelled) -> tuple[float, dict[str, 
     """
     fewest = min(len(fitted.labels) for fitted, _ in folds(labelled))
     ks = [k for k in NUMBERS_OF_NEIGHBOURS if k <= fewest]
-    candidates = [(metric, k) for metric in METRICS for k in ks]
+    spaces = [(scaling, metric) for scaling in ("none", "each") for metric in METRICS]
+    candidates = [(*space, k) for space in spaces for k in ks]
+
+    def predicted(fitted, x, scaling, metric, ks):
+        if scaling == "each":
+            rows, x = scaled(fitted.x, x, "each")
+            fitted = fitted._replace(x=rows)
+        return nearest_labels(fitted, x, metric, ks)
 
     def wrong(fitted, held):
         return [
-            (predicted != held.labels).sum()
-            for metric in METRICS
-            for predicted in nearest_labels(fitted, held.x, metric, ks)
+            (labels != held.labels).sum()
+            for space in spaces
+            for labels in predicted(fitted, held.x, *space, ks)
         ]
 
-    metric, k = candidates[cross_validated(labelled, wrong)]
-    (predicted,) = nearest_labels(labelled, test.x, metric, [k])
-    return float((predicted != test.labels).mean()), {"metric": metric, "k": k}
+    scaling, metric, k = candidates[cross_validated(labelled, wrong)]
+    (labels,) = predicted(labelled, test.x, scaling, metric, [k])
+    error = float((labels != test.labels).mean())
+    return error, {"scaling": scaling, "metric": metric, "k": k}
 
 
 def nearest_labels(
