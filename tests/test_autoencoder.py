@@ -242,6 +242,7 @@ def test_a_stack_is_one_network(batch_norm):
     model = StackedAutoencoder(shape=(7,), hidden=(6, 5), layer=layer)
     state = jax.jit(model.init)(jax.random.key(0))
     batch = {"x": jax.random.normal(jax.random.key(1), (4, 7))}
+    network: Any
     network, variables = model.encoder_network(state)
     np.testing.assert_allclose(network.apply(variables, batch["x"]), model.encode(state, batch))
 
