@@ -188,6 +188,13 @@ Warnings that published runs gave while they trained, each where a report first 
 `gan_collapsed_digits` fails on purpose.
 """
 
+FEATURES = """\
+`python -m experiments features RUN --publish` writes these error rates on the test split, by the
+number of labels. ± is the standard error over draws of the labelled examples. *Untrained* is the
+first state of the model. Layers and hyperparameters are chosen by cross-validation among the
+labelled examples alone. BUILD.md says what each method is.
+"""
+
 ODDS = """\
 Each row is the mean over 20 tabular sets of a detector that was trained on half of the normal rows
 and tested on the others and all anomalies (`python -m experiments protocol odds NAME`). """
@@ -210,6 +217,7 @@ steadiest dimension tells the fixed factor. BUILD.md says what each figure means
 """
 
 USES: dict[str, tuple[str, str]] = {
+    "features": ("Features", FEATURES),
     "anomaly": (
         "Anomalies",
         "Each row says how well the score of a model tells anomalies from normal test examples "

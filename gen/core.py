@@ -148,7 +148,8 @@ CAPABILITIES = {
     "score": "score(state, batch, key) -> [B], higher is stranger",
     "scores": "scores(state, batch, key) -> {kind: [B]}, further scores, higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
-    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode, to start a classifier",
+    "layers": "layers(state, batch) -> hidden layers from below, [B, ...]; noise_times: also t",
+    "encoder_network": "encoder_network(state) -> (Flax module, variables), from x to [B, F]",
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
@@ -193,10 +194,10 @@ class Facts(NamedTuple):
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
     codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
     # the noise that a deterministic sampler maps to x
-    normal_codes: int = (
-        0  # dimension of the codes that the model draws from N(0, I) and decodes; 0:
-    )
-    # its codes have another law, or none
+    normal_codes: int = 0  # dimension of the codes that the model draws from N(0, I) and decodes;
+    # 0: its codes have another law, or it has none
+    noise_times: tuple[float, ...] = ()  # t in [0, 1] to choose from for layers(state, batch, t),
+    # the hidden layers of a network that sees x as it is at time t of a noise; (): there is no t
     completion: Literal["any", "raster", "order"] = "any"  # the masks for which `complete` draws
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order

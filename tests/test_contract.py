@@ -350,8 +350,12 @@ def check_capabilities(model, state, batch, estimates):
     if "tables" in able:
         assert all(np.ndim(table) == 2 for table in model.tables(state).values())
     if "layers" in able:
-        for weight, bias in model.layers(state):
-            assert weight.shape[1:] == bias.shape
+        check_layers(model, state, batch)
+    if "encoder_network" in able:
+        network, variables = model.encoder_network(state)
+        assert jax.eval_shape(network.apply, variables, batch["x"]).shape[0] == BATCH
+        fresh = jax.eval_shape(network.init, jax.random.key(0), batch["x"])
+        assert jax.tree.map(jnp.shape, dict(fresh)) == jax.tree.map(jnp.shape, dict(variables))
     if "begin" in able:
         begun = jax.eval_shape(model.begin, state, batch, jax.random.key(11))
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, begun))
@@ -363,6 +367,24 @@ def check_capabilities(model, state, batch, estimates):
             assert np.isfinite(end)
             # AIS of a model that has hardly moved from its base rate is near to the truth.
             assert exact is None or abs(end - exact) < 2
+
+
+def check_layers(model, state, batch):
+    """Check that the last hidden layer is the code, or that all of them side by side are."""
+    run = jax.jit(model.layers)
+    layers = run(state, batch)
+    assert all(len(h) == BATCH and h.ndim > 1 for h in layers)
+    times = facts(model).noise_times
+    if times:
+        later = run(state, batch, max(times))
+        assert not equal(layers, later)
+        assert jax.tree.map(jnp.shape, later) == jax.tree.map(jnp.shape, layers)
+    elif "encode" in core.capabilities(model):
+        code = jax.jit(model.encode)(state, batch)
+        last = layers[-1].reshape(BATCH, -1)
+        if last.shape != code.shape:
+            last = jnp.concatenate([h.reshape(BATCH, -1) for h in layers], axis=1)
+        np.testing.assert_allclose(last, code, rtol=1e-5, atol=1e-6)
 
 
 def test_init_is_deterministic_and_depends_on_the_key(some):

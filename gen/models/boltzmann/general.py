@@ -148,6 +148,10 @@ class BoltzmannMachine:
         h, log_p = hidden_states(state.params, flatten(batch["x"]))
         return jax.nn.softmax(log_p, axis=1) @ h
 
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the code alone, p(h_j = 1 | v), [B, H]."""
+        return [self.encode(state, batch)]
+
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Draw by `burn_in` Gibbs sweeps from the persistent chains: [n, *shape]."""
         return self.chains(state, key, n, self.burn_in)

@@ -35,6 +35,7 @@ from gen.estimate import Estimate
 from gen.levels import check_levels, to_floats, to_index, to_value
 from gen.models.diffusion import generation, samplers, schedules
 from gen.models.diffusion.common import (
+    NOISE_TIMES,
     State,
     add_axes,
     init_state,
@@ -122,6 +123,7 @@ class GaussianDiffusion:
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
     codes: ClassVar[Literal["features", "noise"]] = "noise"
+    noise_times: ClassVar[tuple[float, ...]] = NOISE_TIMES
 
     net: nn.Module = UNet()
     """network of a noisy example, its time and its label"""
@@ -345,6 +347,7 @@ class GaussianDiffusion:
     sample_in = generation.sample_in
     denoising = generation.denoising
     complete = generation.complete
+    layers = generation.layers
     encode = generation.encode
     decode = generation.decode
 
@@ -379,6 +382,18 @@ class GaussianDiffusion:
             return jax.tree.map(lambda c, f: (1 + guidance) * c - guidance * f, given, free)
 
         return denoise
+
+    def hidden_layers(self, state: State, x_t: jax.Array, t: jax.Array) -> list[jax.Array]:
+        """Return the activations of the network's hidden layers, without labels, [B, ...] each.
+
+        Args:
+          state: a state of the model.
+          x_t: noisy examples, [B, *shape].
+          t: their times, [B].
+        """
+        label = jnp.full(len(x_t), self.classes) if self.classes else None
+        inputs = self._features(x_t), self._time(state.ema, t), label
+        return nets.layers(self._net, {"params": state.ema["net"], **state.stats}, *inputs)
 
     def to_continuous(self, x: jax.Array) -> jax.Array:
         """Return 2 x − 1 of values, or of integer levels: [0, 1] becomes [−1, 1]."""
@@ -496,10 +511,7 @@ class GaussianDiffusion:
 
         The network's output is one of ε, x and v; the others follow from α x + σ ε = x_t.
         """
-        log_snr = self._log_snr(params)
-        first, last = log_snr(jnp.zeros(())), log_snr(jnp.ones(()))
-        time = (first - log_snr(t)) / (first - last)
-        inputs = self._features(x_t), time, label
+        inputs = self._features(x_t), self._time(params, t), label
         out, stats = nets.apply(self._net, params["net"], stats, *inputs, train=train, key=key)
         out = out.reshape(x_t.shape)
         alpha, sigma = (add_axes(scale, self.shape) for scale in self.path(params)(t))
@@ -508,6 +520,12 @@ class GaussianDiffusion:
         if self.prediction == "x":
             return Prediction(out, (x_t - alpha * out) / sigma), stats
         return Prediction(alpha * x_t - sigma * out, sigma * x_t + alpha * out), stats
+
+    def _time(self, params: Any, t: jax.Array) -> jax.Array:
+        """Return the network's time: the position of λ_t between its two ends, [B] in [0, 1]."""
+        log_snr = self._log_snr(params)
+        first, last = log_snr(jnp.zeros(())), log_snr(jnp.ones(()))
+        return (first - log_snr(t)) / (first - last)
 
     def _features(self, x_t: jax.Array) -> jax.Array:
         """Return the network's input: x_t, and beside it Fourier features as extra channels.

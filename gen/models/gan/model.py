@@ -293,17 +293,20 @@ class GAN:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image.
+        """Return the methods that need an encoder, codes, no label or single images.
 
-        A model with classes decodes z only together with a label. The discriminator of a packed GAN
-        judges no single image.
+        A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image. Its
+        discriminator is no encoder where it is given labels, too. A model with classes decodes z
+        only together with a label. The discriminator of a packed GAN judges no single image.
         """
         lacks = ("score", "scores") if self.pack > 1 else ()
         if self.encoder is not None:
             return lacks
         if self._has_codes:
-            return (*lacks, "decode", "reconstruct")
-        return (*lacks, "encode", "reconstruct", *(("decode",) if self.classes else ()))
+            lacks = (*lacks, "decode", "reconstruct")
+            return (*lacks, "layers", "encoder_network") if self.classes else lacks
+        lacks = (*lacks, "encode", "reconstruct", "layers", "encoder_network")
+        return (*lacks, "decode") if self.classes else lacks
 
     @property
     def normal_codes(self) -> int:
@@ -683,6 +686,24 @@ class GAN:
         _, posterior, _ = self._discriminate(discriminator, player, None, {"x": x}, label)
         assert posterior is not None
         return self._code_means(posterior)
+
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the activations of the hidden layers of `encoder_network`, and then the code."""
+        network, variables = self.encoder_network(state)
+        return [*nets.layers(network, variables, batch["x"]), self.encode(state, batch)]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return E of a BiGAN, whose features are z; of an InfoGAN D without its heads."""
+        _, discriminator, encoder = self._networks(None)
+        if encoder is not None:
+            params = state.ema[1] if self.ema_decay else state.encoder.params
+            variables = {"params": params, **state.encoder.stats}
+        else:
+            assert isinstance(discriminator, Heads)
+            player, encoder = self._discriminator_player(state), discriminator.network
+            variables = {"params": player.params, **player.stats}
+            variables = {name: values["network"] for name, values in variables.items()}
+        return nets.Affine(encoder, 2.0, -1.0), nets.wrapped(variables)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """Return G(z), scaled to [0, 1]: [B, *shape]."""
