@@ -145,7 +145,7 @@ def test_the_command_finds_onsets(name):
     if "series" in test:
         test["series"] = np.searchsorted((0, 1, 2, 200, 201), test["series"])
     dataset = replace(dataset, test=test)
-    experiment = experiment.on(dataset)
+    experiment = experiment.on(dataset).for_run()
     state = jax.jit(experiment.model.init)(jax.random.key(0))
     subject = Subject(name, experiment, dataset, {0: state}, 0, None)
     flags = anomaly.Flags(Path(name), false_alarm_rate=0.4)

@@ -127,7 +127,13 @@ def check_use_publishable(subject: Subject) -> None:
 
 
 def publish(subject: Subject, command: str, outcome: Outcome) -> Path:
-    """Write the record to experiments/results/NAME/COMMAND.json, and return the path."""
+    """Write the record to experiments/results/NAME/COMMAND.json, and return the path.
+
+    Args:
+      subject: the model.
+      command: the name of the command, which the file has.
+      outcome: its result.
+    """
     path = RESULTS / subject.name / f"{command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, to_json(outcome))

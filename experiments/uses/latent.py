@@ -56,7 +56,7 @@ class Flags:
     pairs: int = 6
     """pairs of test examples that are joined by a path"""
     dimensions: int = 10
-    """dimensions that are traversed, at most: those of the largest KL or variance"""
+    """dimensions that are traversed, at most, by falling KL or variance"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
@@ -74,7 +74,7 @@ class Space(NamedTuple):
     codes: np.ndarray  # [N, latent]; draws from N(0, I) for a model that cannot encode
     label: np.ndarray | None  # [N], None where there are none
     kl: list[Estimate]  # of each dimension, in nats; empty where the posterior is not known
-    encoded: bool  # whether the codes are those of examples
+    encoded: bool  # whether the codes belong to examples
 
     @property
     def order(self) -> np.ndarray:

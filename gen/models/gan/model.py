@@ -702,7 +702,9 @@ class GAN:
             assert isinstance(discriminator, Heads)
             player, encoder = self._discriminator_player(state), discriminator.network
             variables = {"params": player.params, **player.stats}
-            variables = {name: values["network"] for name, values in variables.items()}
+            variables = {
+                name: values["network"] for name, values in variables.items() if "network" in values
+            }
         return nets.Affine(encoder, 2.0, -1.0), nets.wrapped(variables)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
