@@ -398,13 +398,18 @@ def latent_space(
     axes.set_title(title, fontsize=9)
     axes.set(xticks=[], yticks=[])
     if labels is not None:
-        axes.legend(markerscale=3, fontsize=7, loc="upper right")
+        axes.legend(
+            markerscale=3, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+        )
     axes = figure.add_subplot(upper[1])
     axes.bar(np.arange(len(sizes)), sizes)
     axes.set_title("dimensions of the code", fontsize=9)
     axes.set(xlabel="dimension, in falling order", ylabel=unit)
+    if not grids:
+        return figure
+    below = rows[1].subgridspec(1, len(grids))
     for i, (text, canvas) in enumerate(canvases.items()):
-        axes = figure.add_subplot(rows[1].subgridspec(1, len(grids))[i])
+        axes = figure.add_subplot(below[i])
         axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(text, fontsize=9)
         row_labels = grids[text][1] or []

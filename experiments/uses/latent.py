@@ -74,7 +74,7 @@ class Space(NamedTuple):
     codes: np.ndarray  # [N, latent]; draws from N(0, I) for a model that cannot encode
     label: np.ndarray | None  # [N], None where there are none
     kl: list[Estimate]  # of each dimension, in nats; empty where the posterior is not known
-    encoded: bool  # whether the codes belong to examples
+    encoded: bool  # whether examples were encoded
 
     @property
     def order(self) -> np.ndarray:
