@@ -17,8 +17,9 @@ if __name__ == "__main__":  # before the imports, which take their time
     interruption.watch(interruption.stop)
 
 import difflib
+import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,9 +39,16 @@ usage: python -m experiments COMMAND ...
   train NAME       train an experiment; the same command again resumes it
   sweep NAME       train an experiment at every combination of some values
   evaluate RUN     write estimates on the test split to RUN/evaluation.json
-                   (RUN here, in judge, sample and export: a folder, or the NAME of an
+                   (RUN is a run folder; for all commands but compare also the NAME of an
                    experiment with published weights)
   judge RUN        samples against test images, by a classifier: RUN/judge.json
+  features RUN     labels predicted from features of few examples: RUN/features.json
+  anomaly RUN      strange test examples, or rows of a file, with p-values and alarms at a
+                   stated false-alarm rate: RUN/anomaly.json
+  protocol P NAME  the AUROC of an experiment or a baseline on 20 tabular sets (odds), or on
+                   one class of images against the others
+  documents RUN    p(word | the other words), p(group | words), and the words that speak
+                   for a group: RUN/documents.json
   complete RUN...  occluded test examples, filled in by several models: RUN/complete.json
   latent RUN       map, paths and dimensions of the codes: RUN/latent.json and .png
   compare RUN RUN  the curves of runs on one figure, and their paired differences
@@ -402,24 +410,6 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
-def judge_command(arguments: list[str]) -> int:
-    from experiments.uses import judge
-
-    return judge.command(arguments)
-
-
-def complete_command(arguments: list[str]) -> int:
-    from experiments.uses import complete
-
-    return complete.command(arguments)
-
-
-def latent_command(arguments: list[str]) -> int:
-    from experiments.uses import latent
-
-    return latent.command(arguments)
-
-
 def compare_command(arguments: list[str]) -> int:
     chosen = parse(Compare, arguments, "compare")
     from experiments import compare
@@ -520,15 +510,25 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown experiment {name!r}: {hint}")
 
 
+def use(name: str) -> Callable[[list[str]], int]:
+    """Return the command of a module of `experiments.uses`, which is imported when it runs."""
+
+    def run(arguments: list[str]) -> int:
+        return importlib.import_module(f"experiments.uses.{name}").command(arguments)
+
+    return run
+
+
+USES = ("judge", "features", "anomaly", "protocol", "documents", "complete", "latent")
+"""Commands that use trained models, each a module of `experiments.uses`."""
+
 COMMANDS = {
     "list": list_command,
     "data": data_command,
     "train": train_command,
     "sweep": sweep_command,
     "evaluate": evaluate_command,
-    "judge": judge_command,
-    "complete": complete_command,
-    "latent": latent_command,
+    **{name: use(name) for name in USES},
     "compare": compare_command,
     "sample": sample_command,
     "export": export_command,

@@ -20,7 +20,7 @@ from experiments.folder import RESULTS, commit, is_clean, read_json, write_json,
 from experiments.registry import EXPERIMENTS
 from experiments.run import FAULTS, Run
 from experiments.table import NEEDED
-from gen import data, estimate, plots, weights
+from gen import estimate, plots, weights
 from gen.core import UserError
 from gen.data import Dataset, Format
 from gen.trained import WEIGHTS, Trained
@@ -95,7 +95,7 @@ def evaluate_published(run: Trained, split: str, data_dir: Path | None = None) -
       The estimates, as in a record of `evaluate_run`, and the seed and the step of the weights.
     """
     experiment, seed = of_published(run)
-    dataset = data.load(experiment.data, data_dir)
+    dataset = replace(experiment, seed=seed, seeds=()).load_data(data_dir)
     results = evaluate_state(experiment.on(dataset), dataset, run.state, split, seed)
     estimates = {name: estimate.to_json(value) for name, value in results.items()}
     return {"experiment": run.name, "seed": seed, "step": run.step, "estimates": estimates}

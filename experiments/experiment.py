@@ -15,9 +15,9 @@ import tyro
 from flax import linen as nn
 
 from experiments import own
-from gen import checks, config, optimize, parallel, train
+from gen import checks, config, data, optimize, parallel, train
 from gen.core import Batch, UserError, check_fields, require
-from gen.data import DATASETS, Binarize, Dataset, Format, Reading
+from gen.data import DATASETS, ODDS, Binarize, Dataset, Format, Reading
 from gen.train import Decode, Precision
 
 MAY_CHANGE = {
@@ -56,8 +56,9 @@ class Experiment:
     """the model and its hyperparameters"""
     data: str = "mnist"
     """data set: [fashion_, binarized_, stacked_]mnist, digits[_nudged], uci_{dna, mushrooms, nips},
-    news, jsb, nottingham, letters, earthquakes, regimes, eight_gaussians or sprites; or your own: a
-    folder of images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
+    news[_groups, _foreign], jsb, nottingham, letters, earthquakes, regimes, sensors[_windows],
+    textures[_brick], sprites, eight_gaussians, [fashion_]mnist_class_3 or odds_glass and their
+    like; or your own: a folder of images, or a file .npz, .npy, .csv, .tsv, .txt or .mat"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = Reading()
     """how your own data are read"""
     binarize: Binarize = "none"
@@ -141,6 +142,22 @@ class Experiment:
     def fit_seed(self) -> int | tuple[int, ...]:
         """Return the seeds as `fit` takes them: a single seed runs without `vmap`."""
         return self.seeds or self.seed
+
+    def load_data(self, data_dir: Path | None = None) -> Dataset:
+        """Return the data set of the experiment, whose split the seed draws if it is one of `ODDS`.
+
+        Args:
+          data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+
+        Raises:
+          UserError: there are several seeds, and each would draw another split.
+        """
+        require(
+            self.data not in ODDS or len(self.all_seeds) == 1,
+            f"the seed splits {self.data}, and all seeds of a run share their data: train one run "
+            "for each, with --seed",
+        )
+        return data.load(self.data, data_dir, self.reading, self.all_seeds[0])
 
     def on(self, dataset: Dataset) -> Experiment:
         """Return the experiment with the model's shape set to the shape of the data.

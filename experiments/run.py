@@ -22,7 +22,7 @@ from experiments import fitting, interruption
 from experiments import folder as files
 from experiments.experiment import Experiment, Options, to_config
 from experiments.interruption import INTERRUPTED, Interruption
-from gen import data, parallel, train, trained
+from gen import parallel, train, trained
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities, facts
 from gen.data import Dataset
@@ -85,7 +85,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         parallel.check_batch(experiment.batch_size, devices)
     files.check_logger(options.logger)
     experiment = fitting.with_absolute_path(experiment)
-    dataset = data.load(experiment.data, options.data_dir, experiment.reading)
+    dataset = experiment.load_data(options.data_dir)
     experiment = fitting.fit(name, experiment, dataset)
     folder = options.out or files.default_folder(name, experiment)
 
@@ -229,7 +229,7 @@ def load_run(folder: Path, data_dir: Path | None = None) -> Run:
         )
     _name_missing(folder, config)
     experiment = config.experiment
-    dataset = data.load(experiment.data, data_dir, experiment.reading)
+    dataset = experiment.load_data(data_dir)
     files.check_data(folder, manifest, dataset)
     restored = trained.restore(
         folder, to_config(config.name, experiment), experiment.model, dataset.train, dataset.format

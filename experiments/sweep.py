@@ -46,7 +46,7 @@ from experiments.experiment import (
 from experiments.interruption import Interruption
 from experiments.own import flag_words
 from experiments.table import estimate_unit, marked
-from gen import data, estimate, optimize, plots, train
+from gen import estimate, optimize, plots, train
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, require
 from gen.data import Dataset
@@ -274,7 +274,7 @@ def run_sweep(
     files.check_logger(options.logger)
     experiment = fitting.with_absolute_path(experiment)
     expanded = list(expand(name, experiment, over))
-    dataset = data.load(experiment.data, options.data_dir, experiment.reading)
+    dataset = experiment.load_data(options.data_dir)
     out = options.out or default_folder(name, experiment)
     combinations = []
     names = labels([values for values, _ in expanded])

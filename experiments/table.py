@@ -188,6 +188,17 @@ Warnings that published runs gave while they trained, each where a report first 
 `gan_collapsed_digits` fails on purpose.
 """
 
+FEATURES = """\
+`python -m experiments features RUN --publish` writes these error rates on the test split, by the
+number of labels. ± is the standard error over draws of the labelled examples. *Untrained* is the
+first state of the model. Layers and hyperparameters are chosen by cross-validation among the
+labelled examples alone. BUILD.md says what each method is.
+"""
+
+ODDS = """\
+Each row is the mean over 20 tabular sets of a detector that was trained on half of the normal rows
+and tested on the others and all anomalies (`python -m experiments protocol odds NAME`). """
+
 COMPLETIONS = """\
 Test examples with a hidden part, which `complete RUN ...` draws K times given the rest. *−log p* is
 exact, in nats, for the true hidden part given what is shown. *Squared error* is per hidden
@@ -206,8 +217,64 @@ steadiest dimension tells the fixed factor. BUILD.md says what each figure means
 """
 
 USES: dict[str, tuple[str, str]] = {
+    "features": ("Features", FEATURES),
+    "anomaly": (
+        "Anomalies",
+        "Each row says how well the score of a model tells anomalies from normal test examples "
+        "(`anomaly RUN`). An alarm is a conformal p-value of at most the stated rate; the "
+        "Benjamini-Hochberg procedure chooses the discoveries.\n",
+    ),
+    "odds": (
+        "Anomalies in 20 tables",
+        f"{ODDS}The seed draws the half, and equal normal rows are on one side of the split.\n",
+    ),
+    "odds_published": (
+        "Anomalies in 20 tables, by the split of the published figures",
+        f"{ODDS}The split is the one of Livernoche et al. 2023 (https://arxiv.org/abs/2305.18593): "
+        "the first half in the order of the file, and sets of fewer than 1,000 rows are resampled "
+        "to 1,000 first, so that copies of training rows are in the test split. Published means "
+        "(https://github.com/vicliv/DTE, table 1 of its README): ICL 89.5, KNN 89.3, DTE-NP 89.2, "
+        "LOF 87.5, DTE-C 87.4, DDPM 87.2, isolation forest 84.7, VAE 82.4, PCA 81.9. Without "
+        "repeats: the normal test rows that equal a training row are left out.\n",
+    ),
+    "one_class_mnist": (
+        "Anomalies in MNIST: one digit against the others",
+        "Each row is the mean over the ten classes of a detector that was trained on one class and "
+        "tested on the whole test split (`python -m experiments protocol one_class_mnist NAME`). "
+        "Published: Deep SVDD 94.8 (Ruff et al. 2018, "
+        "https://proceedings.mlr.press/v80/ruff18a.html).\n",
+    ),
+    "one_class_fashion_mnist": (
+        "Anomalies in Fashion-MNIST: one class against the others",
+        "As for MNIST (`python -m experiments protocol one_class_fashion_mnist NAME`).\n",
+    ),
     "complete": ("Completions of occluded test examples", COMPLETIONS),
     "latent": ("Codes", LATENT),
+    "defects": (
+        "Defects in images, pixel by pixel",
+        "`anomaly RUN` writes these figures for data whose test split says which pixels belong to "
+        "defects: the AUROC of images, by the mean of the heat map and by its maximum after a "
+        "Gaussian filter of 1 pixel, and of all pixels, in which ± is over images.\n",
+    ),
+    "onset": (
+        "Onsets of faults in series",
+        "`anomaly RUN` writes these figures for data whose test split says when a fault begins. "
+        "*False alarms* is the share of normal series with an alarm in any step. *Early* is the "
+        "share of faults with an alarm before the onset, *found* the share whose first alarm comes "
+        "later, *delay* the mean number of steps from the onset to it.\n",
+    ),
+    "documents": (
+        "Words and groups of documents",
+        """\
+`python -m experiments documents RUN --publish` writes these figures. *Σ −log p(word)* is the
+negative log pseudo-likelihood: the sum over all words of −log p(the word is there, or is not there
+| all other words), the mean over test documents. *Missing word in 10* is the share of test
+documents in which a removed word is among the ten most likely ones to be missing. *Group error* and
+*−log p(group)* judge p(group | words): Bayes' rule where the group is among the variables of the
+model (`news_groups`), else logistic regression on its codes. The other rows are of simple models of
+the same documents.
+""",
+    ),
 }
 """For each command that uses trained models: the heading and the explanation of its tables."""
 

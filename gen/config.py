@@ -28,6 +28,7 @@ _EMISSIONS = "gen.models.hmm.emissions"
 
 PARTS = {
     "AIS": "gen.models.boltzmann.partition",
+    "Affine": "gen.nets",
     "Autoencoder": "gen.models.autoencoder.model",
     "Autoregressive": f"{_AUTOREGRESSIVE}.model",
     "Bernoulli": _EMISSIONS,
@@ -51,9 +52,11 @@ PARTS = {
     "GaussianDiffusion": f"{_DIFFUSION}.gaussian",
     "GaussianMixture": _EMISSIONS,
     "HMM": "gen.models.hmm.model",
+    "KSparse": "gen.models.autoencoder.model",
     "MADE": f"{_AUTOREGRESSIVE}.vectors",
     "MLP": "gen.nets",
     "Mixture": "gen.models.mixture",
+    "MixtureOfGaussians": "gen.models.gaussian_mixture",
     "NADE": f"{_AUTOREGRESSIVE}.vectors",
     "Optimizer": "gen.optimize",
     "PixelCNN": f"{_AUTOREGRESSIVE}.pixels",

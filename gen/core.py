@@ -134,6 +134,9 @@ CAPABILITIES = {
     "denoising": "denoising(state, key, n, frames) -> [frames + 1, n, *shape], from noise to data",
     "chains": "chains(state, key, n, sweeps) -> [n, *shape], chains after that many Gibbs sweeps",
     "log_prob": "log_prob(state, batch) -> [B], exact, in nats (a bound never has this name)",
+    "log_conditionals": "log_conditionals(state, batch) -> [B, ...], log p of each variable or of "
+    "each step of a sequence, given the ones before it; they sum to log_prob",
+    "free_energy": "free_energy(state, batch) -> [B], −log p(x) − log Z, exact, in nats",
     "encode": "encode(state, batch) -> [B, latent]; for sequences [B, T, latent]",
     "decode": "decode(state, z) -> [B, *shape]",
     "posterior": "posterior(state, batch) -> mean and log-variance of q(z|x), each [B, latent]",
@@ -143,8 +146,10 @@ CAPABILITIES = {
     "exact, in nats, for the masks that the fact `completion` names",
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
     "score": "score(state, batch, key) -> [B], higher is stranger",
+    "scores": "scores(state, batch, key) -> {kind: [B]}, further scores, higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
-    "layers": "layers(state) -> [(W, c), ...], sigmoid layers that encode, to start a classifier",
+    "layers": "layers(state, batch) -> hidden layers from below, [B, ...]; noise_times: also t",
+    "encoder_network": "encoder_network(state) -> (Flax module, variables), from x to [B, F]",
     "bracket": "bracket(state, key, temperatures=None, chains=None) -> LogZ, AIS from both sides",
     "log_partition": "log_partition(state) -> log Z, exact, or None where it is too large to sum",
     "tables": "tables(state) -> learned matrices, by name",
@@ -189,10 +194,10 @@ class Facts(NamedTuple):
     classes: int = 0  # labels 0 ... classes − 1 condition the model; 0: it takes no labels
     codes: Literal["features", "noise"] = "features"  # what `encode` returns: learned features, or
     # the noise that a deterministic sampler maps to x
-    normal_codes: int = (
-        0  # dimension of the codes that the model draws from N(0, I) and decodes; 0:
-    )
-    # its codes have another law, or none
+    normal_codes: int = 0  # dimension of the codes that the model draws from N(0, I) and decodes;
+    # 0: its codes have another law, or it has none
+    noise_times: tuple[float, ...] = ()  # t in [0, 1] to choose from for layers(state, batch, t),
+    # the hidden layers of a network that sees x as it is at time t of a noise; (): there is no t
     completion: Literal["any", "raster", "order"] = "any"  # the masks for which `complete` draws
     # from p(hidden | shown): any mask; variables shown first in raster order; or first in the
     # model's own order

@@ -8,6 +8,9 @@ A model takes one of these networks, or any Flax module of the same signature:
 - decoder, generator: `__call__(z, *, train=False)` of z [B, latent], returns [B, *shape] or [B, D].
 - network of a diffusion model: `__call__(x, t, label, *, train=False)`, returns [B, *shape].
 
+The project's encoders, discriminators and denoising networks record their hidden layers by
+`record`, and `layers` returns them.
+
 Random keys come by `rngs` under the name `"dropout"`. Collections other than `"params"`, such as
 batch statistics, live in the model's state and change in training steps only.
 """
@@ -15,7 +18,7 @@ batch statistics, live in the model's state and change in training steps only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import jax
@@ -34,6 +37,9 @@ Output = Annotated[tuple[int, ...] | None, tyro.conf.Suppress]
 
 Axis = Annotated[str | None, tyro.conf.Suppress]
 """The mapped axis of devices that share a batch, which the model sets under `pmap`."""
+
+HIDDEN = "hidden"
+"""The name under which networks record their hidden layers."""
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 """Rows of zeros above and below an image, and columns to its left and right; negative: cut off."""
@@ -63,6 +69,11 @@ def dense(width: int, name: str | None = None, use_bias: bool = True) -> nn.Dens
 def flatten(x: jax.Array) -> jax.Array:
     """Return [B, *shape] as [B, D]."""
     return jnp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def record(module: nn.Module, h: jax.Array) -> None:
+    """Record the activations of a hidden layer, [B, ...], for `layers`; elsewhere do nothing."""
+    module.sow("intermediates", HIDDEN, h)
 
 
 def batch_norm(train: bool, axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
@@ -407,6 +418,7 @@ class MLP(nn.Module):
             if self.batch_norm:
                 h = batch_norm(train, self.axis_name)(h)
             h = activate(self.activation, h)
+            record(self, h)
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
         if self.out is None:
             return h
@@ -441,6 +453,7 @@ class ConvEncoder(nn.Module):
             if self.batch_norm:
                 x = batch_norm(train, self.axis_name)(x)
             x = activate(self.activation, x)
+            record(self, x)
         rest = MLP(self.hidden, self.activation, 0.0, self.batch_norm, self.out, self.axis_name)
         return rest(x, train=train)
 
@@ -482,6 +495,35 @@ class ConvDecoder(nn.Module):
         for channels in self.channels[1:]:
             h = normalised(ConvTranspose(channels, use_bias=bias)(h))
         return ConvTranspose(colours)(h)[:, :height, :width]
+
+
+def sigmoid_layers(
+    layers: Sequence[tuple[jax.Array, jax.Array]],
+) -> tuple[MLP, dict[str, Any]]:
+    """Return an `MLP` of layers x ↦ σ(x W + c), and its variables.
+
+    Args:
+      layers: weights W [D, H] and biases c [H] of each layer, from below.
+    """
+    params = {
+        f"Dense_{i}": {"kernel": weight, "bias": bias} for i, (weight, bias) in enumerate(layers)
+    }
+    return MLP(tuple(len(bias) for _, bias in layers), "sigmoid"), {"params": params}
+
+
+class Affine(nn.Module):
+    """A network of scale · x + shift, for x in other units than the network takes."""
+
+    network: nn.Module
+    """network of the scaled values"""
+    scale: float = 1.0
+    """factor of the values"""
+    shift: float = 0.0
+    """number that is added to the scaled values"""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.network(self.scale * x + self.shift, train=train)
 
 
 def check_image(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -563,6 +605,51 @@ def apply(
     if train and stats:
         return net.apply(variables, *inputs, train=True, rngs=rngs, mutable=list(stats))
     return net.apply(variables, *inputs, train=train, rngs=rngs), stats
+
+
+def layers(net: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[jax.Array]:
+    """Return the activations of the hidden layers of a network, [B, ...] each, from below.
+
+    A network of the project records them. Of any other module these are the outputs of its
+    submodules in the order of their calls, and then its own output.
+
+    Args:
+      net: a network.
+      variables: its parameters, `"params"`, and its other collections.
+      *inputs: what it is called with; the first one has B rows.
+    """
+    _, captured = net.apply(
+        variables, *inputs, capture_intermediates=True, mutable=["intermediates"]
+    )
+
+    def named(tree):
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from named(value)
+            else:
+                yield from ((name, each) for each in value)
+
+    outputs = list(named(captured["intermediates"]))
+    recorded = [h for name, h in outputs if name == HIDDEN]
+    rows = len(inputs[0])
+    return recorded or [
+        h for _, h in outputs if isinstance(h, jax.Array) and h.ndim > 1 and len(h) == rows
+    ]
+
+
+def wrapped(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables of a module whose field `network` is a network with these variables."""
+    return {name: {"network": values} for name, values in variables.items()}
+
+
+def with_dropout(net: Net, rate: float) -> Net:
+    """Return a network that drops this share of its hidden units, if it has a field `dropout`.
+
+    An `Affine` network passes the rate on.
+    """
+    if isinstance(net, Affine):
+        return net.clone(network=with_dropout(net.network, rate))
+    return net.clone(dropout=rate) if hasattr(net, "dropout") else net
 
 
 def check_features(net: nn.Module, output: Any, role: str = "encoder") -> None:

@@ -506,6 +506,52 @@ def against(
     return figure
 
 
+def by_labels(
+    lines: Mapping[tuple[str, str], Sequence[tuple[int, float, float]]], title: str
+) -> Figure:
+    """Draw errors against the number of labels, one line for each method, on logarithmic axes.
+
+    The features set the colour of a line, and the classifier its dashes. Features of an untrained
+    model, whose names begin with "untrained", have the colour of the trained one's and are pale.
+
+    Args:
+      lines: (number of labels, error rate, standard error) of each point, by the names of the
+        features and of the classifier.
+      title: the title of the figure.
+    """
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    features = dict.fromkeys(name.removeprefix("untrained ") for name, _ in lines)
+    classifiers = dict.fromkeys(classifier for _, classifier in lines)
+    colours = {name: f"C{i}" for i, name in enumerate(features)}
+    dashes = dict(zip(classifiers, ("-", "--", ":"), strict=False))
+    for (name, classifier), points in lines.items():
+        labels, errors, stderrs = zip(*sorted(points), strict=True)
+        axes.errorbar(
+            labels,
+            [100 * error for error in errors],
+            [100 * stderr for stderr in stderrs],
+            label=f"{name}, {classifier}",
+            color=colours[name.removeprefix("untrained ")],
+            alpha=0.35 if name.startswith("untrained ") else 1.0,
+            linestyle=dashes[classifier],
+            marker="o",
+            markersize=4,
+            capsize=2,
+        )
+    marks = sorted({labels for points in lines.values() for labels, *_ in points})
+    axes.set(xscale="log", yscale="log", title=title)
+    axes.set(xlabel="number of labels", ylabel="test error, %")
+    axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.grid(which="both", axis="y", alpha=0.2)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
 def is_geometric(numbers: Sequence[float]) -> bool:
     """Return whether the ratios of successive numbers differ less than their differences do.
 

@@ -204,7 +204,8 @@ def test_tied_weights_are_transposed_and_stay_tied():
     _, batch, state, _ = first_step(model)
     names = {"/".join(path) for path in flatten_dict(state.params["decoder"])}
     assert names == {"Dense_0/bias", "Dense_1/bias"}
-    (w1, c1), (w2, c2) = model.layers(state)
+    encoder = state.params["encoder"]
+    (w1, c1), (w2, c2) = ([encoder[f"Dense_{i}"][k] for k in ("kernel", "bias")] for i in (0, 1))
     b2, b1 = (state.params["decoder"][f"Dense_{i}"]["bias"] for i in range(2))
     z = jax.nn.sigmoid(jax.nn.sigmoid(batch["x"] @ w1 + c1[None]) @ w2 + c2[None])
     x_hat = jax.nn.sigmoid(jnp.tanh(z @ w2.T + b2[None]) @ w1.T + b1[None])
@@ -225,18 +226,28 @@ def test_greedy_stages_train_one_layer_at_a_time():
         pairs = zip(state.layers, after.layers, strict=True)
         changed += [layer for layer, pair in enumerate(pairs) if not equal(*pair)]
         if i == 2:  # the second layer's first step
-            weight, bias = model.layers(state)[0]
-            x = jax.nn.sigmoid(batch["x"] @ weight + bias[None])
+            x = model.layers(state, batch)[0]
             _, expected = model.autoencoders[1].step(state.layers[1], {"x": x}, key)
             np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         state = after
     assert changed == [0, 0, 1, 1, 2, 2]
-    assert [weight.shape for weight, _ in model.layers(state)] == [(7, 6), (6, 5), (5, 4)]
+    assert [h.shape for h in model.layers(state, batch)] == [(8, 6), (8, 5), (8, 4)]
 
 
-def test_only_sigmoid_layers_start_a_classifier():
-    assert "layers" in capabilities(sigmoid_autoencoder())
-    assert "layers" not in capabilities(Autoencoder())
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_stack_is_one_network(batch_norm):
+    layer = Autoencoder(
+        encoder=MLP((1,), "tanh", batch_norm=batch_norm), decoder=MLP(()), output="linear"
+    )
+    model = StackedAutoencoder(shape=(7,), hidden=(6, 5), layer=layer)
+    state = jax.jit(model.init)(jax.random.key(0))
+    batch = {"x": jax.random.normal(jax.random.key(1), (4, 7))}
+    network: Any
+    network, variables = model.encoder_network(state)
+    np.testing.assert_allclose(network.apply(variables, batch["x"]), model.encode(state, batch))
+
+
+def test_filters_need_a_dense_first_layer():
     assert "filters" in capabilities(Autoencoder())
     assert "filters" not in capabilities(Autoencoder(encoder=ConvEncoder()))
 

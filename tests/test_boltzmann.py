@@ -523,8 +523,8 @@ def test_the_upward_pass_doubles_the_inputs_of_all_layers_but_the_last():
 
 
 @pytest.mark.parametrize("name", ["binary", "gaussian", "dbm"])
-def test_layers_encode(name):
-    """A classifier that starts from `layers` starts at the model's own features."""
+def test_the_encoder_network_encodes(name):
+    """A classifier that starts from it starts at the model's own features."""
     if name == "dbm":
         model, state, _ = machine("dbm")
         expected = dbm.up_pass(state.params, jnp.asarray(V), 2)[-1]
@@ -534,10 +534,9 @@ def test_layers_encode(name):
             params=rbm_params(gaussian=name == "gaussian")
         )
         expected = model.encode(state, {"x": jnp.asarray(V)})
-    x = jnp.asarray(V)
-    for weight, bias in model.layers(state):
-        x = jax.nn.sigmoid(x @ weight + bias[None])
-    np.testing.assert_allclose(x, expected, rtol=1e-5)
+    network, variables = model.encoder_network(state)
+    features = network.apply(variables, jnp.asarray(V))
+    np.testing.assert_allclose(features, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("centred", [pytest.param(False, marks=SLOW), True])

@@ -179,6 +179,8 @@ def test_every_method_runs_and_its_results_are_finite(every):
         finite(jax.jit(model.complete)(state, batch["x"], mask, key))
     for name in [name for name in ("score", "objective") if name in able]:
         finite(jax.jit(getattr(model, name))(state, batch, key))
+    if "scores" in able:
+        finite(jax.jit(model.scores)(state, batch, key))
     if "encode" in able:
         codes = jax.jit(model.encode)(state, batch)
         finite(codes)
@@ -306,12 +308,29 @@ def check_capabilities(model, state, batch, estimates):
     for name in [name for name in ("score", "objective") if name in able]:
         values = jax.eval_shape(getattr(model, name), state, batch, jax.random.key(7))
         assert values.shape == (BATCH,), name
+    if "scores" in able:
+        for name, values in jax.eval_shape(model.scores, state, batch, jax.random.key(7)).items():
+            assert values.shape == (BATCH,), name
     if "log_prob" in able:
-        scores, log_prob = jax.jit(
-            lambda state, batch, key: (model.score(state, batch, key), model.log_prob(state, batch))
+        terms = model.log_conditionals if "log_conditionals" in able else model.log_prob
+        scores, log_prob, terms = jax.jit(
+            lambda state, batch, key: (
+                model.score(state, batch, key),
+                model.log_prob(state, batch),
+                terms(state, batch),
+            )
         )(state, batch, jax.random.key(7))
         np.testing.assert_allclose(log_prob, -scores, rtol=1e-5)
+        np.testing.assert_allclose(terms.reshape(BATCH, -1).sum(1), log_prob, rtol=1e-5)
         np.testing.assert_allclose(estimates["nll"].value, -log_prob.mean(), rtol=1e-5)
+    if "free_energy" in able:
+        energies, scores = jax.jit(
+            lambda state, batch, key: (
+                model.free_energy(state, batch),
+                model.score(state, batch, key),
+            )
+        )(state, batch, jax.random.key(7))
+        np.testing.assert_array_equal(energies, scores)
     if "complete" in able:
         mask = jnp.zeros(model.shape).at[:4].set(1)
         whole = jax.jit(model.complete)(state, batch["x"], mask, jax.random.key(8))
@@ -331,8 +350,12 @@ def check_capabilities(model, state, batch, estimates):
     if "tables" in able:
         assert all(np.ndim(table) == 2 for table in model.tables(state).values())
     if "layers" in able:
-        for weight, bias in model.layers(state):
-            assert weight.shape[1:] == bias.shape
+        check_layers(model, state, batch)
+    if "encoder_network" in able:
+        network, variables = model.encoder_network(state)
+        assert jax.eval_shape(network.apply, variables, batch["x"]).shape[0] == BATCH
+        fresh = jax.eval_shape(network.init, jax.random.key(0), batch["x"])
+        assert jax.tree.map(jnp.shape, dict(fresh)) == jax.tree.map(jnp.shape, dict(variables))
     if "begin" in able:
         begun = jax.eval_shape(model.begin, state, batch, jax.random.key(11))
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, begun))
@@ -344,6 +367,24 @@ def check_capabilities(model, state, batch, estimates):
             assert np.isfinite(end)
             # AIS of a model that has hardly moved from its base rate is near to the truth.
             assert exact is None or abs(end - exact) < 2
+
+
+def check_layers(model, state, batch):
+    """Check that the last hidden layer is the code, or that all of them side by side are."""
+    run = jax.jit(model.layers)
+    layers = run(state, batch)
+    assert all(len(h) == BATCH and h.ndim > 1 for h in layers)
+    times = facts(model).noise_times
+    if times:
+        later = run(state, batch, max(times))
+        assert not equal(layers, later)
+        assert jax.tree.map(jnp.shape, later) == jax.tree.map(jnp.shape, layers)
+    elif "encode" in core.capabilities(model):
+        code = jax.jit(model.encode)(state, batch)
+        last = layers[-1].reshape(BATCH, -1)
+        if last.shape != code.shape:
+            last = jnp.concatenate([h.reshape(BATCH, -1) for h in layers], axis=1)
+        np.testing.assert_allclose(last, code, rtol=1e-5, atol=1e-6)
 
 
 def test_init_is_deterministic_and_depends_on_the_key(some):
@@ -499,6 +540,8 @@ def test_score_is_higher_for_strangers_after_training(some):
     model, state, batch = some.model, some.state, some.batch
     if "score" not in core.capabilities(model):
         pytest.skip("has no score")
+    if isinstance(model, GAN):
+        pytest.skip("a discriminator tells data from samples, and from nothing else")
     if isinstance(model, StackedAutoencoder):  # each layer has to learn before it reconstructs
         model = replace(model, pretraining=75)
     noise = jax.random.uniform(jax.random.key(7), batch["x"].shape)

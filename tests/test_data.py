@@ -450,6 +450,21 @@ def test_news_are_documents_of_100_words():
         assert np.bincount(labels).argmax() == label
 
 
+def test_news_with_groups_and_with_foreign_postings_have_the_splits_of_news():
+    skip_without("20news_w100.mat")
+    news, joint, foreign = (data.load(name) for name in ("news", "news_groups", "news_foreign"))
+    for split, rows in joint.splits.items():
+        np.testing.assert_array_equal(rows["x"][:, :100], news.splits[split]["x"])
+        np.testing.assert_array_equal(rows["x"][:, 100:].argmax(1), news.splits[split]["label"])
+        assert (rows["x"][:, 100:].sum(1) == 1).all()
+    assert joint.format.words[-4:] == joint.format.labels == ("comp", "rec", "sci", "talk")
+    assert split_sizes(foreign) == [5269, 648, 991]
+    assert not foreign.train["label"].any()
+    assert not foreign.validation["label"].any()
+    assert foreign.test["label"].sum() == 366
+    assert all(rows["x"].sum(1).min() == 3 for rows in foreign.splits.values())
+
+
 def test_no_document_of_news_is_in_two_splits(tmp_path, monkeypatch):
     """Check a file in the published format in which most rows repeat."""
     rng = np.random.RandomState(0)
@@ -533,6 +548,15 @@ def test_eight_gaussians_are_drawn_from_their_density():
         np.testing.assert_allclose(z.mean(axis=0), 0, atol=4 / math.sqrt(n))
         np.testing.assert_allclose(np.cov(z.T), np.eye(2), atol=4 * math.sqrt(2 / n))
         assert abs(log_p.mean() + entropy) < 4 * log_p.std() / math.sqrt(n)
+
+
+def test_bricks_are_cut_from_the_photograph_of_scikit_image():
+    skip_without("brick.png")
+    skip_without("grass.png")
+    skip_without("gravel.png")
+    dataset = data.load("textures_brick")
+    assert split_sizes(dataset) == [4_000, 500, 700]
+    assert dataset.test["defects"].shape == dataset.test["x"].shape
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

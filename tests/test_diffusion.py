@@ -1054,10 +1054,10 @@ def test_facts_of_the_models():
     assert facts(flow()[0]).codes == "noise"
     discrete_model = small("absorbing", levels=3)[0]
     assert (facts(discrete_model).levels, facts(discrete_model).sample_steps) == (3, 100)
-    shared = {"sample", "sample_in", "denoising", "complete", "objective", "score"}
+    shared = {"sample", "sample_in", "denoising", "complete", "objective", "score", "layers"}
     assert set(capabilities(discrete_model)) == shared
-    for model in (gauss, flow()[0]):
-        assert set(capabilities(model)) == shared | {"encode", "decode"}
+    assert set(capabilities(gauss)) == shared | {"encode", "decode", "scores"}
+    assert set(capabilities(flow()[0])) == shared | {"encode", "decode"}
 
 
 # Labels, the moving average, the learned schedule.

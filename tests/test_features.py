@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +13,16 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
-from gen.core import UserError
+from experiments.uses.base import Subject
+from experiments.uses.features import check_labelled
+from gen.core import UserError, capabilities
+from gen.models.autoencoder import Autoencoder
+from gen.models.boltzmann import RBM
+from gen.models.diffusion import GaussianDiffusion, ResidualMLP
+from gen.models.gan import GAN
+from gen.models.mixture import Mixture
 from gen.models.vae import VAE
-from gen.nets import MLP
+from gen.nets import MLP, sigmoid_layers
 from gen.uses import features
 from gen.uses.classifier import Classifier
 
@@ -31,11 +39,11 @@ class Coder:
         return self.encoder(batch["x"])
 
 
-class LayeredCoder(Coder):
+class NetworkCoder(Coder):
     """A coder with sigmoid layers, which are its state."""
 
-    def layers(self, state):
-        return state
+    def encoder_network(self, state):
+        return sigmoid_layers(state)
 
 
 def checkerboard(seed: int = 0) -> dict[str, Any]:
@@ -118,7 +126,10 @@ def test_fine_tuning_learns_what_no_line_separates():
     splits = checkerboard()
     x = {name: np.asarray(rows["x"]) for name, rows in splits.items()}
     labels = {name: np.asarray(rows["label"]) for name, rows in splits.items()}
-    tuned = [features.tuned_error(layers, x, labels, "test", 0, 4, batch_size=10) for _ in range(2)]
+    network = sigmoid_layers(layers)
+    tuned = [
+        features.tuned_error(network, x, labels, "test", 0, 4, batch_size=10) for _ in range(2)
+    ]
     assert tuned[0] == tuned[1]
     assert tuned[0].value < 0.05
     assert tuned[0].n == 200
@@ -128,30 +139,31 @@ def test_fine_tuning_learns_what_no_line_separates():
 
 
 @pytest.mark.slow
-def test_a_model_with_layers_is_fine_tuned_from_them(monkeypatch):
+def test_a_model_with_an_encoder_network_is_fine_tuned_from_it(monkeypatch):
     """Units with weights 0 learn alike without dropout, so they cannot separate the colours. Units
     with random weights can."""
     monkeypatch.setattr(features, "DROPOUT_RATES", ((0.0, 0.0),))
     blank = [(jnp.zeros((2, 32)), jnp.zeros(32))]
     useful = [(8 * jax.random.normal(jax.random.key(1), (2, 32)), jnp.zeros(32))]
     errors = [
-        features.probe(LayeredCoder(colour), layers, checkerboard(), "test", 0)["tuned_error"].value
+        features.probe(NetworkCoder(colour), layers, checkerboard(), "test", 0)["tuned_error"].value
         for layers in (blank, useful)
     ]
     assert errors[0] > 0.2
     assert errors[1] < 0.05
 
 
-def test_fine_tuning_starts_from_the_layers():
+def test_fine_tuning_starts_from_the_network():
     rng = np.random.RandomState(0)
     layers = [(rng.randn(*shape), rng.randn(shape[1])) for shape in ((3, 4), (4, 2))]
     x = rng.randn(6, 3)
     h = x
     for weight, bias in layers:
         h = 1 / (1 + np.exp(-(h @ weight + bias)))
-    model = Classifier((3,), 5, MLP((4, 2), "sigmoid"))
     layers = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), layers)
-    state = features.with_layers(model.init(jax.random.key(0)), layers)
+    network, variables = sigmoid_layers(layers)
+    model = Classifier((3,), 5, network)
+    state = features.with_encoder(model.init(jax.random.key(0)), variables)
     codes, logits = model.features_and_logits(state, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(codes, h, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(logits, np.zeros((6, 5)))
@@ -204,3 +216,194 @@ def test_models_without_codes_or_given_the_labels_and_data_without_labels_are_re
     unlabelled = replace(digits, train={"x": digits.train["x"]})
     with pytest.raises(UserError, match="digits has no labels"):
         replace(experiment, model=VAE()).on(unlabelled)
+
+
+def blobs(n: int, classes: int = 3, seed: int = 0) -> features.Labelled:
+    """Return vectors [n, 4] of classes that overlap, whose frequencies differ."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, n, p=[0.6, 0.3, 0.1][:classes])
+    return features.Labelled(rng.normal(size=(n, 4)) + labels[:, None], labels)
+
+
+def test_draws_take_equal_numbers_of_each_class_until_one_runs_out():
+    labels = np.repeat([0, 1, 2], [50, 30, 4])
+    rows = features.draw_labelled(labels, 12, 0)
+    np.testing.assert_array_equal(np.bincount(labels[rows]), [4, 4, 4])
+    assert len(set(rows)) == 12
+    np.testing.assert_array_equal(
+        np.bincount(labels[features.draw_labelled(labels, 24, 0)]), [10, 10, 4]
+    )
+    assert set(rows) != set(features.draw_labelled(labels, 12, 1))
+    assert set(features.draw_labelled(labels, 84, 0)) == set(range(84))
+    with pytest.raises(UserError, match="5 labels of 3 classes: take 6 … 84"):
+        features.draw_labelled(labels, 5, 0)
+
+
+def test_every_row_is_held_out_once_and_few_labels_stay_within_the_budget():
+    data = blobs(60)
+    rows = features.draw_labelled(data.labels, 18, 0)
+    labelled = data.at(rows)
+    pairs = features.folds(labelled)
+    assert len(pairs) == 5
+    held = np.concatenate([held.x for _, held in pairs])
+    np.testing.assert_array_equal(np.sort(held, axis=0), np.sort(labelled.x, axis=0))
+    for fitted, held in pairs:
+        assert len(fitted.labels) + len(held.labels) == 18
+        assert not set(map(tuple, fitted.x)) & set(map(tuple, held.x))
+    assert len(features.folds(blobs(features.ALL_FOLDS + 1))) == 1
+
+
+def test_nearest_labels_equal_scikit_learns():
+    from sklearn.neighbors import KNeighborsClassifier
+
+    labelled, queries = blobs(90), blobs(40, seed=1).x
+    for metric in features.METRICS:
+        for k, predicted in zip(
+            (1, 4, 10), features.nearest_labels(labelled, queries, metric, (1, 4, 10)), strict=True
+        ):
+            expected = KNeighborsClassifier(k, metric=metric).fit(*labelled).predict(queries)
+            np.testing.assert_array_equal(predicted, expected)
+
+
+def test_logistic_regression_equals_scikit_learns_on_scaled_vectors():
+    from sklearn.linear_model import LogisticRegression
+
+    labelled, test = blobs(90), blobs(300, seed=1)
+    mean, scale = labelled.x.mean(axis=0), np.sqrt(labelled.x.var(axis=0).mean())
+    expected = LogisticRegression(C=0.1).fit((labelled.x - mean) / scale, labelled.labels)
+    wrong = expected.predict((test.x - mean) / scale) != test.labels
+    np.testing.assert_array_equal(features.logistic_wrong(labelled, test, "shared", 0.1), wrong)
+
+
+def test_vectors_are_scaled_to_a_mean_variance_of_one():
+    x = np.random.default_rng(0).normal(size=(500, 3)) * [10, 1, 0] + 5
+    for scaling, ratio in (("shared", 10), ("each", 1.5)):
+        rows, queries = features.scaled(x, x[:7], scaling)
+        np.testing.assert_allclose(rows.mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(rows.var(axis=0).mean(), 1)
+        np.testing.assert_array_equal(queries, rows[:7])
+        deviation = rows.std(axis=0)
+        assert deviation[0] / deviation[1] == pytest.approx(ratio, rel=0.1)
+
+
+def test_the_version_with_the_labels_is_chosen():
+    labelled = blobs(60)
+    noise = np.random.default_rng(1).normal(size=(60, 4))
+    vectors = {"noise": noise, "code": labelled.x}
+    representation = features.Representation(
+        tuple(vectors), lambda x, versions: [vectors[version] for version in versions]
+    )
+    assert features.choose(representation, labelled) == "code"
+
+
+def test_activations_are_averaged_over_cells():
+    h = jnp.arange(2 * 14 * 9 * 3.0).reshape(2, 14, 9, 3)
+    cells = features.averaged(h)
+    assert cells.shape == (2, 7, 7, 3)
+    np.testing.assert_allclose(cells[:, 1, 0], h[:, 2:4, 0:2].mean((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(cells[:, 0, 2], h[:, 0:2, 3].mean(1), rtol=1e-6)
+    small = h[:, :4, :4]
+    np.testing.assert_allclose(features.averaged(small), small, rtol=1e-6)
+
+
+def test_features_of_a_linear_autoencoder_span_the_space_of_pca():
+    """Alternating least squares of g and f solves each for the other, down to the optimum."""
+    from scipy.linalg import subspace_angles
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)) * [3, 2.5, 2, 0.5, 0.3, 0.1] @ rng.normal(size=(6, 6))
+    x -= x.mean(axis=0)
+    model = Autoencoder(shape=(6,), encoder=MLP((3,), "linear"), decoder=MLP(()), output="linear")
+    w = rng.normal(size=(6, 3))
+    for _ in range(500):
+        decoder = np.linalg.lstsq(x @ w, x, rcond=None)[0]
+        w = np.linalg.pinv(decoder)
+    state = jax.jit(model.init)(jax.random.key(0))
+    solved = {"Dense_0": {"kernel": jnp.asarray(w, jnp.float32), "bias": jnp.zeros(3)}}
+    state = state._replace(params={**state.params, "encoder": solved})
+    codes = features.features_of(model, state)["codes"].vectors(x.astype(np.float32), ["code"])[0]
+    components = PCA(3).fit_transform(x)
+    assert np.max(subspace_angles(codes, components)) < 1e-3
+    untrained = features.features_of(model, model.init(jax.random.key(0)))["codes"]
+    assert np.max(subspace_angles(untrained.vectors(x, ["code"])[0], components)) > 0.1
+
+
+SMALL_SPLITS = {"train": 120, "test": 50}
+FAMILIES = [
+    VAE(shape=(8, 8, 1), encoder=MLP((5,)), latent=2, decoder=MLP((4,))),
+    RBM(shape=(8, 8, 1), hidden=5),
+    GaussianDiffusion(ResidualMLP(width=8, layers=1), shape=(8, 8, 1), levels=17),
+    Mixture(shape=(8, 8, 1), components=3),
+]
+
+
+@pytest.mark.parametrize("model", FAMILIES, ids=lambda model: type(model).__name__)
+def test_errors_by_labels_of_each_family(model, digits, monkeypatch):
+    """The untrained features are the ones of the state that `init` returns."""
+    monkeypatch.setattr(features, "TUNING_STEPS", 2)
+    monkeypatch.setattr(features, "TUNING_EPOCHS", 1)
+    monkeypatch.setattr(features, "FOLDS", 2)
+    monkeypatch.setattr(features, "DROPOUT_RATES", ((0.0, 0.0),))
+    splits = {
+        name: {
+            "x": digits.splits[name]["x"][:n] / np.float32(16),
+            "label": digits.splits[name]["label"][:n],
+        }
+        for name, n in SMALL_SPLITS.items()
+    }
+    state = jax.jit(model.init)(jax.random.key(0))
+    results = features.label_errors(model, [state], splits, [20], draws=2)
+    errors = {(result.method, result.labels): result.errors for result in results}
+    assert len(errors) == len(results)
+    for name in ("codes", "layers"):
+        for classifier in ("logistic regression", "k-NN"):
+            method = f"{name}, {classifier}"
+            assert ((method, 20) in errors) == ((f"untrained {method}", 20) in errors)
+            if (method, 20) in errors:  # draw 0 of the untrained model has the seed of the state
+                assert errors[method, 20][0] == errors[f"untrained {method}", 20][0]
+    able = capabilities(model)
+    assert (("encoder, fine-tuned", 20) in errors) == ("encoder_network" in able)
+    assert (("codes, k-NN", 20) in errors) == features.has_codes(model)
+    assert all(0 <= error <= 1 for each in errors.values() for error in each)
+
+
+def test_draws_of_all_rows_differ_in_the_states_alone(digits):
+    model = Mixture(shape=(8, 8, 1), components=3)
+    states = [jax.jit(model.init)(jax.random.key(seed)) for seed in (0, 5)]
+    rows = {"x": digits.train["x"][:80] / np.float32(16), "label": digits.train["label"][:80]}
+    results = features.label_errors(model, states, {"train": rows, "test": rows}, [999], draws=3)
+    errors = {result.method: result.errors for result in results}
+    assert {result.labels for result in results} == {80}
+    assert len(set(errors["pixels, logistic regression"])) == 1
+    first, second, third = errors["codes, logistic regression"]
+    assert first == third != second
+
+
+def test_models_without_features_or_with_labels_have_no_errors_by_labels():
+    with pytest.raises(UserError, match="GAN has no hidden layers and no codes"):
+        features.check_features(GAN())
+    with pytest.raises(UserError, match="VAE is given the labels"):
+        features.check_features(VAE(classes=10))
+
+
+def test_the_command_writes_the_errors_and_their_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", "vae_digits", "--labels", "20", "--draws", "2", "--no-tune"]) == 0
+    record = json.loads(Path("samples/vae_digits/features.json").read_text())
+    assert Path("samples/vae_digits/features.png").stat().st_size > 10_000
+    rows = {row["method"]: row["20 labels"]["value"] for row in record["rows"]}
+    for each in record["per_draw"]:
+        assert rows[each["method"]] == pytest.approx(np.mean(each["errors"]))
+        assert (each["labels"], len(each["settings"])) == (20, 2)
+    assert "untrained layers, k-NN" in capsys.readouterr().out
+    assert main(["features", "vae_digits", "--labels", "5"]) == 2
+    assert "5 labels of 10 classes" in capsys.readouterr().err
+
+
+def test_data_without_labels_are_refused(digits):
+    unlabelled = replace(digits, train={"x": digits.train["x"]})
+    experiment = EXPERIMENTS["vae_digits"]
+    subject = Subject("vae_digits", experiment, unlabelled, {}, 0, None)
+    with pytest.raises(UserError, match="digits has no labels"):
+        check_labelled(subject)

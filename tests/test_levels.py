@@ -247,7 +247,9 @@ def test_a_dequantized_density_has_a_bound_and_no_log_prob(grey):
 
 def test_a_dequantized_model_states_the_facts_of_its_density_model():
     net = ResidualMLP(width=8, layers=1)
-    base = GaussianDiffusion(net, levels=0, classes=3, sample_steps=4, sampler="ddim")
+    base = GaussianDiffusion(
+        net, levels=0, classes=3, sample_steps=4, sampler="ddim", shape=(8, 8, 1)
+    )
     model = Dequantized(base, shape=(8, 8, 1), levels=17)
     expected = facts(base)._replace(levels=17, lacks=facts(model).lacks)
     assert facts(model) == expected

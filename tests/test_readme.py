@@ -83,8 +83,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitting, "candidates", lambda *_: [])  # which compiles every model
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
     shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
-    shorter["sweep"] = shorter["train"]
-    shorter |= {"complete": ["--examples", "10"], "latent": ["--examples", "20"]}
+    shorter["sweep"], shorter["features"] = shorter["train"], ["--no-tune", "--draws", "2"]
+    shorter["complete"] = ["--examples", "5", "--occlusion", "lower"]
+    shorter["latent"] = ["--examples", "20"]
     ran = set()
     for arguments in commands(README):
         command, *rest = arguments
@@ -94,7 +95,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
     commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "export"}
-    assert ran == commands_run | {"bench", "judge", "complete", "latent", "table"}
+    uses = {"judge", "features", "anomaly", "complete", "latent"}
+    assert ran == commands_run | uses | {"bench", "table"}
 
 
 def check_training_parses(arguments):

@@ -117,12 +117,13 @@ METHODS = {"sample", "transform", "fit_transform", "inverse_transform", *SCORED}
 @pytest.mark.parametrize(
     ("model", "methods"),
     [
-        (GAN(), {"sample"}),
+        (GAN(), {"sample", *SCORED}),
+        (GAN(pack=2), {"sample"}),
         (VAE(), METHODS),
         (RBM(), {"sample", "transform", "fit_transform", *SCORED}),
         (AUTOENCODER, {"transform", "fit_transform", "inverse_transform", *SCORED}),
     ],
-    ids=["gan", "vae", "rbm", "autoencoder"],
+    ids=["gan", "packed_gan", "vae", "rbm", "autoencoder"],
 )
 def test_an_estimator_has_the_methods_of_its_model(model, methods):
     estimator = Estimator(model)

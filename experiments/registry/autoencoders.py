@@ -201,4 +201,22 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
         probe=True,
     ),
+    # Patches of a texture without defects; `anomaly` locates defects in the test patches. With
+    # --data textures_brick the texture is a photograph.
+    #
+    # python -m experiments train ae_textures
+    # AUROC 0.963 of pixels after smoothing, 0.996 of images, by PCA 0.970 and 0.999; 97 s on 2 busy
+    # cores.
+    "ae_textures": Experiment(
+        Autoencoder(
+            encoder=ConvEncoder((16, 32), (64,)),
+            decoder=ConvDecoder((), (32, 16)),
+            output="sigmoid",
+            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+        ),
+        data="textures",
+        steps=1_200,  # 30 epochs
+        report_every=100,
+        checkpoint_every=600,
+    ),
 }

@@ -333,4 +333,35 @@ EXPERIMENTS = {
         checkpoint_every=3_000,
         steps_per_dispatch=50,
     ),
+    # Patches of a texture without defects, 16 grey levels; `anomaly` locates defects in the test
+    # patches. With --data textures_brick the texture is a photograph.
+    #
+    # python -m experiments train pixelcnn_textures
+    # AUROC 0.928 of pixels after smoothing, 0.997 of images by −log p; 6 minutes on 2 busy cores.
+    "pixelcnn_textures": Experiment(
+        Autoregressive(
+            PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
+        ),
+        data="textures",
+        batch_size=32,
+        steps=600,
+        report_every=50,
+        validate_every=150,
+        checkpoint_every=300,
+    ),
+    # Grey images, for the likelihoods of images of another set: `anomaly RUN --against mnist`, with
+    # --score complexity for the correction by a compressor. --data mnist is the other direction.
+    #
+    # python -m experiments train pixelcnn_fashion_mnist
+    "pixelcnn_fashion_mnist": Experiment(
+        Autoregressive(
+            PixelCNN(16, 2), levels=256, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
+        ),
+        data="fashion_mnist",
+        batch_size=32,
+        steps=2_000,
+        report_every=50,
+        validate_every=500,
+        checkpoint_every=250,
+    ),
 }

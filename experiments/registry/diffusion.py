@@ -105,6 +105,28 @@ EXPERIMENTS = {
         checkpoint_every=2_000,
         steps_per_dispatch=50,
     ),
+    # Anomalies in tables: `protocol odds diffusion_odds --score denoising` trains it on 20 sets.
+    #
+    # python -m experiments train diffusion_odds
+    "diffusion_odds": Experiment(
+        GaussianDiffusion(
+            ResidualMLP(width=128, layers=2),
+            levels=0,
+            log_snr_min=-6.0,
+            log_snr_max=8.0,
+            weighting="min_snr",
+            time_draws=50,
+            ode_examples=0,
+            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+        ),
+        data="odds_cardio",
+        batch_size=128,
+        steps=1_500,
+        report_every=100,
+        validate_every=100,
+        checkpoint_every=1_500,
+        steps_per_dispatch=50,
+    ),
     # 256 grey levels, of a size for a CPU.
     #
     # python -m experiments train diffusion_mnist_small

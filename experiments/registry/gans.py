@@ -11,8 +11,8 @@ WGAN_GP_ADAM = Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9)  # the authors' pro
 MNIST_GENERATOR = DCGANGenerator((128, 64, 32))
 MNIST_DISCRIMINATOR = DCGANDiscriminator((32, 64, 128))
 
-# Smaller than the networks of the PacGAN paper, which have 64 to 512 channels, for a CPU. The
-# discriminator has no batch normalisation, and both players learn at five times the rate of DCGAN.
+# Smaller than the networks of the PacGAN paper, which have 64 to 512 channels, for a CPU, and without
+# batch normalisation in the discriminator. Both players learn at five times the rate of DCGAN.
 STACKED_GENERATOR = ConvDecoder((256,), (128, 64, 32), batch_norm=True)
 STACKED_DISCRIMINATOR = ConvEncoder((16, 32, 64), (), "leaky_relu")
 STACKED_ADAM = Optimizer(learning_rate=1e-3, b1=0.5)
@@ -185,50 +185,50 @@ EXPERIMENTS = {
     # https://arxiv.org/abs/1611.02163). The protocol is PacGAN's (https://arxiv.org/abs/1712.04086):
     # modes are counted by a classifier in 26,000 samples.
     #
-    # python -m experiments train dcgan_stacked_mnist
+    # python -m experiments train dcgan_stacked_mnist --seeds 0 1 2
     "dcgan_stacked_mnist": Experiment(
         GAN(
             generator=STACKED_GENERATOR,
             discriminator=STACKED_DISCRIMINATOR,
-            optimizer=DCGAN_ADAM,
+            optimizer=STACKED_ADAM,
         ),
         data="stacked_mnist",
         batch_size=64,
-        steps=20_000,
-        report_every=200,
-        sample_every=2_000,
-        checkpoint_every=2_000,
+        steps=10_000,
+        report_every=100,
+        sample_every=1_000,
+        checkpoint_every=500,
     ),
     # The discriminator is given two images at once.
     #
-    # python -m experiments train pacgan_stacked_mnist
+    # python -m experiments train pacgan_stacked_mnist --seeds 0 1 2
     "pacgan_stacked_mnist": Experiment(
         GAN(
             pack=2,
             generator=STACKED_GENERATOR,
             discriminator=STACKED_DISCRIMINATOR,
-            optimizer=DCGAN_ADAM,
+            optimizer=STACKED_ADAM,
         ),
         data="stacked_mnist",
         batch_size=128,  # 64 packs
-        steps=20_000,
-        report_every=200,
-        sample_every=2_000,
-        checkpoint_every=2_000,
+        steps=10_000,
+        report_every=100,
+        sample_every=1_000,
+        checkpoint_every=500,
     ),
-    # python -m experiments train wgan_gp_stacked_mnist
+    # python -m experiments train wgan_gp_stacked_mnist --seeds 0 1 2
     "wgan_gp_stacked_mnist": Experiment(
         GAN(
             loss="wasserstein",
             penalty="gradient_penalty",
             discriminator_steps=5,
             generator=STACKED_GENERATOR,
-            discriminator=DCGANDiscriminator((16, 32, 64, 128), batch_norm=False),
-            optimizer=WGAN_GP_ADAM,
+            discriminator=ConvEncoder((32, 64, 128), (), "leaky_relu"),
+            optimizer=Optimizer(learning_rate=5e-4, b1=0.5, b2=0.9),
         ),
         data="stacked_mnist",
         batch_size=320,  # 5 × 64
-        steps=7_000,
+        steps=3_000,
         report_every=100,
         sample_every=500,
         checkpoint_every=500,

@@ -93,6 +93,26 @@ EXPERIMENTS = {
         sample_every=1_000,
         checkpoint_every=500,
     ),
+    # Anomalies in tables: `protocol odds vae_odds` trains it on 20 sets.
+    #
+    # python -m experiments train vae_odds
+    "vae_odds": Experiment(
+        VAE(
+            encoder=MLP((64,), "elu"),
+            latent=16,
+            decoder=MLP((64,), "elu"),
+            likelihood="gaussian",
+            learn_variance=True,
+            beta=0.5,
+            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+        ),
+        data="odds_cardio",
+        steps=1_500,
+        report_every=100,
+        validate_every=100,
+        checkpoint_every=1_500,
+        steps_per_dispatch=50,
+    ),
     # Conditional on the label.
     #
     # python -m experiments train cvae_mnist --seeds 0 1 2

@@ -7,6 +7,7 @@ for a `Subject`, and writes it to RUN/COMMAND.json and RUN/COMMAND.png.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from experiments.folder import RESULTS, commit, is_clean, read_config, read_json
 from experiments.registry import EXPERIMENTS
 from experiments.run import Run, load_run
 from experiments.table import row_cells
-from gen import data, estimate, trained
+from gen import estimate, trained
 from gen.core import UserError, require
 from gen.data import Dataset
 from gen.estimate import Estimate
@@ -68,7 +69,7 @@ def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
     require(published.name in EXPERIMENTS, f"{path}: there is no experiment {published.name}")
     experiment, seed = of_published(published)
     states = {seed: published.state}
-    dataset = data.load(experiment.data, data_dir)
+    dataset = replace(experiment, seed=seed, seeds=()).load_data(data_dir)
     return Subject(published.name, experiment, dataset, states, published.step, None)
 
 
@@ -126,7 +127,13 @@ def check_use_publishable(subject: Subject) -> None:
 
 
 def publish(subject: Subject, command: str, outcome: Outcome) -> Path:
-    """Write the record to experiments/results/NAME/COMMAND.json, and return the path."""
+    """Write the record to experiments/results/NAME/COMMAND.json, and return the path.
+
+    Args:
+      subject: the model.
+      command: the name of the command, which the file has.
+      outcome: its result.
+    """
     path = RESULTS / subject.name / f"{command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, to_json(outcome))

@@ -15,7 +15,7 @@ class File(NamedTuple):
     """Describe a published file."""
 
     name: str
-    """name of the file in `GEN_DATA_DIR` and in the cache"""
+    """name of the file in `GEN_DATA_DIR` and in the cache, with a folder where it is in one"""
     url: str
     """address to download it from"""
     sha256: str
@@ -46,7 +46,8 @@ def fetch(name: str, url: str, sha256: str) -> Path:
     pooch.get_logger().setLevel(logging.ERROR)
     downloader: Any = pooch.HTTPDownloader(timeout=10)
     try:
-        return Path(pooch.retrieve(url, sha256, name, cache_folder(), downloader=downloader))
+        cache = cache_folder() / name
+        return Path(pooch.retrieve(url, sha256, cache.name, cache.parent, downloader=downloader))
     except Exception as error:
         raise UserError(
             f"{name} is not in GEN_DATA_DIR and could not be downloaded from {url} "

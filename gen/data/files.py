@@ -53,6 +53,9 @@ FILES = {
 }
 """published file of each data set of this module, but for `earthquakes`"""
 
+NEWS_GROUPS = ("comp", "rec", "sci", "talk")
+"""top levels of the newsgroups of `news`, in the order of their labels"""
+
 EARTHQUAKES = """
 13 14 8 10 16 26 32 27 18 32 36 24 22 23 22 18 25 21 21 14 8 11 14 23 18 17 19 20 22 19 13 26 13 14
 22 24 21 22 26 21 23 24 27 41 31 27 35 26 28 36 39 21 17 22 17 19 15 34 10 15 22 18 15 20 15 22 19
@@ -136,7 +139,27 @@ def read_news() -> Dataset:
     x = np.ascontiguousarray(content["documents"].toarray().T.astype(np.uint8))
     label = content["newsgroups"].ravel().astype(np.int32) - 1
     words = tuple(str(word.item()) for word in content["wordlist"].ravel())
-    return from_arrays(x, label, name="news", format=Format(words=words))
+    return from_arrays(x, label, name="news", labels=NEWS_GROUPS, format=Format(words=words))
+
+
+def read_news_groups() -> Dataset:
+    """Return `news_groups`: postings of `news` with their groups as further variables, [N, 104].
+
+    The last four variables are `NEWS_GROUPS`, of which one is 1. The splits are the ones of `news`.
+    """
+    news = read_news()
+    one_hot = np.eye(len(NEWS_GROUPS), dtype=np.uint8)
+    x = {
+        split: np.concatenate([rows["x"], one_hot[rows["label"]]], axis=1)
+        for split, rows in news.splits.items()
+    }
+    return from_arrays(
+        x,
+        {split: rows["label"] for split, rows in news.splits.items()},
+        name="news_groups",
+        labels=NEWS_GROUPS,
+        format=Format(words=(*news.format.words, *NEWS_GROUPS)),
+    )
 
 
 def read_earthquakes() -> Dataset:

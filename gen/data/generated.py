@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,40 @@ REGIME_COVARIANCES = np.array(
     ]
 )
 """covariances of x_t given the states of `regimes`, [3, 2, 2]"""
+
+STEPS = 200
+"""steps of a series of `sensors`"""
+WINDOW = 8
+"""steps of a window of `sensors_windows`"""
+SENSOR_TRANSITION = np.where(np.eye(3, dtype=bool), 0.97, 0.015)
+"""p(z_t = j | z_t−1 = i) of `sensors`, [3, 3] with a row for each i"""
+SENSOR_MEANS = np.array(
+    [
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # idle
+        [1.5, 1.2, 0.8, -1.0, 0.5, 0.0],  # load
+        [2.5, 0.5, 2.0, -1.5, -0.5, 1.0],  # surge
+    ]
+)
+"""means of x_t given the regimes of `sensors`, [3, 6]"""
+SENSOR_LOADINGS = np.array(
+    [
+        [[0.3, 0.0], [0.3, 0.0], [0.3, 0.1], [0.0, 0.3], [0.0, 0.3], [0.1, 0.3]],
+        [[0.5, 0.0], [0.5, 0.1], [0.4, 0.2], [-0.2, 0.4], [0.0, 0.4], [0.2, 0.4]],
+        [[0.6, 0.2], [0.4, 0.2], [0.6, 0.0], [-0.4, 0.3], [-0.1, 0.5], [0.3, 0.3]],
+    ]
+)
+"""loadings of the sensors of `sensors` on two common factors given the regimes, [3, 6, 2]"""
+SENSOR_NOISE = 0.15
+"""standard deviation of each sensor's own noise in `sensors`"""
+SENSOR_COVARIANCES = np.einsum("kif,kjf->kij", SENSOR_LOADINGS, SENSOR_LOADINGS)
+SENSOR_COVARIANCES = SENSOR_COVARIANCES + SENSOR_NOISE**2 * np.eye(6)
+"""covariances of x_t given the regimes of `sensors`, [3, 6, 6]"""
+FAULTS = ("drift", "decoupled")
+"""faults in the test series of `sensors`"""
+DRIFTING, DECOUPLED = 2, 4
+"""numbers of the sensor that drifts and of the one that loses its coupling"""
+DRIFT = 0.015
+"""slope of the drift, per step"""
 
 SPRITE_SIZE = 16
 """height and width of an image of `sprites`, in pixels"""
@@ -88,23 +123,16 @@ def draw_regimes() -> Dataset:
     All sequences have the same length. `regimes_log_prob` has their density: the mean of −log p(x)
     over the test split is 147.8 ± 3.0 nats per sequence.
     """
-    n, steps = 300, 100
     rng = np.random.default_rng(0)
-    # 1. Draw all chains step by step: u ~ U(0, 1) selects the next state by the cumulative
-    #    probabilities of the present state's row.
-    bounds = np.cumsum(REGIME_TRANSITION, axis=1)[:, :-1]
-    z = np.empty((n, steps), np.int32)
-    z[:, 0] = rng.integers(3, size=n)
-    for t in range(1, steps):
-        z[:, t] = np.sum(rng.random((n, 1)) > bounds[z[:, t - 1]], axis=1)
-    # 2. Draw x_t = μ_z + L_z ε with Σ_z = L_z L_zᵀ and ε ~ N(0, I).
+    z = _draw_chains(300, 100, REGIME_TRANSITION, rng)
+    # Draw x_t = μ_z + L_z ε with Σ_z = L_z L_zᵀ and ε ~ N(0, I).
     factors = np.linalg.cholesky(REGIME_COVARIANCES)
-    noise = rng.standard_normal((n, steps, 2))
+    noise = rng.standard_normal((*z.shape, 2))
     x = REGIME_MEANS[z] + np.einsum("ntij,ntj->nti", factors[z], noise)
     parts = dict(zip(SPLITS, np.split(x.astype(np.float32), [200, 250]), strict=True))
     return from_arrays(
         parts,
-        length={split: np.full(len(part), steps) for split, part in parts.items()},
+        length={split: np.full(len(part), x.shape[1]) for split, part in parts.items()},
         name="regimes",
         format=Format(levels=0),
         log_prob=regimes_log_prob,
@@ -118,21 +146,155 @@ def regimes_log_prob(x: ArrayLike) -> np.ndarray:
     https://doi.org/10.1109/5.18626) on logarithms, in float64 on the host. Sequences of any length
     T ≥ 1 are allowed; they must not be padded.
     """
+    law = REGIME_TRANSITION, REGIME_MEANS, REGIME_COVARIANCES
+    return _log_conditionals(x, *law).sum(axis=-1)
+
+
+def draw_sensors() -> Dataset:
+    """Return `sensors`: 200/50/300 series [200, 6] of six coupled sensors in three regimes.
+
+    The hidden chain of regimes (idle, load, surge) starts in each of them with probability ⅓. At
+    each step it stays with probability 0.97 and moves to either other regime with 0.015. Given the
+    regime, x_t = μ_z + A_z f + ε with two common factors f ~ N(0, I) and ε ~ N(0, 0.15² I).
+    `sensors_log_prob` has the density of series without a fault.
+
+    The last 100 test series have a fault from a drawn step on, in turn:
+
+    - `drift`: the third sensor drifts by 0.015 per step.
+    - `decoupled`: the fifth sensor no longer follows the common factors. Its mean and its variance
+      given the regime stay, so that the sensor by itself looks as before.
+
+    The test split has the array `"onset"` [N], the first step of the fault, or 200 without one.
+    """
+    x, label, onset = _sensor_series()
+    parts = dict(zip(SPLITS, np.split(x.astype(np.float32), [200, 250]), strict=True))
+    dataset = from_arrays(
+        parts,
+        dict(zip(SPLITS, np.split(label, [200, 250]), strict=True)),
+        length={split: np.full(len(part), STEPS) for split, part in parts.items()},
+        name="sensors",
+        labels=("normal", *FAULTS),
+        format=Format(levels=0),
+        log_prob=sensors_log_prob,
+    )
+    return replace(dataset, test={**dataset.test, "onset": onset[250:]})
+
+
+def draw_sensor_windows() -> Dataset:
+    """Return `sensors_windows`: windows of 8 steps of the series of `sensors`, [N, 8, 6].
+
+    The training and the validation split have 25 windows of each series, one after another. The
+    test split has all 193 windows of each series. A window has the label of the fault if its last
+    step is at the onset or after it. The test split has three more arrays, `"series"`, `"step"` and
+    `"onset"` [N]: the number of the series, the last step of the window and the first step of the
+    fault. The sensors are standardised by the training series.
+    """
+    x, label, onset = _sensor_series()
+    x = x.astype(np.float32)
+    center, scale = x[:200].mean(axis=(0, 1)), x[:200].std(axis=(0, 1))
+    cut = {"train": x[:200], "validation": x[200:250]}
+    windows = {split: part.reshape(-1, WINDOW, 6) for split, part in cut.items()}
+    labels = {split: np.zeros(len(part), np.int32) for split, part in windows.items()}
+    sliding = np.lib.stride_tricks.sliding_window_view(x[250:], WINDOW, axis=1)
+    series, step = np.mgrid[: sliding.shape[0], WINDOW - 1 : STEPS].reshape(2, -1)
+    windows["test"] = sliding.transpose(0, 1, 3, 2).reshape(-1, WINDOW, 6)
+    labels["test"] = np.where(step >= onset[250:][series], label[250:][series], 0).astype(np.int32)
+    dataset = from_arrays(
+        windows,
+        labels,
+        name="sensors_windows",
+        labels=("normal", *FAULTS),
+        format=Format(levels=0, center=tuple(center.tolist()), scale=tuple(scale.tolist())),
+    )
+    places = {"series": series, "step": step, "onset": onset[250:][series]}
+    places = {name: values.astype(np.int32) for name, values in places.items()}
+    return replace(dataset, test={**dataset.test, **places})
+
+
+def _sensor_series() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return 550 series of `sensors` [N, T, 6], their labels and the onsets of faults, [N]."""
+    n, faulty = 550, 100
+    rng = np.random.default_rng(0)
+    z = _draw_chains(n, STEPS, SENSOR_TRANSITION, rng)
+    factors = rng.standard_normal((n, STEPS, 2))
+    noise = SENSOR_NOISE * rng.standard_normal((n, STEPS, 6))
+    x = SENSOR_MEANS[z] + np.einsum("ntif,ntf->nti", SENSOR_LOADINGS[z], factors) + noise
+    label, onset = np.zeros(n, np.int32), np.full(n, STEPS, np.int32)
+    label[-faulty:] = 1 + np.arange(faulty) % len(FAULTS)
+    onset[-faulty:] = rng.integers(60, 121, faulty)
+    after = np.arange(STEPS) - onset[:, None]
+    drift = (label == 1)[:, None] & (after >= 0)
+    x[:, :, DRIFTING] += np.where(drift, DRIFT * (after + 1), 0)
+    alone = np.sqrt(SENSOR_COVARIANCES[z, DECOUPLED, DECOUPLED]) * rng.standard_normal(z.shape)
+    decoupled = (label == 2)[:, None] & (after >= 0)
+    x[:, :, DECOUPLED] = np.where(decoupled, SENSOR_MEANS[z, DECOUPLED] + alone, x[:, :, DECOUPLED])
+    return x, label, onset
+
+
+def sensors_log_prob(x: ArrayLike) -> np.ndarray:
+    """Return the log-density of series x [..., T, 6] of `sensors` without a fault, [...] in nats.
+
+    It is exact, see `regimes_log_prob`.
+    """
+    law = SENSOR_TRANSITION, SENSOR_MEANS, SENSOR_COVARIANCES
+    return _log_conditionals(x, *law).sum(axis=-1)
+
+
+def _draw_chains(
+    n: int, steps: int, transition: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return n chains of three states with a uniform start, [n, steps].
+
+    They are drawn step by step: u ~ U(0, 1) selects the next state by the cumulative probabilities
+    of the present state's row.
+
+    Args:
+      n: the number of chains.
+      steps: their length.
+      transition: p(z_t = j | z_t−1 = i), [3, 3].
+      rng: the source of the draws.
+    """
+    bounds = np.cumsum(transition, axis=1)[:, :-1]
+    z = np.empty((n, steps), np.int32)
+    z[:, 0] = rng.integers(len(transition), size=n)
+    for t in range(1, steps):
+        z[:, t] = np.sum(rng.random((n, 1)) > bounds[z[:, t - 1]], axis=1)
+    return z
+
+
+def _log_conditionals(
+    x: ArrayLike, transition: np.ndarray, means: np.ndarray, covariances: np.ndarray
+) -> np.ndarray:
+    """Return log p(x_t | x_1 … x_t−1) of an HMM with Gaussian emissions and a uniform start.
+
+    Args:
+      x: sequences, [..., T, D].
+      transition: p(z_t = j | z_t−1 = i), [K, K].
+      means: means of x_t given the states, [K, D].
+      covariances: covariances of x_t given the states, [K, D, D].
+
+    Returns:
+      [..., T], nats.
+    """
     x = np.asarray(x, np.float64)
-    # 1. log N(x_t; μ_k, Σ_k), [..., T, 3]
-    error = x[..., None, :] - REGIME_MEANS
-    precision = np.linalg.inv(REGIME_COVARIANCES)
+    # 1. log N(x_t; μ_k, Σ_k), [..., T, K]
+    error = x[..., None, :] - means
+    precision = np.linalg.inv(covariances)
     distance = np.einsum("...ki,kij,...kj->...k", error, precision, error)
-    log_normaliser = np.log(2 * np.pi) + 0.5 * np.linalg.slogdet(REGIME_COVARIANCES).logabsdet
+    dimensions = x.shape[-1]
+    log_normaliser = 0.5 * dimensions * np.log(2 * np.pi)
+    log_normaliser = log_normaliser + 0.5 * np.linalg.slogdet(covariances).logabsdet
     log_emission = -0.5 * distance - log_normaliser
-    # 2. α_1(k) = ⅓ N(x_1; μ_k, Σ_k), where α_t(k) = p(x_1 … x_t, z_t = k), [..., 3]
-    log_alpha = log_emission[..., 0, :] - np.log(3)
+    # 2. α_1(k) = N(x_1; μ_k, Σ_k) / K, where α_t(k) = p(x_1 … x_t, z_t = k), [..., K]
+    log_alpha = log_emission[..., 0, :] - np.log(len(means))
+    log_evidence = [np.logaddexp.reduce(log_alpha, axis=-1)]
     # 3. α_t(j) = Σ_i α_t−1(i) p(z_t = j | z_t−1 = i) N(x_t; μ_j, Σ_j)
     for t in range(1, x.shape[-2]):
-        log_joint = log_alpha[..., :, None] + np.log(REGIME_TRANSITION)
+        log_joint = log_alpha[..., :, None] + np.log(transition)
         log_alpha = np.logaddexp.reduce(log_joint, axis=-2) + log_emission[..., t, :]
-    # 4. p(x) = Σ_k α_T(k)
-    return np.logaddexp.reduce(log_alpha, axis=-1)
+        log_evidence.append(np.logaddexp.reduce(log_alpha, axis=-1))
+    # 4. p(x_1 … x_t) = Σ_k α_t(k)
+    return np.diff(np.stack(log_evidence, axis=-1), axis=-1, prepend=0)
 
 
 def draw_sprites() -> Dataset:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gen import config
-from gen.core import UserError, check_fields
+from gen.core import UserError, check_fields, require
 from gen.data import containers, folders, tables
 from gen.data.arrays import SPLITS, Kind, Missing, from_arrays
 from gen.data.cache import expand_user, read_cache, write_cache
@@ -165,6 +165,55 @@ def read_folder(path: Path, reading: Reading) -> Dataset:
     """Return the data set of a folder of images, whose sub-folders are classes."""
     images = folders.read_images(path, reading.resize, reading.grey)
     return _from(path, reading, images.x, images.label)
+
+
+def read_rows(
+    path: Path, reading: Reading, words: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows of a file or a folder in their order, as they are stored, without splits.
+
+    Args:
+      path: a folder of images, or a file .npz, .npy, .mat, .csv or .tsv, without splits.
+      reading: the label column of a table, and the size of images.
+      words: names of the columns that a table must have, in the order of the result; () for all of
+        its columns. A column `name=value` that is absent is 0 if others of the same name exist.
+
+    Returns:
+      x, [N, ...], and the labels, [N], or None.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or a column is missing.
+    """
+    path = expand_user(path)
+    require(path.exists(), f"{path} does not exist: give a file or a folder of images")
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        images = folders.read_images(path, reading.resize, reading.grey)
+        return images.x, images.label
+    if suffix in (".csv", ".tsv"):
+        _check_size(path)
+        table = tables.read_csv(path, reading.label_column)
+        wanted, place = words or table.words, {word: i for i, word in enumerate(table.words)}
+        titles = {word.partition("=")[0] for word in table.words if "=" in word}
+        absent = [
+            word for word in wanted if word not in place and word.partition("=")[0] not in titles
+        ]
+        require(not absent, f"{path} has no column {', '.join(absent[:8])}: give the columns of x")
+        columns = [
+            table.x[:, place[word]] if word in place else 0 * table.x[:, 0] for word in wanted
+        ]
+        return np.stack(columns, axis=1), table.label
+    require(
+        suffix in (".npz", ".npy", ".mat"),
+        f"{path} is of no known kind: give a folder of images, or a file .npz, .npy, .mat, .csv or "
+        ".tsv",
+    )
+    if suffix == ".npy":
+        return containers.read_npy(path), None
+    read = containers.read_npz if suffix == ".npz" else containers.read_mat
+    x, label, _ = containers.assign(read(path), str(path))
+    require(not isinstance(x, Mapping), f"{path} has splits: give one array x")
+    return np.asarray(x), None if label is None else np.asarray(label)
 
 
 READERS: Mapping[str, Callable[[Path, Reading], Dataset]] = {

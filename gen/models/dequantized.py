@@ -10,8 +10,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from gen import estimate
+from gen import estimate, nets
 from gen.core import (
     CAPABILITIES,
     Batch,
@@ -82,6 +83,11 @@ class Dequantized:
     def normal_codes(self) -> int:
         """The dimension of the density model's normal codes."""
         return facts(self._model).normal_codes
+
+    @property
+    def noise_times(self) -> tuple[float, ...]:
+        """The times of the density model's noise at which it has hidden layers."""
+        return facts(self.base).noise_times
 
     @property
     def completion(self) -> Literal["any", "raster", "order"]:
@@ -228,6 +234,20 @@ class Dequantized:
         """Return the moments of q(z|x) of the middle of the cell."""
         return self._model.posterior(state, self._middle(batch))
 
+    def layers(self, state: Any, batch: Batch, **noise: Any) -> list[jax.Array]:
+        """Return the hidden layers of the density model at the middle of the cell.
+
+        Args:
+          noise: the time `t` of a model with `noise_times`.
+        """
+        return self._model.layers(state, self._middle(batch), **noise)
+
+    def encoder_network(self, state: Any) -> tuple[nn.Module, Any]:
+        """Return the density model's network of the middle of the cell."""
+        network, variables = self._model.encoder_network(state)
+        scale, shift = (self.levels - 1) / self.levels, 0.5 / self.levels
+        return nets.Affine(network, scale, shift), nets.wrapped(variables)
+
     def decode(self, state: Any, z: jax.Array) -> jax.Array:
         """Return the levels of the decoded values, [B, *shape]."""
         return quantize(self._model.decode(state, z), self.levels)
@@ -252,6 +272,11 @@ class Dequantized:
         """Return the density model's score of each dequantized example, [B]."""
         noise_key, key = jax.random.split(key)
         return self._model.score(state, self._dequantized(batch, noise_key), key)
+
+    def scores(self, state: Any, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the density model's further scores of each dequantized example."""
+        noise_key, key = jax.random.split(key)
+        return self._model.scores(state, self._dequantized(batch, noise_key), key)
 
     def filters(self, state: Any) -> jax.Array:
         """Return the weights of each hidden unit of the density model, [H, *shape]."""

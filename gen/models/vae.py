@@ -63,6 +63,9 @@ from gen.levels import to_floats
 from gen.nets import MLP, dense, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
+SCORE_SAMPLES = 100
+"""Smallest number of draws of z behind the score `importance`."""
+
 
 class State(NamedTuple):
     """Everything that training changes."""
@@ -264,13 +267,13 @@ class VAE:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Return `decode` and `complete` with classes, and `begin` without a VampPrior.
+        """Return three methods with classes, and `begin` without a VampPrior.
 
-        A code is decoded only together with its label. The states of other priors do not begin at
-        training examples.
+        A code is decoded only together with its label, which the encoder is given, too. The states
+        of other priors do not begin at training examples.
         """
-        decode = ("decode", "complete") if self.classes else ()
-        return decode if self.prior == "vamp" else (*decode, "begin")
+        conditional = ("decode", "complete", "encoder_network") if self.classes else ()
+        return conditional if self.prior == "vamp" else (*conditional, "begin")
 
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)
@@ -348,6 +351,17 @@ class VAE:
             return -self.bound(state, batch, key, self.bound_samples).log_mean
         terms = self.terms(state, batch, key)
         return terms.reconstruction + terms.kl
+
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return −ELBO at one z as `elbo`, and the importance-weighted bound as `importance`.
+
+        The latter takes `bound_samples` draws of z, or `SCORE_SAMPLES` if they are more.
+        """
+        elbo_key, bound_key = jax.random.split(key)
+        terms = self.terms(state, batch, elbo_key)
+        samples = max(self.bound_samples, SCORE_SAMPLES)
+        bound = self.bound(state, batch, bound_key, samples)
+        return {"elbo": terms.reconstruction + terms.kl, "importance": -bound.log_mean}
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the negative bound as `nll`, and the terms of −ELBO, `reconstruction` and `kl`.
@@ -443,6 +457,18 @@ class VAE:
     def posterior(self, state: State, batch: Batch) -> Moments:
         """Return the mean and the log-variance of q(z|x), each [B, latent]."""
         return self._encode(state, batch)[0]
+
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the activations of the encoder's hidden layers, and then the mean of q(z|x)."""
+        x = self._with_label(self.encoder, batch["x"], label_of(self, batch))
+        _, variables = self.encoder_network(state)
+        return [*nets.layers(self.encoder, variables, x), self.encode(state, batch)]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return the encoder without the heads of q(z|x)."""
+        variables = {"params": state.params["encoder"], **state.stats["encoder"]}
+        of_encoder = {name: values["encoder"] for name, values in variables.items()}
+        return self.encoder, of_encoder
 
     def decode(self, state: State, z: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """Return the mean of p(x|z), [B, *shape].

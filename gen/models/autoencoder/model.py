@@ -85,6 +85,19 @@ def largest(z: jax.Array, k: int) -> jax.Array:
     return jnp.put_along_axis(jnp.zeros_like(z), places, values, axis=1, inplace=False)
 
 
+class KSparse(nn.Module):
+    """A network of which the k largest features are kept."""
+
+    network: nn.Module
+    """network of x"""
+    active: int
+    """number k of features that are kept"""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return largest(self.network(x, train=train), self.active)
+
+
 def kl_sparsity(activity: jax.Array, target: float) -> jax.Array:
     """Return Σ_j KL(ρ ‖ ρ̂_j) = Σ_j ρ log ρ / ρ̂_j + (1 − ρ) log (1 − ρ) / (1 − ρ̂_j), in nats.
 
@@ -342,14 +355,8 @@ class Autoencoder:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Return `filters` without a dense first layer, and `layers` unless all are sigmoid layers.
-
-        A layer with batch normalisation is no sigmoid layer.
-        """
-        encoder = self.encoder
-        if not isinstance(encoder, MLP) or not encoder.hidden:
-            return ("layers", "filters")
-        return () if encoder.activation == "sigmoid" and not encoder.batch_norm else ("layers",)
+        """Return `filters` unless the first layer is dense."""
+        return () if isinstance(self.encoder, MLP) and self.encoder.hidden else ("filters",)
 
     def init(self, key: jax.Array) -> State:
         encoder_key, decoder_key = jax.random.split(key)
@@ -441,14 +448,18 @@ class Autoencoder:
         """Return the weights of each unit of the first layer, [H, *shape]."""
         return state.params["encoder"]["Dense_0"]["kernel"].T.reshape(-1, *self.shape)
 
-    def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """Return weights and biases of the encoder's layers x ↦ σ(x W + c)."""
-        assert isinstance(self.encoder, MLP)
-        names = [f"Dense_{i}" for i in range(len(self.encoder.hidden))]
-        return [
-            (layer["kernel"], layer["bias"])
-            for layer in (state.params["encoder"][name] for name in names)
-        ]
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the activations of the encoder's hidden layers; the last one is the code."""
+        variables = {"params": state.params["encoder"], **state.stats["encoder"]}
+        *below, last = nets.layers(self.encoder, variables, batch["x"])
+        return [*below, self._kept(flatten(last))]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return f, whose features are the code."""
+        variables = {"params": state.params["encoder"], **state.stats["encoder"]}
+        if self.sparsity == "top_k":
+            return KSparse(self.encoder, self.active), nets.wrapped(variables)
+        return self.encoder, variables
 
     def _decoder(self, axis_name: str | None) -> nn.Module:
         return nets.fitted(self.decoder, out=self.shape, axis_name=axis_name)
@@ -478,10 +489,12 @@ class Autoencoder:
         def f(x):
             return self._kept(nets.apply(self.encoder, params["encoder"], {}, x)[0])
 
+        encoder = self.encoder
         if (
             self.sparsity != "top_k"
-            and "layers" not in self.lacks
-            and len(self.encoder.hidden) == 1
+            and isinstance(encoder, MLP)
+            and (encoder.activation, encoder.batch_norm, len(encoder.hidden))
+            == ("sigmoid", False, 1)
         ):
             h, weights = f(x), params["encoder"]["Dense_0"]["kernel"]
             return (h * (1 - h)) ** 2 @ jnp.sum(weights**2, axis=0)

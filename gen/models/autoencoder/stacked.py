@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from gen.core import Batch, Density, Metrics, Shape, check_fields, require
 from gen.models.autoencoder.model import (
@@ -70,8 +71,8 @@ class StackedAutoencoder:
     computes the layer whose turn it is. Several seeds at once (`vmap`) compute all L layers in
     every step, and keep the one whose turn it is.
 
-    The stack of sigmoid layers then starts a classifier: `gen.uses.features.tuned_error` puts a
-    softmax layer on it and trains all layers on the labels.
+    The stack then starts a classifier: `gen.uses.features.tuned_error` puts a softmax layer on it
+    and trains all layers on the labels.
 
     Deviations from Vincent et al. 2010:
 
@@ -177,8 +178,9 @@ class StackedAutoencoder:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Return `layers`, which start a classifier, unless the units are sigmoid."""
-        return self.layer.lacks
+        """Return `encoder_network` with the sparsity `top_k`, of which an `MLP` has none."""
+        sparse = ("encoder_network",) if self.layer.sparsity == "top_k" else ()
+        return (*self.layer.lacks, *sparse)
 
     def init(self, key: jax.Array) -> State:
         keys = jax.random.split(key, len(self.hidden))
@@ -222,10 +224,21 @@ class StackedAutoencoder:
         """Return the weights of each unit of the first layer, [D_1, *shape]."""
         return self.autoencoders[0].filters(state.layers[0])
 
-    def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """Return weights and biases of the sigmoid layers, from below."""
-        pairs = zip(self.autoencoders, state.layers, strict=True)
-        return [layer for each, of_layer in pairs for layer in each.layers(of_layer)]
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the code of every layer, [B, D_l] each, from below."""
+        return [self._codes(state, batch["x"], count + 1) for count in range(len(self.hidden))]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return f as one `MLP`, with copies of the parameters of all layers."""
+        encoder = self.layer.encoder
+        variables: dict[str, Any] = {}
+        for i, each in enumerate(state.layers):
+            collections = {"params": each.params["encoder"], **each.stats["encoder"]}
+            for collection, of_layer in collections.items():
+                named = {f"{name[:-1]}{i}": values for name, values in of_layer.items()}
+                variables[collection] = {**variables.get(collection, {}), **named}
+        assert isinstance(encoder, MLP)
+        return encoder.clone(hidden=self.hidden), variables
 
     def _codes(self, state: State, x: jax.Array, layers: int) -> jax.Array:
         """Return the code of x after that many layers, or x itself."""

@@ -158,8 +158,8 @@ class Autoregressive:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Several masks have no common order, in which the shown variables could come first."""
-        return ("conditional_log_prob",) if self._net.masks > 1 else ()
+        """Several masks have no common order, so that no variables come first in all of them."""
+        return ("log_conditionals", "conditional_log_prob") if self._net.masks > 1 else ()
 
     def init(self, key: jax.Array) -> State:
         net, name, x = self._net, type(self.net).__name__, jnp.zeros((1, *self.shape))
@@ -221,14 +221,24 @@ class Autoregressive:
         )
         return jax.nn.logsumexp(under_each, axis=0) - math.log(masks)
 
+    def log_conditionals(self, state: State, batch: Batch) -> jax.Array:
+        """Return log p(x_d | x_<d), exact, under the only mask: [B, *shape] nats."""
+        return self._log_conditionals(self._averaged(state), batch["x"], 0).reshape(-1, *self.shape)
+
     def _log_prob(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
     ) -> jax.Array:
         """Return Σ_d log p(x_d | x_<d) under one mask, [B] nats. A key turns dropout on."""
+        return self._log_conditionals(params, x, mask_index, key).sum(axis=1)
+
+    def _log_conditionals(
+        self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Return log p(x_d | x_<d) under one mask, [B, D] nats. A key turns dropout on."""
         index = to_index(x, self.levels)
         values = to_value(index, self.levels)
         logits = self.logits(params, values, mask_index, key)
-        return categorical_log_prob(logits, index.reshape(logits.shape[:2])).sum(axis=1)
+        return categorical_log_prob(logits, index.reshape(logits.shape[:2]))
 
     def logits(
         self, params: Any, x: jax.Array, mask_index: Any, key: jax.Array | None

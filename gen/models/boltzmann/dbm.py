@@ -17,8 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from gen import estimate, optimize
+from gen import estimate, nets, optimize
 from gen.ais import Annealing, LogZ, log_sum_over_bits
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, pmean, replica_key, require
 from gen.distributions import bernoulli_entropy, bernoulli_sample
@@ -197,8 +198,7 @@ class DBM:
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the mean field of all hidden layers side by side, [B, D_1 + D_2 + …]."""
-        mu = mean_field(state.params, flatten(batch["x"]), 5 * self.mean_field_updates)
-        return jnp.concatenate(mu[1:], axis=1)
+        return jnp.concatenate(self.layers(state, batch), axis=1)
 
     def reconstruct(self, state: State, batch: Batch) -> jax.Array:
         """Return E[v | x_1] at x_1 = μ_1, [B, *shape]."""
@@ -253,10 +253,19 @@ class DBM:
 
         return jax.lax.fori_loop(0, self.burn_in, sweep, (v, odd))[0].reshape(x.shape)
 
-    def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """Return weights and biases of the upward pass's layers x ↦ σ(b + Wᵀ x)."""
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the mean field of each hidden layer, [B, D_l]; side by side they are the code."""
+        mu = mean_field(state.params, flatten(batch["x"]), 5 * self.mean_field_updates)
+        return list(mu[1:])
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return the upward pass as an `MLP` of layers x ↦ σ(b + Wᵀ x), all but the last doubled.
+
+        The mean field starts from it.
+        """
         *below, last = state.params.weights
-        return list(zip([*(2 * w for w in below), last], state.params.biases[1:], strict=True))
+        weights = [*(2 * w for w in below), last]
+        return nets.sigmoid_layers(list(zip(weights, state.params.biases[1:], strict=True)))
 
     def filters(self, state: State) -> jax.Array:
         """Return the weights of each unit of the first hidden layer, [D_1, *shape]."""

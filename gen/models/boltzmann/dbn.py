@@ -12,8 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from gen import estimate
+from gen import estimate, nets
 from gen.ais import LogZ
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, replica_key, require
 from gen.distributions import bernoulli_entropy, bernoulli_nll, bernoulli_sample
@@ -140,11 +141,7 @@ class DBN:
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return the means of the hidden units, each layer from the means below: [B, Σ D_l]."""
-        x, means = flatten(batch["x"]), []
-        for each in state.machines:
-            x = jax.nn.sigmoid(hidden_input(each.params, x))
-            means.append(x)
-        return jnp.concatenate(means, axis=1)
+        return jnp.concatenate(self.layers(state, batch), axis=1)
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Draw by `machine.burn_in` Gibbs sweeps of the last RBM, then downwards: [n, *shape]."""
@@ -159,9 +156,18 @@ class DBN:
             x = bernoulli_sample(jax.random.fold_in(down_key, layer), logits)
         return x.reshape(-1, *self.shape)
 
-    def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """Return weights and biases of the upward pass's layers x ↦ σ(c + Wᵀ x)."""
-        return [(each.params.weight, each.params.hidden) for each in state.machines]
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the means of each hidden layer, [B, D_l]; side by side they are the code."""
+        x, means = flatten(batch["x"]), []
+        for each in state.machines:
+            x = jax.nn.sigmoid(hidden_input(each.params, x))
+            means.append(x)
+        return means
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return the upward pass as an `MLP` of layers x ↦ σ(c + Wᵀ x)."""
+        weights = [(each.params.weight, each.params.hidden) for each in state.machines]
+        return nets.sigmoid_layers(weights)
 
     def filters(self, state: State) -> jax.Array:
         """Return the weights of each unit of the first hidden layer, [D_1, *shape]."""

@@ -135,14 +135,22 @@ class BoltzmannMachine:
         above = jnp.triu_indices(len(state.params.biases), 1)
         return state.params.weight[above], state.params.biases
 
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the free energy F(v) = −log p(v) − log Z, [B] nats."""
+    def free_energy(self, state: State, batch: Batch) -> jax.Array:
+        """Return F(v) = −log p(v) − log Z, [B] nats."""
         return free_energy(state.params, flatten(batch["x"]))
+
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the free energy, [B] nats."""
+        return self.free_energy(state, batch)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(h_j = 1 | v), [B, H], exact although the h_j are not independent given v."""
         h, log_p = hidden_states(state.params, flatten(batch["x"]))
         return jax.nn.softmax(log_p, axis=1) @ h
+
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the code alone, p(h_j = 1 | v), [B, H]."""
+        return [self.encode(state, batch)]
 
     def sample(self, state: State, key: jax.Array, n: int) -> jax.Array:
         """Draw by `burn_in` Gibbs sweeps from the persistent chains: [n, *shape]."""

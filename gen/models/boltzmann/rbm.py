@@ -21,8 +21,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from gen import estimate, optimize
+from gen import estimate, nets, optimize
 from gen.ais import Annealing, LogZ, log_sum_over_bits
 from gen.core import Batch, Data, Density, Metrics, Shape, check_fields, pmean, replica_key, require
 from gen.distributions import bernoulli_sample
@@ -282,9 +283,13 @@ class RBM:
         """Return W, b, c and log σ²."""
         return state.params
 
-    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
-        """Return the free energy F(v) = −log p(v) − log Z, [B] nats."""
+    def free_energy(self, state: State, batch: Batch) -> jax.Array:
+        """Return F(v) = −log p(v) − log Z, [B] nats."""
         return free_energy(state.params, standardized(state.params, batch["x"]))
+
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return the free energy, [B] nats."""
+        return self.free_energy(state, batch)
 
     def encode(self, state: State, batch: Batch) -> jax.Array:
         """Return p(h = 1 | v), [B, H]."""
@@ -367,10 +372,14 @@ class RBM:
         log_sums = jax.vmap(log_sum, in_axes=(0, None if shared else 0))(v, mask)
         return -free_energy(params, v) - log_sums
 
-    def layers(self, state: State) -> list[tuple[jax.Array, jax.Array]]:
-        """Return W and c of the layer x ↦ σ(c + Wᵀ x), with W / σ in place of W for Gaussian x."""
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the code alone, p(h = 1 | v), [B, H]."""
+        return [self.encode(state, batch)]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return x ↦ σ(c + Wᵀ x) as an `MLP`, with W / σ in place of W for Gaussian x."""
         weight = standardized(state.params, state.params.weight.T).T
-        return [(weight, state.params.hidden)]
+        return nets.sigmoid_layers([(weight, state.params.hidden)])
 
     def filters(self, state: State) -> jax.Array:
         """Return the weights W of each hidden unit, [H, *shape]."""

@@ -13,6 +13,8 @@ from gen import optimize
 from gen.core import Metrics
 from gen.optimize import AnyOptimizer
 
+NOISE_TIMES = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Times of the noise at which a diffusion model's hidden layers are features to choose from."""
 BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below 1."""
 

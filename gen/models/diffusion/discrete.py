@@ -27,6 +27,7 @@ from gen.distributions import invert_cdf
 from gen.estimate import Estimate
 from gen.levels import check_levels, to_floats, to_index, to_value
 from gen.models.diffusion.common import (
+    NOISE_TIMES,
     State,
     add_axes,
     init_state,
@@ -90,6 +91,7 @@ class DiscreteDiffusion:
 
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
+    noise_times: ClassVar[tuple[float, ...]] = NOISE_TIMES
 
     net: nn.Module = UNet()
     """network of a noisy example and its time, which predicts logits of x_0"""
@@ -240,6 +242,19 @@ class DiscreteDiffusion:
         start = hold(0, self._noise(start_key, len(x)))
         drawn = jax.lax.fori_loop(0, steps, move, start)
         return jnp.where(shown, to_floats(x, self.levels), self._values(drawn))
+
+    def layers(self, state: State, batch: Batch, t: jax.Array | float = 0.1) -> list[jax.Array]:
+        """Return the activations of the network's hidden layers, [B, ...] each.
+
+        The network is given the probabilities q(x_t|x) of the states, and not states drawn from
+        them, so that the features of an example do not vary.
+
+        Args:
+          t: the time of the noise, in [0, 1].
+        """
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), len(batch["x"]))
+        inputs = self._inputs(self._marginal(self._one_hot(batch["x"]), t)), t, None
+        return nets.layers(self._net, {"params": state.ema, **state.stats}, *inputs)
 
     @property
     def states(self) -> int:

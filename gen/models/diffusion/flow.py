@@ -23,6 +23,7 @@ from gen.estimate import Estimate
 from gen.levels import check_levels, dequantize, quantize, to_floats
 from gen.models.diffusion import generation, samplers
 from gen.models.diffusion.common import (
+    NOISE_TIMES,
     State,
     add_axes,
     init_state,
@@ -66,6 +67,7 @@ class FlowMatching:
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
     codes: ClassVar[Literal["features", "noise"]] = "noise"
+    noise_times: ClassVar[tuple[float, ...]] = NOISE_TIMES
     metric_units: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"loss": "squared error", "validation": "squared error"}
     )
@@ -167,6 +169,7 @@ class FlowMatching:
     sample_in = generation.sample_in
     denoising = generation.denoising
     complete = generation.complete
+    layers = generation.layers
     encode = generation.encode
     decode = generation.decode
 
@@ -182,6 +185,16 @@ class FlowMatching:
             return Prediction(x - t * u, x + (1 - t) * u)
 
         return denoise
+
+    def hidden_layers(self, state: State, x_t: jax.Array, t: jax.Array) -> list[jax.Array]:
+        """Return the activations of the network's hidden layers, [B, ...] each.
+
+        Args:
+          state: a state of the model.
+          x_t: noisy examples, [B, *shape].
+          t: their times, [B].
+        """
+        return nets.layers(self._net, {"params": state.ema, **state.stats}, x_t, t, None)
 
     def to_continuous(self, x: jax.Array, within: jax.Array | float = 0.5) -> jax.Array:
         """Return 2 x − 1 of values, or of points of the cells of levels: [0, 1] becomes [−1, 1].

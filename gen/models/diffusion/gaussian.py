@@ -35,6 +35,7 @@ from gen.estimate import Estimate
 from gen.levels import check_levels, to_floats, to_index, to_value
 from gen.models.diffusion import generation, samplers, schedules
 from gen.models.diffusion.common import (
+    NOISE_TIMES,
     State,
     add_axes,
     init_state,
@@ -122,6 +123,7 @@ class GaussianDiffusion:
     family: ClassVar[str] = "diffusion"
     density: ClassVar[Density] = "approximate"
     codes: ClassVar[Literal["features", "noise"]] = "noise"
+    noise_times: ClassVar[tuple[float, ...]] = NOISE_TIMES
 
     net: nn.Module = UNet()
     """network of a noisy example, its time and its label"""
@@ -261,6 +263,22 @@ class GaussianDiffusion:
         """Return the bound on −log p(x), or on −log p(x|label), [B] nats."""
         return self.bound(state, batch, key).total
 
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the training loss of `weighting` at `time_draws` times as `denoising`.
+
+        With the weighting `simple` or `min_snr` it is a denoising error over all noise levels.
+        """
+        x, label = self.to_continuous(batch["x"]), label_of(self, batch)
+        times, noise_keys = stratified_times(key, self.time_draws, len(x))
+
+        def at(draw):
+            t, noise_key = draw
+            keys = noise_key, noise_key, None
+            _, loss, _ = self._terms(state.ema, state.stats, x, label, t, keys, self.timesteps)
+            return loss
+
+        return {"denoising": jax.lax.map(at, (times, noise_keys)).mean(0)}
+
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return the bound on −log p(x) as `nll`, and −log p(x) by the probability flow.
 
@@ -329,6 +347,7 @@ class GaussianDiffusion:
     sample_in = generation.sample_in
     denoising = generation.denoising
     complete = generation.complete
+    layers = generation.layers
     encode = generation.encode
     decode = generation.decode
 
@@ -363,6 +382,18 @@ class GaussianDiffusion:
             return jax.tree.map(lambda c, f: (1 + guidance) * c - guidance * f, given, free)
 
         return denoise
+
+    def hidden_layers(self, state: State, x_t: jax.Array, t: jax.Array) -> list[jax.Array]:
+        """Return the activations of the network's hidden layers, without labels, [B, ...] each.
+
+        Args:
+          state: a state of the model.
+          x_t: noisy examples, [B, *shape].
+          t: their times, [B].
+        """
+        label = jnp.full(len(x_t), self.classes) if self.classes else None
+        inputs = self._features(x_t), self._time(state.ema, t), label
+        return nets.layers(self._net, {"params": state.ema["net"], **state.stats}, *inputs)
 
     def to_continuous(self, x: jax.Array) -> jax.Array:
         """Return 2 x − 1 of values, or of integer levels: [0, 1] becomes [−1, 1]."""
@@ -480,10 +511,7 @@ class GaussianDiffusion:
 
         The network's output is one of ε, x and v; the others follow from α x + σ ε = x_t.
         """
-        log_snr = self._log_snr(params)
-        first, last = log_snr(jnp.zeros(())), log_snr(jnp.ones(()))
-        time = (first - log_snr(t)) / (first - last)
-        inputs = self._features(x_t), time, label
+        inputs = self._features(x_t), self._time(params, t), label
         out, stats = nets.apply(self._net, params["net"], stats, *inputs, train=train, key=key)
         out = out.reshape(x_t.shape)
         alpha, sigma = (add_axes(scale, self.shape) for scale in self.path(params)(t))
@@ -492,6 +520,12 @@ class GaussianDiffusion:
         if self.prediction == "x":
             return Prediction(out, (x_t - alpha * out) / sigma), stats
         return Prediction(alpha * x_t - sigma * out, sigma * x_t + alpha * out), stats
+
+    def _time(self, params: Any, t: jax.Array) -> jax.Array:
+        """Return the network's time: the position of λ_t between its two ends, [B] in [0, 1]."""
+        log_snr = self._log_snr(params)
+        first, last = log_snr(jnp.zeros(())), log_snr(jnp.ones(()))
+        return (first - log_snr(t)) / (first - last)
 
     def _features(self, x_t: jax.Array) -> jax.Array:
         """Return the network's input: x_t, and beside it Fourier features as extra channels.

@@ -8,6 +8,7 @@ use these members of a model:
   `denoiser(state, label, guidance)`.
 - `to_continuous(x)`: values in [0, 1] as points x_0 in [−1, 1].
 - `to_values(x_0)`: the values in [0, 1] that points stand for.
+- `hidden_layers(state, x_t, t)`: activations of the network's hidden layers, without labels.
 - the fields `shape`, `levels`, `sampler`, `sample_steps`, `resamplings` and `ode_steps`.
 """
 
@@ -26,7 +27,7 @@ from gen.core import Batch, Data, sample_labels
 from gen.estimate import Estimate
 from gen.levels import to_floats
 from gen.models.diffusion import samplers
-from gen.models.diffusion.common import unscaled
+from gen.models.diffusion.common import add_axes, unscaled
 from gen.models.diffusion.samplers import Sampler
 from gen.nets import flatten
 
@@ -93,6 +94,25 @@ def encode(model: Any, state: Any, batch: Batch) -> jax.Array:
     times = samplers.falling(model.ode_steps)[::-1]
     x_0 = model.to_continuous(batch["x"])
     return flatten(samplers.heun(model.path(state.ema), model.denoiser(state), x_0, times))
+
+
+def layers(model: Any, state: Any, batch: Batch, t: jax.Array | float = 0.1) -> list[jax.Array]:
+    """Return the activations of the network's hidden layers at α_t x, without labels.
+
+    α_t x is the mean of the noisy example x_t. No noise is drawn, so that the features of an
+    example do not vary. Baranchuk et al. 2022, https://arxiv.org/abs/2112.03126, and Xiang et al.
+    2023, https://arxiv.org/abs/2303.09769, take such features of a noisy example.
+
+    Args:
+      model: a diffusion model or a flow.
+      state: a state of the model.
+      batch: examples.
+      t: the time of the noise, in [0, 1].
+    """
+    t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), len(batch["x"]))
+    alpha, _ = model.path(state.ema)(t)
+    x_t = add_axes(alpha, model.shape) * model.to_continuous(batch["x"])
+    return model.hidden_layers(state, x_t, t)
 
 
 def decode(model: Any, state: Any, z: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ import tyro
 from flax import linen as nn
 
 from gen.core import check_fields, require
-from gen.nets import Conv, Output, check_image, depth_to_space, flatten, space_to_depth
+from gen.nets import Conv, Output, check_image, depth_to_space, flatten, record, space_to_depth
 
 Classes = Annotated[int, tyro.conf.Suppress]
 """The number of classes, which the model sets."""
@@ -87,13 +87,16 @@ class UNet(nn.Module):
         kept = [[h]]
         for _ in range(self.blocks):
             kept[-1].append(h := Block(first)(h, condition))
+            record(self, h)
         for features in deeper:
             kept.append([h := Conv(features, stride=2)(h)])
             for _ in range(self.blocks):
                 kept[-1].append(h := Block(features)(h, condition))
+                record(self, h)
         # 2. The lowest resolution.
         last = self.channels[-1]
         h = Block(last)(Attention()(Block(last)(h, condition)), condition)
+        record(self, h)
         # 3. Up: each block takes in one of the kept features.
         for features, skips in zip(reversed(self.channels), reversed(kept), strict=True):
             if h.shape[1:3] != (wider := skips[0].shape[1:3]):
@@ -101,6 +104,7 @@ class UNet(nn.Module):
                 h = Conv(features)(h)
             for skip in reversed(skips):
                 h = Block(features)(jnp.concatenate([h, skip], axis=-1), condition)
+                record(self, h)
         h = nn.swish(group_norm(h)(h))
         # 4. Back to pixels.
         if not self.pixel_features:
@@ -143,6 +147,7 @@ class ResidualMLP(nn.Module):
             r = nn.Dense(self.width)(nn.swish(nn.LayerNorm()(h)))
             r = nn.swish(nn.LayerNorm()(r) + nn.Dense(self.width)(condition))
             h += nn.Dense(self.width, kernel_init=nn.initializers.zeros)(r)
+            record(self, h)
         h = zero_dense(math.prod(out))(nn.swish(nn.LayerNorm()(h)))
         return h.reshape(-1, *out)
 

@@ -44,7 +44,7 @@ from gen.models.gan.losses import (
 )
 from gen.models.gan.networks import Heads, packed
 from gen.models.gan.regularizers import PENALTY_WEIGHTS, Inputs, PenaltyName
-from gen.nets import MLP
+from gen.nets import MLP, flatten
 from gen.optimize import AnyOptimizer, Optimizer
 
 
@@ -293,15 +293,20 @@ class GAN:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image.
+        """Return the methods that need an encoder, codes, no label or single images.
 
-        A model with classes decodes z only together with a label.
+        A BiGAN encodes to z, an InfoGAN to its codes alone, which do not determine the image. Its
+        discriminator is no encoder where it is given labels, too. A model with classes decodes z
+        only together with a label. The discriminator of a packed GAN judges no single image.
         """
+        lacks = ("score", "scores") if self.pack > 1 else ()
         if self.encoder is not None:
-            return ()
+            return lacks
         if self._has_codes:
-            return ("decode", "reconstruct")
-        return ("encode", "reconstruct", *(("decode",) if self.classes else ()))
+            lacks = (*lacks, "decode", "reconstruct")
+            return (*lacks, "layers", "encoder_network") if self.classes else lacks
+        lacks = (*lacks, "encode", "reconstruct", "layers", "encoder_network")
+        return (*lacks, "decode") if self.classes else lacks
 
     @property
     def normal_codes(self) -> int:
@@ -604,6 +609,27 @@ class GAN:
             estimates["nmi"] = estimate.mean(values, "Monte Carlo", code="categorical 1")
         return estimates
 
+    def score(self, state: State, batch: Batch, key: jax.Array) -> jax.Array:
+        """Return minus the discriminator's logit, [B]; of a BiGAN the squared error per pixel.
+
+        The discriminator learns to tell training images from the generator's, and judges nothing
+        else: images that neither resemble can have a high logit.
+        """
+        if self.encoder is not None:
+            return jnp.mean(flatten(batch["x"] - self.reconstruct(state, batch)) ** 2, axis=1)
+        return self.scores(state, batch, key)["discriminator"]
+
+    def scores(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Return minus the logit of D(x), of a BiGAN of D(x, E(x)), as `discriminator`."""
+        _, discriminator, _ = self._networks(None)
+        inputs = {"x": 2.0 * batch["x"] - 1.0}
+        if self.encoder is not None:
+            inputs["z"] = self.encode(state, batch)
+        logits, _, _ = self._discriminate(
+            discriminator, self._discriminator_player(state), None, inputs, label_of(self, batch)
+        )
+        return {"discriminator": -logits}
+
     def sample(
         self, state: State, key: jax.Array, n: int, label: jax.Array | int | None = None
     ) -> jax.Array:
@@ -660,6 +686,26 @@ class GAN:
         _, posterior, _ = self._discriminate(discriminator, player, None, {"x": x}, label)
         assert posterior is not None
         return self._code_means(posterior)
+
+    def layers(self, state: State, batch: Batch) -> list[jax.Array]:
+        """Return the activations of the hidden layers of `encoder_network`, and then the code."""
+        network, variables = self.encoder_network(state)
+        return [*nets.layers(network, variables, batch["x"]), self.encode(state, batch)]
+
+    def encoder_network(self, state: State) -> tuple[nn.Module, Any]:
+        """Return E of a BiGAN, whose features are z; of an InfoGAN D without its heads."""
+        _, discriminator, encoder = self._networks(None)
+        if encoder is not None:
+            params = state.ema[1] if self.ema_decay else state.encoder.params
+            variables = {"params": params, **state.encoder.stats}
+        else:
+            assert isinstance(discriminator, Heads)
+            player, encoder = self._discriminator_player(state), discriminator.network
+            variables = {"params": player.params, **player.stats}
+            variables = {
+                name: values["network"] for name, values in variables.items() if "network" in values
+            }
+        return nets.Affine(encoder, 2.0, -1.0), nets.wrapped(variables)
 
     def decode(self, state: State, z: jax.Array) -> jax.Array:
         """Return G(z), scaled to [0, 1]: [B, *shape]."""

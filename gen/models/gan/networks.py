@@ -11,7 +11,17 @@ from flax import linen as nn
 
 from gen import nets
 from gen.core import check_fields, require
-from gen.nets import Axis, Conv, ConvTranspose, Output, batch_norm, check_image, dense, flatten
+from gen.nets import (
+    Axis,
+    Conv,
+    ConvTranspose,
+    Output,
+    batch_norm,
+    check_image,
+    dense,
+    flatten,
+    record,
+)
 
 DCGAN_INIT = nn.initializers.normal(0.02)
 """The law of DCGAN's first weights, N(0, 0.02²) (Radford et al. 2016, section 4)."""
@@ -95,6 +105,7 @@ class DCGANDiscriminator(nn.Module):
             if normalised:
                 x = batch_norm(train, self.axis_name)(x)
             x = nn.leaky_relu(x, 0.2)
+            record(self, x)
         if self.out is None:
             return flatten(x)
         logits = nn.Dense(math.prod(self.out), kernel_init=DCGAN_INIT)(flatten(x))

@@ -321,10 +321,17 @@ class HMM:
 
     def log_prob(self, state: State, batch: Batch) -> jax.Array:
         """Return log p(x), exact, by the forward algorithm: [B] nats."""
+        return self.log_conditionals(state, batch).sum(1)
+
+    def log_conditionals(self, state: State, batch: Batch) -> jax.Array:
+        """Return log p(x_t | x_1 … x_t−1), exact, by the forward algorithm: [B, T] nats.
+
+        In the padding it is 0, up to rounding.
+        """
         sequences = observations(batch, state.scaling, self.levels)
         log_likelihood = self._log_likelihood(state.params, sequences)
         forward = partial(self._inference.filter, *log_laws(state.params))
-        return jax.vmap(forward)(log_likelihood).log_evidence.sum(1)
+        return jax.vmap(forward)(log_likelihood).log_evidence
 
     def evaluate(self, state: State, data: Data, key: jax.Array) -> dict[str, Estimate]:
         """Return −log p(x) as `nll`, exact, per sequence or per time step.
