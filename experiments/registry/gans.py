@@ -11,8 +11,8 @@ WGAN_GP_ADAM = Optimizer(learning_rate=1e-4, b1=0.5, b2=0.9)  # the authors' pro
 MNIST_GENERATOR = DCGANGenerator((128, 64, 32))
 MNIST_DISCRIMINATOR = DCGANDiscriminator((32, 64, 128))
 
-# Smaller than the networks of the PacGAN paper, which have 64 to 512 channels, for a CPU, and without
-# batch normalisation in the discriminator. Both players learn at five times the rate of DCGAN.
+# For a CPU, smaller than the networks of the PacGAN paper, which have 64 to 512 channels. The
+# discriminator has no batch normalisation, and both players learn at five times the rate of DCGAN.
 STACKED_GENERATOR = ConvDecoder((256,), (128, 64, 32), batch_norm=True)
 STACKED_DISCRIMINATOR = ConvEncoder((16, 32, 64), (), "leaky_relu")
 STACKED_ADAM = Optimizer(learning_rate=1e-3, b1=0.5)
