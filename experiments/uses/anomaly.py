@@ -283,9 +283,7 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
         source = f"test, anomalies from {flags.against}"
         calibration = {name: calibration[name] for name in strange}
         both_stored = np.concatenate([stored[scored], x])
-        return Examples(
-            source, both, both_stored, is_anomaly, calibration, stored[held_out], rows
-        )
+        return Examples(source, both, both_stored, is_anomaly, calibration, stored[held_out], rows)
     strange = np.flatnonzero(anomalous)[: flags.examples or None]
     rows = np.concatenate([scored, strange])
     is_anomaly = anomalous[rows] if marked else None
