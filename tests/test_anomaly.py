@@ -447,7 +447,7 @@ def test_rows_of_a_file_are_given_to_a_model_of_sequences_of_one_length(tmp_path
 
 
 def test_models_with_classes_are_refused_where_labels_are_missing():
-    with pytest.raises(UserError, match="needs the class of each example.*without classes"):
+    with pytest.raises(UserError, match="needs the class of each example"):
         command.examples_of(subject_of("cvae_digits"), command.Flags(Path("run"), Path("a.npz")))
 
 
@@ -479,6 +479,11 @@ def test_files_of_variants_have_names_of_their_own():
 def test_a_protocol_refuses_what_it_cannot_do(arguments, message, capsys):
     assert main(["protocol", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gaussians_odds", "vae_odds", "rbm_odds", "diffusion_odds"])
+def test_a_protocol_of_tables_takes_models_of_continuous_values(name):
+    protocol.check_takes_tables(name, EXPERIMENTS[name])
 
 
 def test_a_protocol_checks_the_score_before_training(odds, monkeypatch):

@@ -136,8 +136,7 @@ def check_takes_tables(name: str, experiment: Experiment) -> None:
     require(
         continuous
         and experiment.binarize == "none"
-        and not (properties.sequences or properties.classes)
-        and len(experiment.model.shape) == 1,
+        and not (properties.sequences or properties.classes),
         f"{name} does not model continuous tables: NAME must be an experiment that does, such as "
         "gaussians_odds, or a baseline",
     )
