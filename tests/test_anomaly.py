@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -507,9 +508,10 @@ def test_means_over_splits_and_sets_have_standard_errors(odds):
         for name, value, error in (("a", 0.5, 0.03), ("b", 0.7, 0.04))
     }
     record = {"sets": sets, "seeds": [0], "score": "default"}
-    row = protocol.mean_row(record)["AUROC, %"]
-    assert (row.value, row.stderr) == pytest.approx((60, 2.5))
-    assert protocol.set_rows(record)[1]["AUROC, %"].stderr == pytest.approx(4)
+    over_sets: Any = protocol.mean_row(record)["AUROC, %"]
+    of_set: Any = protocol.set_rows(record)[1]["AUROC, %"]
+    assert (over_sets.value, over_sets.stderr) == pytest.approx((60, 2.5))
+    assert of_set.stderr == pytest.approx(4)
 
 
 def test_a_protocol_goes_on_where_it_stopped(odds, tmp_path, capsys):

@@ -203,7 +203,10 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
         row["detected"] = estimate.mean(alarms[known], "exact")
         row["false discoveries"] = float(found[~known].sum() / max(1, found.sum()))
     row |= {"alarms": float(alarms.sum()), "discoveries": float(found.sum())}
-    row |= {f"repeats of {part}": float(each.sum()) for part, each in repeated.items()}
+    row |= {
+        f"repeats of {part.replace('_', '-')} rows": float(each.sum())
+        for part, each in repeated.items()
+    }
 
     order = np.argsort(-scores, kind="stable")
     record = {
