@@ -335,9 +335,13 @@ def judgements(folder: Path) -> dict[str, list[Record]]:
 
 
 def use_rows(folder: Path, command: str) -> list[dict[str, str]]:
-    """Return the rows of the published results of a command, each with its experiment in front."""
+    """Return the rows of the published results of a command, each with its experiment in front.
+
+    The files of one experiment are COMMAND.json, and COMMAND-VARIANT.json of other settings.
+    """
     rows = []
-    for path in sorted(folder.glob(f"*/{command}.json")):
+    paths = [*folder.glob(f"*/{command}.json"), *folder.glob(f"*/{command}-*.json")]
+    for path in sorted(paths):
         record = read_json(path, "experiment", "rows")
         if record:
             rows += [{"experiment": f"`{record['experiment']}`", **row} for row in record["rows"]]

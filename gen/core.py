@@ -145,7 +145,8 @@ CAPABILITIES = {
     "conditional_log_prob": "conditional_log_prob(state, x, mask) -> [B], log p(hidden | shown), "
     "exact, in nats, for the masks that the fact `completion` names",
     "objective": "objective(state, batch, key) -> [B], the training loss; validation selects by it",
-    "score": "score(state, batch, key) -> [B], higher is stranger",
+    "score": "score(state, batch, key) -> [B], higher is stranger; in nats, unless the fact "
+    "`metric_units` has another unit of `score`",
     "scores": "scores(state, batch, key) -> {kind: [B]}, further scores, higher is stranger",
     "filters": "filters(state) -> [H, *shape], the weights of each hidden unit",
     "layers": "layers(state, batch) -> hidden layers from below, [B, ...]; noise_times: also t",
@@ -161,6 +162,7 @@ CAPABILITIES = {
 METRIC_UNITS = {
     "loss": "nats",
     "validation": "nats",
+    "score": "nats",
     "score_gap": "nats",
     "reconstruction": "nats",
     "kl": "nats",

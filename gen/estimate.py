@@ -254,6 +254,19 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
+def over_splits(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of one estimate over several splits, which have examples of their own.
+
+    Its standard error is s / √S over the values of S splits; of one split it is the estimate's own.
+    """
+    first = estimates[0]
+    if len(estimates) == 1:
+        return first
+    values = np.array([estimate.value for estimate in estimates])
+    stderr = float(values.std(ddof=1) / math.sqrt(len(values)))
+    return Estimate(float(values.mean()), stderr, first.kind, first.n, {"splits": len(values)})
+
+
 class Difference(NamedTuple):
     """The difference a − b of two estimates on the same examples, with its standard errors."""
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,12 @@ from scipy.stats import binom
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments.__main__ import main
+from experiments.experiment import Experiment
+from experiments.registry import EXPERIMENTS
+from experiments.uses import anomaly as command
 from experiments.uses import protocol
-from gen import core, data
+from experiments.uses.base import Subject
+from gen import core, data, estimate
 from gen.core import UserError
 from gen.data import anomalies
 from gen.models.autoencoder import Autoencoder
@@ -139,6 +144,14 @@ def test_the_importance_score_of_a_vae_is_below_its_elbo(rng):
     assert importance.mean() < elbo.mean()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_complexity_needs_a_score_in_nats(name):
+    model, _ = MODELS[name]
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    kinds = anomaly.kinds(model, state, {"x": np.zeros((2, *SHAPE), np.float32)}, levels=2)
+    assert ("complexity" in kinds) == (name not in ("autoencoder", "gan", "bigan"))
+
+
 def test_mahalanobis_distances_are_squared_distances_of_whitened_codes(rng):
     mixing = np.array([[2.0, 0.0], [1.0, 0.5]])
     reference = rng.standard_normal((20_000, 2)) @ mixing.T + 3
@@ -251,6 +264,19 @@ def test_rows_that_repeat_a_training_row_are_named(rng):
     np.testing.assert_array_equal(anomaly.repeats(rows, training), [True, False, False, True])
 
 
+def test_rows_of_another_type_repeat_a_training_row_of_equal_values():
+    training = np.array([[0, 1], [2, 0]], np.uint8)
+    rows = np.array([[0, 1], [2, 1], [2, 0]])
+    for kind in (np.int64, np.float32, np.float64):
+        np.testing.assert_array_equal(
+            anomaly.repeats(rows.astype(kind), training), [True, False, True]
+        )
+    np.testing.assert_array_equal(
+        anomaly.repeats(np.array([[-0.0, 1.0], [0.5, 1.0]]), training), [True, False]
+    )
+    assert anomaly.repeats(np.array([[0.1]]), np.array([[0.1]], np.float32)).all()
+
+
 def test_simple_detectors_find_a_far_point(rng):
     training = rng.standard_normal((60, 4)) @ np.diag([2, 1, 0.1, 0.1])
     examples = np.concatenate([training[:5], [[0, 0, 3, 3]]])
@@ -360,8 +386,12 @@ def test_the_command_scores_the_rows_of_a_file(folder, monkeypatch, capsys):
     """Digits with half of their pixels flipped are anomalies for a published machine of digits."""
     monkeypatch.chdir(folder)
     x = data.load("digits").test["x"][:30].copy()
+    digits = data.load("digits")
+    x[:3] = digits.train["x"][0], digits.validation["x"][0], digits.test["x"][40]
     x[20:] = np.random.default_rng(0).permuted(x[20:].reshape(10, -1), axis=1).reshape(10, 8, 8, 1)
-    np.savez(folder / "mine.npz", x=x, y=np.arange(30) >= 20)
+    np.savez(
+        folder / "mine.npz", x=x.astype(np.int64), y=np.arange(30) >= 20
+    )  # x in int64, stored as uint8
     assert main(["anomaly", "rbm_tempered_digits", "mine.npz"]) == 0
     record = json.loads(Path("samples/rbm_tempered_digits/anomaly.json").read_text())
     (row,) = record["rows"]
@@ -370,6 +400,8 @@ def test_the_command_scores_the_rows_of_a_file(folder, monkeypatch, capsys):
     assert row["detected"]["value"] > 0.7
     assert len(record["examples"]) == 30
     assert record["examples"][0]["anomaly"]
+    repeats = {each["row"]: each["repeats"] for each in record["examples"]}
+    assert [repeats[i] for i in (0, 1, 2, 25)] == [["train"], ["validation"], ["held_out"], []]
     scores = [each["score"] for each in record["examples"]]
     assert scores == sorted(scores, reverse=True)
     assert Path("samples/rbm_tempered_digits/anomaly.png").stat().st_size > 10_000
@@ -392,6 +424,94 @@ def test_what_cannot_be_scored_is_refused_in_one_line(arguments, message, capsys
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def subject_of(name, **test):
+    """Return an experiment with shapes in place of a state, and other arrays of the test split."""
+    experiment, dataset = EXPERIMENTS[name], data.load(EXPERIMENTS[name].data)
+    dataset = replace(dataset, test={**dataset.test, **test})
+    experiment = experiment.on(dataset).for_run()
+    state = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    return Subject(name, experiment, dataset, {0: state}, 0, None)
+
+
+def test_rows_of_a_file_are_given_to_a_model_of_sequences_of_one_length(tmp_path):
+    subject = subject_of("hmm_regimes")
+    x = subject.dataset.test["x"][:4]
+    np.save(tmp_path / "rows.npy", x)
+    examples = command.examples_of(subject, command.Flags(Path("run"), tmp_path / "rows.npy"))
+    np.testing.assert_array_equal(examples.batch["length"], [x.shape[1]] * 4)
+    assert examples.calibration.keys() == {"x", "length"}
+    shorter = np.full(len(subject.dataset.test["x"]), 5)
+    with pytest.raises(UserError, match="sequences of different lengths"):
+        command.check_takes_rows(subject_of("hmm_regimes", length=shorter))
+
+
+def test_models_with_classes_are_refused_where_labels_are_missing():
+    with pytest.raises(UserError, match="needs the class of each example"):
+        command.examples_of(subject_of("cvae_digits"), command.Flags(Path("run"), Path("a.npz")))
+
+
+def test_a_model_without_any_score_is_refused_with_what_to_take():
+    model = subject_of("classifier_digits").experiment.model
+    with pytest.raises(UserError, match="no score of any kind: take a model with"):
+        anomaly.check_kind(model, None, {"x": np.zeros((1, 8, 8, 1))}, "default")
+
+
+def test_files_of_variants_have_names_of_their_own():
+    assert command.variant_name(command.Flags(Path("run"))) == "anomaly"
+    variant = command.Flags(Path("run"), against="mnist", score="complexity")
+    assert command.variant_name(variant) == "anomaly-complexity-mnist"
+    assert protocol.published_name(protocol.Flags("odds", "vae_odds")) == "odds.json"
+    denoising = protocol.Flags("odds", "diffusion_odds", split="published", score="denoising")
+    assert protocol.published_name(denoising) == "odds_published-denoising.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["odds", "gan_digits"], "NAME must be an experiment that does, such as gaussians_odds"),
+        (["one_class_mnist", "vae_mnist", "--split", "published"], "is for odds"),
+        (["odds", "vae_odds", "--publish", "--sets", "odds_glass"], "needs all sets"),
+        (["odds", "vae_odds", "--publish", "--seeds", "0"], "needs all sets"),
+        (["odds", "pca_error", "--score", "elbo"], "has one score"),
+    ],
+)
+def test_a_protocol_refuses_what_it_cannot_do(arguments, message, capsys):
+    assert main(["protocol", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gaussians_odds", "vae_odds", "rbm_odds", "diffusion_odds"])
+def test_a_protocol_of_tables_takes_models_of_continuous_values(name):
+    protocol.check_takes_tables(name, EXPERIMENTS[name])
+
+
+def test_a_protocol_checks_the_score_before_training(odds, monkeypatch):
+    monkeypatch.setattr(Experiment, "fit", lambda *_, **__: pytest.fail("training began"))
+    flags = protocol.Flags("odds", "gaussians_odds")
+    dataset = protocol.load_split("odds_glass", 0, flags).dataset
+    with pytest.raises(UserError, match="no score 'elbo'"):
+        protocol.trained_scores(EXPERIMENTS["gaussians_odds"], dataset, "elbo", 0)
+
+
+def test_means_over_splits_and_sets_have_standard_errors(odds):
+    flags = protocol.Flags("odds", "pca_error")
+    assert not protocol.seeds_share_test("odds_glass", flags)
+    assert protocol.seeds_share_test("mnist_class_3", flags)
+    of_splits = [estimate.Estimate(value, 0.2, "exact", 50) for value in (0.7, 0.8, 0.9)]
+    mean = estimate.over_splits(of_splits)
+    assert (mean.value, mean.stderr) == pytest.approx((0.8, 0.1 / math.sqrt(3)))
+    assert estimate.over_splits(of_splits[:1]) == of_splits[0]
+    sets = {
+        name: {"auroc": estimate.to_json(estimate.Estimate(value, error, "exact", 9)), "seconds": 1}
+        for name, value, error in (("a", 0.5, 0.03), ("b", 0.7, 0.04))
+    }
+    record = {"sets": sets, "seeds": [0], "score": "default"}
+    over_sets: Any = protocol.mean_row(record)["AUROC, %"]
+    of_set: Any = protocol.set_rows(record)[1]["AUROC, %"]
+    assert (over_sets.value, over_sets.stderr) == pytest.approx((60, 2.5))
+    assert of_set.stderr == pytest.approx(4)
 
 
 def test_a_protocol_goes_on_where_it_stopped(odds, tmp_path, capsys):

@@ -90,6 +90,15 @@ def test_faults_of_training_and_rows_of_uses_have_tables(folder, monkeypatch):
     ]
 
 
+def test_the_table_of_a_use_has_the_files_of_all_variants(folder):
+    (folder / "ae_mnist").mkdir()
+    for name in ("anomaly", "anomaly-complexity-mnist", "anomalies"):
+        use = {"experiment": "ae_mnist", "rows": [{"file": name}]}
+        (folder / "ae_mnist" / f"{name}.json").write_text(json.dumps(use))
+    files = {row["file"] for row in table.use_rows(folder, "anomaly")}
+    assert files == {"anomaly", "anomaly-complexity-mnist"}
+
+
 @pytest.mark.parametrize("commit", [f"{CLEAN}-dirty", f"{CLEAN} and {CLEAN}", None])
 def test_a_result_without_a_clean_commit_says_so(folder, commit):
     page = table.markdown(folder)

@@ -27,7 +27,7 @@ from experiments.uses.base import (
     write,
 )
 from gen import data, estimate, train
-from gen.core import require
+from gen.core import facts, require
 from gen.data.anomalies import marks_anomalies
 from gen.data.own import read_rows
 from gen.uses import anomaly
@@ -41,6 +41,9 @@ BINS = 60
 @dataclass(frozen=True)
 class Flags:
     """Score examples by a model of normal ones, and write RUN/anomaly.json and RUN/anomaly.png.
+
+    The names of the files have a --score other than the default and the data of --against, as in
+    anomaly-complexity-mnist.json.
 
     The examples are the rows of a file, or the test examples of the run's data, beside which
     --against puts the test examples of other data as anomalies. The p-value of an example compares
@@ -64,13 +67,14 @@ class Flags:
     """expected share of normal examples among the discoveries of the Benjamini-Hochberg procedure,
     at most"""
     examples: int = 0
-    """test examples, the first ones of each kind, for slow scores (0: all)"""
+    """test examples of each kind, for slow scores: normal ones are drawn at random, anomalies are
+    the first ones (0: all)"""
     shown: int = 16
     """strangest examples that are shown"""
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
-    """also write experiments/results/NAME/anomaly.json"""
+    """also write the JSON file to experiments/results/NAME"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -94,6 +98,7 @@ class Examples(NamedTuple):
     stored: np.ndarray  # x as the data set stores them, [N, ...]
     anomalous: np.ndarray | None  # whether each is a known anomaly, [N]; None where unknown
     calibration: Mapping[str, Any]  # decoded normal examples, held out
+    held_out: np.ndarray  # x of the calibration as the data set stores them, [n, ...]
     row: np.ndarray  # number of each in its source, [N]
 
 
@@ -110,15 +115,22 @@ def command(arguments: list[str]) -> int:
     console.print(as_table(f"{subject.name}: anomalies", lines))
     strangest = strangest_rows(outcome.record, flags.shown)
     console.print(as_table("strangest examples", strangest))
-    results = {COMMAND: outcome, **located(subject, flags)}
+    variant = variant_name(flags)
+    results = {variant: outcome, **located(subject, flags)}
     for name, result in results.items():
-        if name != COMMAND:
+        if name != variant:
             console.print(as_table(f"{subject.name}: {name}", result.rows))
         for path in write(subject, name, result):
             print(path)
         if flags.publish:
             print(publish(subject, name, result))
     return 0
+
+
+def variant_name(flags: Flags) -> str:
+    """Return the name of the command's files, with the score and the data that are not default."""
+    score = "" if flags.score == "default" else flags.score
+    return "-".join(filter(None, (COMMAND, score, Path(flags.against).stem)))
 
 
 def located(subject: Subject, flags: Flags) -> dict[str, Outcome]:
@@ -171,7 +183,12 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
     )
     p = anomaly.p_values(scores, calibration)
     alarms, found = p <= flags.false_alarm_rate, anomaly.discoveries(p, flags.fdr)
-    repeated = anomaly.repeats(examples.stored, subject.dataset.train["x"])
+    known_rows = {
+        "train": subject.dataset.train["x"],
+        "validation": subject.dataset.validation["x"],
+        "held_out": examples.held_out,
+    }
+    repeated = {part: anomaly.repeats(examples.stored, x) for part, x in known_rows.items()}
 
     row: dict[str, Any] = {"examples": examples.source, "score": flags.score}
     row |= {"scored": float(len(p)), "held out": float(n)}
@@ -186,7 +203,10 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
         row["detected"] = estimate.mean(alarms[known], "exact")
         row["false discoveries"] = float(found[~known].sum() / max(1, found.sum()))
     row |= {"alarms": float(alarms.sum()), "discoveries": float(found.sum())}
-    row["repeats of training rows"] = float(repeated.sum())
+    row |= {
+        f"repeats of {part.replace('_', '-')} rows": float(each.sum())
+        for part, each in repeated.items()
+    }
 
     order = np.argsort(-scores, kind="stable")
     record = {
@@ -202,7 +222,7 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
                 "alarm": bool(alarms[i]),
                 "discovery": bool(found[i]),
                 **({} if examples.anomalous is None else {"anomaly": bool(examples.anomalous[i])}),
-                **({"repeats_training": True} if repeated[i] else {}),
+                "repeats": [part for part, each in repeated.items() if each[i]],
             }
             for i in (order if flags.file else order[: flags.shown])
         ],
@@ -224,22 +244,20 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
     anomalous = test["label"] != 0 if marked else np.zeros(len(test["x"]), bool)
     normal = np.flatnonzero(~anomalous)
     stored = dataset.test["x"]
-    require(
-        "length" not in test or not (flags.file or flags.against),
-        f"{dataset.name} has sequences of different lengths, which neither a FILE nor --against "
-        "can give: leave them out",
-    )
+    if flags.file or flags.against:
+        check_takes_rows(subject)
 
     def of_rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values[rows] for name, values in arrays.items()}
 
     if flags.file:
         given, known = read_rows(flags.file, experiment.reading, dataset.format.words)
-        decoded = decode_rows(subject, given, known)
-        calibration = of_rows({"x": test["x"]}, normal)
+        decoded = decode_rows(subject, given)
+        calibration = of_rows({name: test[name] for name in decoded}, normal)
         is_anomaly = None if known is None else np.asarray(known) != 0
         rows = np.arange(len(given))
-        return Examples(flags.file.name, decoded, given, is_anomaly, calibration, rows)
+        held_out = stored[normal]
+        return Examples(flags.file.name, decoded, given, is_anomaly, calibration, held_out, rows)
 
     rng = np.random.default_rng(0)  # the order of a test split can have a meaning
     shuffled = rng.permutation(normal)
@@ -255,26 +273,50 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
             f"{flags.against} has examples of shape {list(other.shape)} up to {other.format.peak}, "
             f"and the run has {list(dataset.shape)} up to {dataset.format.peak}: take other data",
         )
-        strange = decode_rows(subject, x, None)
-        both = {"x": np.concatenate([test["x"][scored], strange["x"]])}
+        require(
+            "length" not in other.test or bool((other.test["length"] == x.shape[1]).all()),
+            f"{flags.against} has sequences of different lengths: take data with equal lengths",
+        )
+        strange = decode_rows(subject, x)
+        both = {
+            name: np.concatenate([test[name][scored], values]) for name, values in strange.items()
+        }
         is_anomaly = np.arange(len(both["x"])) >= len(scored)
         rows = np.concatenate([scored, np.arange(len(x))])
         source = f"test, anomalies from {flags.against}"
-        stored = np.concatenate([stored[scored], x])
-        return Examples(source, both, stored, is_anomaly, {"x": calibration["x"]}, rows)
+        calibration = {name: calibration[name] for name in strange}
+        both_stored = np.concatenate([stored[scored], x])
+        return Examples(source, both, both_stored, is_anomaly, calibration, stored[held_out], rows)
     strange = np.flatnonzero(anomalous)[: flags.examples or None]
     rows = np.concatenate([scored, strange])
     is_anomaly = anomalous[rows] if marked else None
-    return Examples("test", of_rows(test, rows), stored[rows], is_anomaly, calibration, rows)
+    return Examples(
+        "test", of_rows(test, rows), stored[rows], is_anomaly, calibration, stored[held_out], rows
+    )
 
 
-def decode_rows(subject: Subject, x: np.ndarray, label: np.ndarray | None) -> dict[str, Any]:
-    """Return rows of other data as the model takes them.
+def check_takes_rows(subject: Subject) -> None:
+    """Raise `UserError` if the model needs more of an example than x, or x of any length."""
+    dataset = subject.dataset
+    require(
+        not facts(subject.experiment.model).classes,
+        f"{subject.name} needs the class of each example, which neither a FILE nor --against "
+        "gives: leave them out, or take a model without classes",
+    )
+    length = dataset.test.get("length")
+    require(
+        length is None or bool((length == dataset.test["x"].shape[1]).all()),
+        f"{dataset.name} has sequences of different lengths, which neither a FILE nor --against "
+        "can give: leave them out",
+    )
+
+
+def decode_rows(subject: Subject, x: np.ndarray) -> dict[str, Any]:
+    """Return rows of other data as the model takes them: x, and the length of sequences.
 
     Args:
-      subject: the model.
+      subject: the model, which `check_takes_rows` has checked.
       x: values as the data set of the model stores them, [N, *shape].
-      label: labels of the rows, which only a model with classes is given.
 
     Raises:
       UserError: the rows have another shape than the examples of the model.
@@ -288,7 +330,10 @@ def decode_rows(subject: Subject, x: np.ndarray, label: np.ndarray | None) -> di
     )
     decode = subject.experiment.decode(dataset)
     seed = next(iter(subject.states))
-    decoded = jax.jit(decode)({"x": x}, jax.random.fold_in(train.streams(seed).evaluate, 1))
+    batch = {"x": x}
+    if "length" in dataset.test:
+        batch["length"] = np.full(len(x), x.shape[1], np.int32)
+    decoded = jax.jit(decode)(batch, jax.random.fold_in(train.streams(seed).evaluate, 1))
     return {name: np.asarray(values) for name, values in decoded.items()}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -20,7 +21,7 @@ from experiments.folder import RESULTS, commit, is_clean, read_json, write_json
 from experiments.registry import EXPERIMENTS
 from experiments.uses.base import Outcome, Row, as_table, to_json
 from gen import data, estimate, train
-from gen.core import UserError, require
+from gen.core import UserError, facts, require
 from gen.data import ODDS, ONE_CLASS, Dataset, Format, Protocol
 from gen.estimate import Estimate
 from gen.uses import anomaly, baselines
@@ -60,7 +61,8 @@ class Flags:
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
     """also write experiments/results/NAME/PROTOCOL.json, of the published split
-    PROTOCOL_published.json"""
+    PROTOCOL_published.json; a --score other than the default stands in the name, as in
+    odds-denoising.json. All sets and the default seeds are needed"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -68,6 +70,19 @@ class Flags:
         train.check_seeds(self.seeds)
         unknown = set(self.sets) - set(SETS[self.protocol])
         require(not unknown, f"--sets {' '.join(unknown)}: {self.protocol} has no such data set")
+        require(
+            self.protocol == "odds" or self.split == "drawn",
+            f"--split {self.split} is for odds, and {self.protocol} has one split: leave it out",
+        )
+        whole = not self.sets or set(self.sets) == set(SETS[self.protocol])
+        require(
+            not self.publish or (whole and self.seeds == Flags.seeds),
+            "--publish needs all sets and the default seeds: leave --sets and --seeds out",
+        )
+        require(
+            self.name not in baselines.BASELINES or self.score == "default",
+            f"{self.name} has one score: leave --score {self.score} out",
+        )
 
 
 class Split(NamedTuple):
@@ -87,6 +102,8 @@ def command(arguments: list[str]) -> int:
         f"{flags.name} is no experiment and no baseline: choose an experiment (python -m "
         f"experiments list), or {', '.join(baselines.BASELINES)}",
     )
+    if flags.protocol == "odds" and flags.name in EXPERIMENTS:
+        check_takes_tables(flags.name, EXPERIMENTS[flags.name])
     if flags.publish:
         require(is_clean(commit()), f"this checkout is at {commit()}: commit its changes first")
     variant = f"{flags.split}-" if flags.protocol == "odds" else ""
@@ -98,13 +115,44 @@ def command(arguments: list[str]) -> int:
     console.print(as_table("means over the sets", outcome.rows))
     print(path)
     if flags.publish:
-        published = flags.protocol == "odds" and flags.split == "published"
-        suffix = "_published" if published else ""
-        target = RESULTS / flags.name / f"{flags.protocol}{suffix}.json"
+        target = RESULTS / flags.name / published_name(flags)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, to_json(outcome))
         print(target)
     return 0
+
+
+def published_name(flags: Flags) -> str:
+    """Return the name of the published file, with a split and a score that are not default."""
+    split = "_published" if flags.split == "published" else ""
+    score = "" if flags.score == "default" else f"-{flags.score}"
+    return f"{flags.protocol}{split}{score}.json"
+
+
+def check_takes_tables(name: str, experiment: Experiment) -> None:
+    """Raise `UserError` unless the model of an experiment takes rows of continuous values."""
+    properties = facts(experiment.model)
+    continuous = not (properties.levels or properties.unit_interval or properties.counts)
+    require(
+        continuous
+        and experiment.binarize == "none"
+        and not (properties.sequences or properties.classes),
+        f"{name} does not model continuous tables: NAME must be an experiment that does, such as "
+        "gaussians_odds, or a baseline",
+    )
+
+
+def seeds_share_test(name: str, flags: Flags) -> bool:
+    """Return whether a data set has the same test split at all seeds.
+
+    Args:
+      name: the data set.
+      flags: the flags of the command, with the seeds.
+    """
+    if name not in ODDS:
+        return True
+    first, *others = (data.read_odds(name, seed, flags.split).test["x"] for seed in flags.seeds)
+    return all(np.array_equal(first, other) for other in others)
 
 
 def run(flags: Flags, path: Path) -> Outcome:
@@ -141,9 +189,10 @@ def run(flags: Flags, path: Path) -> Outcome:
             continue
         began = time.time()
         results = [evaluate(flags, experiment, name, seed) for seed in flags.seeds]
+        mean = estimate.over_seeds if seeds_share_test(name, flags) else estimate.over_splits
         record["sets"][name] = {
             **{
-                measure: estimate.to_json(estimate.over_seeds([each[measure] for each in results]))
+                measure: estimate.to_json(mean([each[measure] for each in results]))
                 for measure in MEASURES
                 if all(measure in each for each in results)
             },
@@ -228,12 +277,18 @@ def trained_scores(experiment: Experiment, dataset: Dataset, kind: str, seed: in
       dataset: decoded examples.
       kind: the kind of score.
       seed: the seed of training and of the scores' draws.
+
+    Raises:
+      UserError: the model has no such score, which is found before training.
     """
     experiment = replace(
         experiment, seed=seed, batch_size=min(experiment.batch_size, len(dataset.train["x"]))
     )
     experiment = replace(experiment, model=replace(experiment.model, shape=dataset.shape)).for_run()
     is_grey = experiment.binarize == "none"
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(seed))
+    levels = experiment.levels(dataset)
+    anomaly.check_kind(experiment.model, shapes, dataset.test, kind, levels)
     decode: Any = train.no_decode if is_grey else experiment.decode(dataset)
     carry: Any = None
     fitting = experiment.fit(dataset, decode=decode, early_stop=experiment.early_stop)
@@ -241,7 +296,6 @@ def trained_scores(experiment: Experiment, dataset: Dataset, kind: str, seed: in
         carry = progress.carry
     key = train.streams(seed).evaluate
     test, training = (decode(part, key) for part in (dataset.test, dataset.train))
-    levels = experiment.levels(dataset)
     return anomaly.score(experiment.model, carry.chosen, test, key, kind, training, levels)
 
 
@@ -255,12 +309,12 @@ MEASURES = {
 
 
 def set_rows(record: Mapping[str, Any]) -> list[Row]:
-    """Return a line for each set, with the means over seeds in percent and the seconds."""
+    """Return a line for each set, with the means over seeds in percent, and the seconds."""
     return [
         {
             "set": name,
             **{
-                title: 100 * results[measure]["value"]
+                title: in_percent(estimate.from_json(results[measure]))
                 for measure, title in MEASURES.items()
                 if measure in results
             },
@@ -270,16 +324,26 @@ def set_rows(record: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def in_percent(share: Estimate) -> Estimate:
+    """Return an estimate of a share as one of a percentage, without its settings."""
+    return Estimate(100 * share.value, 100 * share.stderr, share.kind, share.n)
+
+
 def mean_row(record: Mapping[str, Any]) -> Row:
     """Return a line with the means over the sets, in percent.
 
+    The sets are fixed and independent: the mean over D of them has the standard error √Σ se² / D.
     Sets whose normal test rows all repeat training rows have no part in the mean without repeats.
     """
     sets = record["sets"].values()
     means = {}
     for measure, title in MEASURES.items():
-        values = [results[measure]["value"] for results in sets if measure in results]
-        means[title] = 100 * float(np.mean(values))
+        shares = [estimate.from_json(each[measure]) for each in sets if measure in each]
+        if shares:
+            value = float(np.mean([each.value for each in shares]))
+            stderr = float(np.linalg.norm([each.stderr for each in shares])) / len(shares)
+            n = sum(each.n for each in shares)
+            means[title] = in_percent(Estimate(value, stderr, "exact", n))
     seconds = float(sum(results["seconds"] for results in sets))
     counts = {"sets": f"{len(sets)}", "seeds": f"{len(record['seeds'])}"}
     return {"score": record["score"], **counts, **means, "seconds": seconds}

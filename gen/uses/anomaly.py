@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gen import train
-from gen.core import UserError, capabilities, facts, require
+from gen.core import METRIC_UNITS, UserError, capabilities, facts, require
+from gen.data.arrays import row_sums
 from gen.estimate import Estimate
 from gen.uses.features import encode_all
 
@@ -45,7 +46,7 @@ def kinds(
     """Return the kinds of score that `score` takes for a model.
 
     They are the kinds of `KINDS` whose methods the model has, and the names that `model.scores`
-    returns.
+    returns. The kind `complexity` needs a `score` in nats, and examples with levels.
 
     Args:
       model: any model.
@@ -54,18 +55,39 @@ def kinds(
       levels: number of levels of x; 0 for the number that the model states, if it does.
     """
     able = capabilities(model)
+    unit = facts(model).metric_units.get("score", METRIC_UNITS["score"])
     needed = {
         "default": "score" in able,
         "log_prob": "log_prob" in able,
         "reconstruction": "reconstruct" in able,
         "mahalanobis": "encode" in able and not facts(model).sequences,
-        "complexity": "score" in able and bool(levels or facts(model).levels),
+        "complexity": "score" in able and unit == "nats" and bool(levels or facts(model).levels),
     }
     names = [name for name in KINDS if needed[name]]
     if "scores" in able:
         row = {name: jnp.asarray(np.asarray(values)[:1]) for name, values in data.items()}
         names += jax.eval_shape(model.scores, state, row, jax.random.key(0))
     return tuple(names)
+
+
+def check_kind(
+    model: Any, state: Any, data: Mapping[str, ArrayLike], kind: str, levels: int = 0
+) -> None:
+    """Raise `UserError` unless `score` takes a kind of score for a model.
+
+    Args:
+      model: any model.
+      state: a state of it, or its shapes by `jax.eval_shape`.
+      data: decoded examples, arrays [N, ...] by name; only their shapes matter.
+      kind: the kind of score.
+      levels: number of levels of x; 0 for the number that the model states, if it does.
+    """
+    known, name = kinds(model, state, data, levels), type(model).__name__
+    require(
+        bool(known),
+        f"{name} has no score of any kind: take a model with `score`, such as a VAE or an RBM",
+    )
+    require(kind in known, f"{name} has no score {kind!r}: choose one of {', '.join(known)}")
 
 
 def score(
@@ -97,11 +119,7 @@ def score(
     Raises:
       UserError: the model has no such score, or the reference is missing.
     """
-    known = kinds(model, state, data, levels)
-    require(
-        kind in known,
-        f"{type(model).__name__} has no score {kind!r}: choose one of {', '.join(known) or 'none'}",
-    )
+    check_kind(model, state, data, kind, levels)
     if kind == "mahalanobis":
         if reference is None:
             raise UserError("the score mahalanobis needs training examples: give them as reference")
@@ -319,11 +337,14 @@ def _checked(scores: ArrayLike, anomalies: ArrayLike) -> tuple[np.ndarray, np.nd
 def repeats(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return which rows equal some row of the reference, [N].
 
-    A test row that repeats a training row says nothing about rows that the model has not met.
+    A test row that repeats a training row says nothing about rows that the model has not met. Rows
+    are compared by their values, at the precision of a reference of floats: the types of both can
+    differ, and −0 equals 0.
 
     Args:
       rows: stored examples, [N, ...].
-      reference: stored examples of the same type and shape, [M, ...].
+      reference: stored examples of the same shape, [M, ...].
     """
-    known = {row.tobytes() for row in np.ascontiguousarray(reference)}
-    return np.array([row.tobytes() in known for row in np.ascontiguousarray(rows)], bool)
+    common = reference.dtype if reference.dtype.kind == "f" else np.dtype(np.float64)
+    known = set(row_sums(reference.astype(common)))
+    return np.array([each in known for each in row_sums(rows.astype(common))], bool)

@@ -347,6 +347,7 @@ class Autoencoder:
         penalty = "absolute values" if self.sparsity == "l1" else "nats"
         return {
             "loss": unit,
+            "score": "squared error",
             "reconstruction": unit,
             "sparsity": penalty,
             "contraction": "squared slopes",

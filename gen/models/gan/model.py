@@ -321,6 +321,7 @@ class GAN:
             "g_gradient": "norm",
             "information": "nats",
             "penalty": "nats",
+            "score": "output of D" if self.encoder is None else "squared error",
         }
         if self.loss not in PROBABILITIES:
             units |= {"d_real": "output of D", "d_fake": "output of D"}
