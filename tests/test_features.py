@@ -375,9 +375,25 @@ def test_draws_of_all_rows_differ_in_the_states_alone(digits):
     results = features.label_errors(model, states, {"train": rows, "test": rows}, [999], draws=3)
     errors = {result.method: result.errors for result in results}
     assert {result.labels for result in results} == {80}
-    assert len(set(errors["pixels, logistic regression"])) == 1
-    first, second, third = errors["codes, logistic regression"]
-    assert first == third != second
+    first, second = errors["codes, logistic regression"]
+    assert first != second
+    assert len(errors["untrained codes, logistic regression"]) == 3
+    (pixels,) = (each for each in results if each.method == "pixels, logistic regression")
+    assert pixels.estimate.n == 80
+    assert (pixels.estimate.settings["draws"], pixels.estimate.settings["stderr_over"]) == (
+        1,
+        "test examples",
+    )
+
+
+def test_the_standard_error_of_a_single_draw_is_over_test_examples():
+    one = features.Result("pixels", "k-NN", 80, (0.2,), ({},), 50).estimate
+    assert (one.value, one.n) == (pytest.approx(0.2), 50)
+    assert one.stderr == pytest.approx(np.sqrt(0.2 * 0.8 / 49))
+    two = features.Result("codes", "k-NN", 80, (0.2, 0.4), ({}, {}), 50).estimate
+    assert two.value == pytest.approx(0.3)
+    assert two.stderr == pytest.approx(0.1)  # s = √0.02 over √2
+    assert two.settings["stderr_over"] == "draws"
 
 
 def test_models_without_features_or_with_labels_have_no_errors_by_labels():

@@ -186,7 +186,7 @@ def command(arguments: list[str]) -> int:
         print(f"{result.labels:7,} labels  {result.method}: error {error}", flush=True)
 
     outcome = outcome_of(subject, chosen.labels, chosen.draws, chosen.tune, report)
-    title = f"{subject.name}: error rate, mean ± standard error over {chosen.draws} draws"
+    title = f"{subject.name}: error rate ± standard error over draws, of one draw over examples"
     Console().print(as_table(title, outcome.rows))
     for path in write(subject, "features", outcome):
         print(path, flush=True)

@@ -325,8 +325,9 @@ class Result(NamedTuple):
     features: str  # pixels, PCA, codes, layers, encoder; "untrained ..." of the first state
     classifier: str  # logistic regression, k-NN, fine-tuned
     labels: int
-    errors: tuple[float, ...]  # of each draw
-    settings: tuple[Mapping[str, Any], ...]  # the choices of each draw
+    errors: tuple[float, ...]  # of each draw that differs from the others
+    settings: tuple[Mapping[str, Any], ...]  # the choices of each of them
+    test_examples: int
 
     @property
     def method(self) -> str:
@@ -335,13 +336,17 @@ class Result(NamedTuple):
 
     @property
     def estimate(self) -> Estimate:
-        """Return the mean over the draws, whose standard error is s / √draws.
+        """Return the mean over the draws.
 
-        All draws share the test examples, whose own error over examples is not contained.
+        Its standard error is s / √draws. All draws share the test examples, whose own error over
+        examples is not contained. A single draw has no error over draws: its standard error is over
+        test examples, √(e (1 − e) / (N − 1)). The setting `stderr_over` says which one it is.
         """
-        return estimate.mean(
-            np.asarray(self.errors), "exact", draws=len(self.errors), labels=self.labels
-        )
+        settings = {"draws": len(self.errors), "labels": self.labels}
+        if len(self.errors) > 1:
+            return estimate.mean(self.errors, "exact", stderr_over="draws", **settings)
+        wrong = np.arange(self.test_examples) < round(self.errors[0] * self.test_examples)
+        return estimate.mean(wrong, "exact", stderr_over="test examples", **settings)
 
 
 def label_errors(
@@ -371,7 +376,8 @@ def label_errors(
     makes every choice: of the layer, the number of components and all hyperparameters.
 
     Draw i takes the i-th state, the states in turn, and i as the seed of the untrained model and of
-    fine-tuning. Draws of all rows differ in the states and seeds alone.
+    fine-tuning. Draws of all rows differ in the states and seeds alone. Of draws that have all rows
+    and the same features only one is kept, so that a result can have fewer draws.
 
     Args:
       model: a model with features, and without classes.
@@ -403,21 +409,20 @@ def label_errors(
 
     def add(features, classifier, n, errors_and_settings):
         errors, settings = zip(*errors_and_settings, strict=True)
-        results.append(Result(features, classifier, n, errors, settings))
+        results.append(Result(features, classifier, n, errors, settings, len(test.labels)))
         report(results[-1])
 
     for n in (min(budget, len(training.labels)) for budget in budgets):
         labelled = [training.at(draw_labelled(training.labels, n, draw)) for draw in range(draws)]
         all_rows = n == len(training.labels)
         for name, representations in methods.items():
-            # Equal rows and features give equal errors, which are computed once.
+            # Equal rows and features give equal errors, of which one is kept.
             different = min(draws, len(representations)) if all_rows else draws
             on_test: list[dict[str, np.ndarray]] = [{} for _ in representations]
             errors = []
             for draw, rows in enumerate(labelled[:different]):
                 i = draw % len(representations)
                 errors.append(representation_errors(representations[i], rows, test, on_test[i]))
-            errors = [errors[draw % different] for draw in range(draws)]
             add(name, "logistic regression", n, [linear for linear, _ in errors])
             add(name, "k-NN", n, [nearest for _, nearest in errors])
         if tune and "encoder_network" in capabilities(model):
