@@ -50,9 +50,10 @@ def word_log_odds(
 
     It is exact. With x' the document x in which word d is the other way,
 
-        log odds = (2 x_d − 1) (log p(x) − log p(x')),
+        log odds = (2 x_d − 1) (log p(x) − log p(x')).
 
-    in which the group, if the model has one, is summed out.
+    If the model has the group among its variables, the group is summed out of both, and the odds
+    are conditional on exactly one of the G variables being 1.
 
     Args:
       model: a model for which `has_conditionals` holds.
