@@ -108,6 +108,16 @@ def test_first_alarms_and_their_delays():
     assert "delay" not in onset.detections(alarms[1:2], np.array([1]), 4)
 
 
+@pytest.mark.parametrize(
+    ("rate", "count", "rank"), [(0.29, 99, 29), (1 / 49, 48, 1), (0.05, 30, 1)]
+)
+def test_the_threshold_is_the_lowest_score_that_raises_an_alarm(rate, count, rank):
+    assert onset.rank_of_threshold(rate, count) == rank
+    normal = np.arange(float(count))[:, None]
+    alarms = onset.first_alarms(normal + 0.5, normal, rate)
+    assert (alarms == 0).sum() == rank  # the scores above the one of this rank
+
+
 def test_trailing_means_begin_where_there_are_enough_steps():
     scores = np.array([[1.0, 3.0, 5.0, 1.0]])
     np.testing.assert_array_equal(onset.trailing_mean(scores, 2), [[-np.inf, 2, 4, 3]])
