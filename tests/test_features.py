@@ -365,7 +365,25 @@ def test_errors_by_labels_of_each_family(model, digits, monkeypatch):
     able = capabilities(model)
     assert (("encoder, fine-tuned", 20) in errors) == ("encoder_network" in able)
     assert (("codes, k-NN", 20) in errors) == features.has_codes(model)
-    assert all(0 <= error <= 1 for each in errors.values() for error in each)
+
+
+def test_codes_that_separate_the_labels_leave_no_error_with_few_labels():
+    class Informed(Coder):
+        """A coder whose trained state is True, and whose codes are one constant before."""
+
+        def init(self, key):
+            return False
+
+        def encode(self, state, batch):
+            return colour(batch["x"]) * state
+
+    board = {name: rows for name, rows in checkerboard().items() if name != "validation"}
+    results = features.label_errors(Informed(colour), [True], board, [20], draws=2)
+    errors = {result.method: result.errors for result in results}
+    for classifier in ("logistic regression", "k-NN"):
+        assert errors[f"codes, {classifier}"] == (0, 0)
+        assert min(errors[f"untrained codes, {classifier}"]) > 0.3
+    assert min(errors["pixels, logistic regression"]) > 0.3
 
 
 def test_draws_of_all_rows_differ_in_the_states_alone(digits):
