@@ -1,6 +1,7 @@
 """Conditionals of words and groups, against enumeration; the command on documents of one's own."""
 
 import itertools
+import warnings
 from typing import Any
 
 import jax
@@ -123,6 +124,14 @@ def test_simple_models_of_words_recover_known_conditionals():
     odds = models["logistic regression"](given)
     np.testing.assert_allclose(odds[:, 1], [np.log(9), -np.log(9)], atol=0.2)
     np.testing.assert_allclose(models["independent words"](given)[:, 2], np.log(0.25), atol=0.1)
+
+
+def test_logistic_regression_that_does_not_converge_gives_no_warning():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 40)) * 10.0 ** np.linspace(-2, 2, 40)  # not documents, and separable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        documents.group_by_words(x, rng.integers(0, 2, 60), inverse_penalty=1e4)
 
 
 @pytest.fixture(scope="module")
