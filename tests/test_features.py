@@ -415,7 +415,7 @@ def test_the_standard_error_of_a_single_draw_is_over_test_examples():
 
 
 def test_models_without_features_or_with_labels_have_no_errors_by_labels():
-    with pytest.raises(UserError, match="GAN has no hidden layers and no codes"):
+    with pytest.raises(UserError, match="GAN has no hidden layers and no codes.* with encode, such as"):
         features.check_features(GAN())
     with pytest.raises(UserError, match="VAE is given the labels"):
         features.check_features(VAE(classes=10))
@@ -439,5 +439,5 @@ def test_data_without_labels_are_refused(digits):
     unlabelled = replace(digits, train={"x": digits.train["x"]})
     experiment = EXPERIMENTS["vae_digits"]
     subject = Subject("vae_digits", experiment, unlabelled, {}, 0, None)
-    with pytest.raises(UserError, match="digits has no labels"):
+    with pytest.raises(UserError, match="digits has no labels.*: give labelled data by --data"):
         check_labelled(subject)
