@@ -119,9 +119,11 @@ def step_baselines(training: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]
     """Return two scores of steps without a model of time, by name, [N, T] each.
 
     - `one sensor at a time`: the largest squared deviation of a variable from its mean in training,
-      in units of its variance (control charts of Shewhart).
-    - `all sensors together`: the squared Mahalanobis distance from the mean in training (Hotelling
-      1947's T²).
+      in units of its variance (control charts: Shewhart 1931, "Economic control of quality of
+      manufactured product", Van Nostrand).
+    - `all sensors together`: the squared Mahalanobis distance from the mean in training, T²
+      (Hotelling 1947, "Multivariate quality control", in "Techniques of statistical analysis",
+      McGraw-Hill).
 
     Args:
       training: normal series, [M, T, D].
