@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import NAMES, batch_of, entry_of
 
 from experiments.__main__ import main
 from experiments.experiment import Experiment
@@ -15,7 +16,7 @@ from experiments.registry import EXPERIMENTS
 from experiments.uses import documents as command
 from experiments.uses.base import Subject
 from gen import data
-from gen.core import UserError
+from gen.core import UserError, capabilities
 from gen.data.arrays import SPLITS
 from gen.models.autoregressive import MADE, Autoregressive
 from gen.models.boltzmann import RBM, BoltzmannMachine
@@ -213,3 +214,44 @@ def test_models_with_conditionals_are_found_by_capability():
     able = {type(model).__name__ for model in models if documents.has_conditionals(model)}
     assert {"RBM", "BoltzmannMachine", "Mixture", "Autoregressive", "HMM"} <= able
     assert not able & {"VAE", "GAN", "Autoencoder", "GaussianDiffusion", "DBN", "DBM"}
+
+
+WITH_CONDITIONALS = [
+    name
+    for name in NAMES
+    if name in EXPERIMENTS and documents.has_conditionals(EXPERIMENTS[name].model)
+]
+"""Registered models whose log p(x) is exact up to a constant."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_CONDITIONALS)
+def test_every_registered_model_of_binary_variables_answers_for_documents(name, digits):
+    """All models with conditionals, small and in their first state, found by capability."""
+    entry = entry_of(name, digits)
+    if entry.levels != 2:
+        pytest.skip("its variables are not binary")
+    model = entry.model
+    state = jax.jit(model.init)(jax.random.key(0))
+    x = np.asarray(batch_of(entry, 12)["x"]).reshape(12, -1).astype(np.uint8)
+    groups, label = 3, np.arange(12) % 3
+    words = x[:, :-groups]
+
+    def odds(x):
+        return documents.word_log_odds(model, state, x, groups)
+
+    def log_prob(x):
+        return documents.group_log_prob(model, state, x, groups)
+
+    assert np.isfinite(odds(words)).all()
+    assert np.isfinite(documents.word_log_odds(model, state, x)).all()
+    np.testing.assert_allclose(np.exp(log_prob(words)).sum(axis=1), 1, rtol=1e-5)
+    measures = documents.word_measures(odds, words) | documents.group_measures(
+        log_prob, words, label
+    )
+    assert all(np.isfinite(each.value) for each in measures.values())
+    assert np.isfinite(documents.mean_evidence(log_prob, words, least=0)).all()
+    assert len(documents.likely_words(odds, words[0])) == documents.FIRST
+    if "encode" in capabilities(model):
+        by_codes = documents.group_by_codes(model, state, x.reshape(-1, *model.shape), label)
+        assert np.isfinite(by_codes(x.reshape(-1, *model.shape))).all()

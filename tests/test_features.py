@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import NAMES, batch_of, entry_of
 
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
 from experiments.uses.base import Subject
 from experiments.uses.features import check_labelled
-from gen.core import UserError, capabilities
+from gen.core import UserError, capabilities, facts
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
 from gen.models.diffusion import GaussianDiffusion, ResidualMLP
@@ -415,7 +416,9 @@ def test_the_standard_error_of_a_single_draw_is_over_test_examples():
 
 
 def test_models_without_features_or_with_labels_have_no_errors_by_labels():
-    with pytest.raises(UserError, match="GAN has no hidden layers and no codes.* with encode, such as"):
+    with pytest.raises(
+        UserError, match=r"GAN has no hidden layers and no codes.* with encode, such as"
+    ):
         features.check_features(GAN())
     with pytest.raises(UserError, match="VAE is given the labels"):
         features.check_features(VAE(classes=10))
@@ -439,5 +442,54 @@ def test_data_without_labels_are_refused(digits):
     unlabelled = replace(digits, train={"x": digits.train["x"]})
     experiment = EXPERIMENTS["vae_digits"]
     subject = Subject("vae_digits", experiment, unlabelled, {}, 0, None)
-    with pytest.raises(UserError, match="digits has no labels.*: give labelled data by --data"):
+    with pytest.raises(UserError, match=r"digits has no labels.*: give labelled data by --data"):
         check_labelled(subject)
+
+
+WITH_FEATURES = [
+    name
+    for name in NAMES
+    if name in EXPERIMENTS
+    and not facts(EXPERIMENTS[name].model).classes
+    and (
+        "layers" in capabilities(EXPERIMENTS[name].model)
+        or features.has_codes(EXPERIMENTS[name].model)
+    )
+]
+"""Registered models with features."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_FEATURES)
+def test_labels_are_predicted_from_every_registered_model(name, digits, monkeypatch):
+    """All models with features, small and in their first state, found by capability."""
+    monkeypatch.setattr(features, "TUNING_STEPS", 2)
+    monkeypatch.setattr(features, "TUNING_EPOCHS", 1)
+    monkeypatch.setattr(features, "ALL_FOLDS", 1)
+    monkeypatch.setattr(features, "DROPOUT_RATES", ((0.0, 0.0),))
+    monkeypatch.setattr(features, "ROUND_STEPS", 1)
+    entry = entry_of(name, digits)
+    state = jax.jit(entry.model.init)(jax.random.key(0))
+    x = np.asarray(batch_of(entry, 90)["x"])
+    labels = digits.train["label"][:90] % 2
+    splits = {
+        split: {"x": x[rows], "label": labels[rows]}
+        for split, rows in {
+            "train": slice(0, 60),
+            "validation": slice(60, 75),
+            "test": slice(75, 90),
+        }.items()
+    }
+    results = features.label_errors(entry.model, [state], splits, [20], draws=2)
+    represented = features.features_of(entry.model, state)
+    assert represented
+    assert {result.features for result in results} >= {*represented, "pixels", "PCA"}
+    able = capabilities(entry.model)
+    assert ("encoder" in {result.features for result in results}) == ("encoder_network" in able)
+    for result in results:
+        assert len(result.errors) == 2
+        assert np.isfinite([result.estimate.value, result.estimate.stderr]).all()
+    if "encode" in able:
+        monkeypatch.setattr(features, "INVERSE_PENALTIES", (1.0,))
+        estimates = features.probe(entry.model, state, splits, "test", 0)
+        assert all(np.isfinite(each.value) for each in estimates.values())
