@@ -50,7 +50,7 @@ Arguments = TypeVar("Arguments")
 class Flag(NamedTuple):
     """A flag as the help shows it, or an argument without a flag."""
 
-    name: str  # --model.latent; for an argument without a flag RUN, or [RUN] if it may be left out
+    name: str  # --model.latent; without a flag RUN, [RUN] if it may be left out, RUN [RUN ...]
     values: str  # the kind of its values, such as INT; empty for a switch
     text: str  # the description of the flag, with its default
     path: str  # the path of its field, such as model.latent
@@ -273,7 +273,12 @@ def groups(kind: type[Any], default: Any = None, prefix: str = "", title: str = 
                 own.flags.extend(inner.pop(0).flags)
             parts += inner
         elif Positional in marks:
-            argument = field.name.upper() if value is MISSING else f"[{field.name.upper()}]"
+            argument, repeated = field.name.upper(), ""
+            if get_origin(hint) is tuple:  # `runs` is RUN [RUN ...]
+                argument = argument.removesuffix("S")
+                repeated = f" [{argument} ...]" if value is MISSING else " ..."
+            argument += repeated
+            argument = argument if value is MISSING else f"[{argument}]"
             own.flags.append(Flag(argument, "", _with_default(text, value), *place))
         elif isinstance(value, bool):
             switch = f"{prefix}no-{name.removeprefix(prefix)}" if value else name

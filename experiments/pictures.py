@@ -616,7 +616,7 @@ def latent_picture(
       names: the names of the classes, if they have names.
     """
     shown = {name: values[:POINTS] for name, values in test.items()}
-    points, projection = plane(encode_all(model, state, shown, block=500))
+    points, projection = plane(encode_all(model, state, shown, block=500), "tsne")
     labels = np.asarray(shown["label"])
     title = f"{model.family}: codes of {len(labels)} test examples, {projection}"
     save(plots.scatter(points, labels, title, names), folder / "latent.png")

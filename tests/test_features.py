@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import NAMES, batch_of, entry_of
 
 from experiments.__main__ import main
 from experiments.registry import EXPERIMENTS
 from experiments.uses.base import Subject
 from experiments.uses.features import check_labelled
-from gen.core import UserError, capabilities
+from gen.core import UserError, capabilities, facts
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
 from gen.models.diffusion import GaussianDiffusion, ResidualMLP
@@ -365,7 +366,25 @@ def test_errors_by_labels_of_each_family(model, digits, monkeypatch):
     able = capabilities(model)
     assert (("encoder, fine-tuned", 20) in errors) == ("encoder_network" in able)
     assert (("codes, k-NN", 20) in errors) == features.has_codes(model)
-    assert all(0 <= error <= 1 for each in errors.values() for error in each)
+
+
+def test_codes_that_separate_the_labels_leave_no_error_with_few_labels():
+    class Informed(Coder):
+        """A coder whose trained state is True, and whose codes are one constant before."""
+
+        def init(self, key):
+            return False
+
+        def encode(self, state, batch):
+            return colour(batch["x"]) * state
+
+    board = {name: rows for name, rows in checkerboard().items() if name != "validation"}
+    results = features.label_errors(Informed(colour), [True], board, [20], draws=2)
+    errors = {result.method: result.errors for result in results}
+    for classifier in ("logistic regression", "k-NN"):
+        assert errors[f"codes, {classifier}"] == (0, 0)
+        assert min(errors[f"untrained codes, {classifier}"]) > 0.3
+    assert min(errors["pixels, logistic regression"]) > 0.3
 
 
 def test_draws_of_all_rows_differ_in_the_states_alone(digits):
@@ -375,13 +394,31 @@ def test_draws_of_all_rows_differ_in_the_states_alone(digits):
     results = features.label_errors(model, states, {"train": rows, "test": rows}, [999], draws=3)
     errors = {result.method: result.errors for result in results}
     assert {result.labels for result in results} == {80}
-    assert len(set(errors["pixels, logistic regression"])) == 1
-    first, second, third = errors["codes, logistic regression"]
-    assert first == third != second
+    first, second = errors["codes, logistic regression"]
+    assert first != second
+    assert len(errors["untrained codes, logistic regression"]) == 3
+    (pixels,) = (each for each in results if each.method == "pixels, logistic regression")
+    assert pixels.estimate.n == 80
+    assert (pixels.estimate.settings["draws"], pixels.estimate.settings["stderr_over"]) == (
+        1,
+        "test examples",
+    )
+
+
+def test_the_standard_error_of_a_single_draw_is_over_test_examples():
+    one = features.Result("pixels", "k-NN", 80, (0.2,), ({},), 50).estimate
+    assert (one.value, one.n) == (pytest.approx(0.2), 50)
+    assert one.stderr == pytest.approx(np.sqrt(0.2 * 0.8 / 49))
+    two = features.Result("codes", "k-NN", 80, (0.2, 0.4), ({}, {}), 50).estimate
+    assert two.value == pytest.approx(0.3)
+    assert two.stderr == pytest.approx(0.1)  # s = √0.02 over √2
+    assert two.settings["stderr_over"] == "draws"
 
 
 def test_models_without_features_or_with_labels_have_no_errors_by_labels():
-    with pytest.raises(UserError, match="GAN has no hidden layers and no codes"):
+    with pytest.raises(
+        UserError, match=r"GAN has no hidden layers and no codes.* with encode, such as"
+    ):
         features.check_features(GAN())
     with pytest.raises(UserError, match="VAE is given the labels"):
         features.check_features(VAE(classes=10))
@@ -405,5 +442,54 @@ def test_data_without_labels_are_refused(digits):
     unlabelled = replace(digits, train={"x": digits.train["x"]})
     experiment = EXPERIMENTS["vae_digits"]
     subject = Subject("vae_digits", experiment, unlabelled, {}, 0, None)
-    with pytest.raises(UserError, match="digits has no labels"):
+    with pytest.raises(UserError, match=r"digits has no labels.*: give labelled data by --data"):
         check_labelled(subject)
+
+
+WITH_FEATURES = [
+    name
+    for name in NAMES
+    if name in EXPERIMENTS
+    and not facts(EXPERIMENTS[name].model).classes
+    and (
+        "layers" in capabilities(EXPERIMENTS[name].model)
+        or features.has_codes(EXPERIMENTS[name].model)
+    )
+]
+"""Registered models with features."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_FEATURES)
+def test_labels_are_predicted_from_every_registered_model(name, digits, monkeypatch):
+    """All models with features, small and in their first state, found by capability."""
+    monkeypatch.setattr(features, "TUNING_STEPS", 2)
+    monkeypatch.setattr(features, "TUNING_EPOCHS", 1)
+    monkeypatch.setattr(features, "ALL_FOLDS", 1)
+    monkeypatch.setattr(features, "DROPOUT_RATES", ((0.0, 0.0),))
+    monkeypatch.setattr(features, "ROUND_STEPS", 1)
+    entry = entry_of(name, digits)
+    state = jax.jit(entry.model.init)(jax.random.key(0))
+    x = np.asarray(batch_of(entry, 90)["x"])
+    labels = digits.train["label"][:90] % 2
+    splits = {
+        split: {"x": x[rows], "label": labels[rows]}
+        for split, rows in {
+            "train": slice(0, 60),
+            "validation": slice(60, 75),
+            "test": slice(75, 90),
+        }.items()
+    }
+    results = features.label_errors(entry.model, [state], splits, [20], draws=2)
+    represented = features.features_of(entry.model, state)
+    assert represented
+    assert {result.features for result in results} >= {*represented, "pixels", "PCA"}
+    able = capabilities(entry.model)
+    assert ("encoder" in {result.features for result in results}) == ("encoder_network" in able)
+    for result in results:
+        assert len(result.errors) == 2
+        assert np.isfinite([result.estimate.value, result.estimate.stderr]).all()
+    if "encode" in able:
+        monkeypatch.setattr(features, "INVERSE_PENALTIES", (1.0,))
+        estimates = features.probe(entry.model, state, splits, "test", 0)
+        assert all(np.isfinite(each.value) for each in estimates.values())

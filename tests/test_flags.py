@@ -13,6 +13,7 @@ from experiments import __main__ as commands
 from experiments.experiment import Options, Training
 from experiments.flags import WIDTH, groups, help_text, nearest, parse, with_flags
 from experiments.registry import EXPERIMENTS
+from experiments.uses.features import Flags as Features
 from gen.core import UserError
 
 CLASSES = (
@@ -90,6 +91,9 @@ def test_the_help_states_kinds_texts_and_defaults(capsys):
         "--model.optimizer: optimiser of both networks",
     ):
         assert part in text
+    assert "compare RUN [RUN ...] [FLAGS]" in help_text(commands.Compare, "compare")
+    assert "bench [NAME ...] [FLAGS]" in help_text(commands.Bench, "bench")
+    assert "switch off: fine-tune the encoder" in " ".join(help_text(Features, "features").split())
     assert "evaluate RUN [FLAGS]" in help_text(commands.Evaluate, "evaluate")
     assert "list [NAME] [FLAGS]" in help_text(commands.List, "list")
 

@@ -74,7 +74,7 @@ def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
 
 
 def of_training(subject: Subject) -> dict[str, Any]:
-    """Return the keys with which every record begins: the experiment, its data and the commits."""
+    """Return the fields at the start of every record: the experiment, its data and the commits."""
     run = subject.run
     published = read_json(RESULTS / f"{subject.name}.json") or {}
     return {

@@ -48,7 +48,7 @@ class Flags:
     draws: int = features.DRAWS
     """draws of the labelled examples, for each number of labels"""
     tune: bool = True
-    """also fine-tune the encoder on the labels, which takes most of the time"""
+    """fine-tune the encoder on the labels, which takes most of the time"""
     data: str = ""
     """other data with labels, of the same shape (default: the data of the model)"""
     binarize: Binarize = "none"
@@ -75,8 +75,14 @@ def check_labelled(subject: Subject) -> None:
     """Raise `UserError` unless the model has features, and its data labels and no padding."""
     features.check_features(subject.experiment.model)
     name, training = subject.dataset.name, subject.dataset.train
-    require(subject.dataset.classes > 1, f"{name} has no labels, which could be predicted")
-    require("length" not in training, f"{name} has padded sequences, which have no features")
+    require(
+        subject.dataset.classes > 1,
+        f"{name} has no labels, which could be predicted: give labelled data by --data",
+    )
+    require(
+        "length" not in training,
+        f"{name} has padded sequences, which have no features: take a model of images or vectors",
+    )
 
 
 def on_labelled_data(
@@ -186,7 +192,7 @@ def command(arguments: list[str]) -> int:
         print(f"{result.labels:7,} labels  {result.method}: error {error}", flush=True)
 
     outcome = outcome_of(subject, chosen.labels, chosen.draws, chosen.tune, report)
-    title = f"{subject.name}: error rate, mean ± standard error over {chosen.draws} draws"
+    title = f"{subject.name}: error rate ± standard error over draws, of one draw over examples"
     Console().print(as_table(title, outcome.rows))
     for path in write(subject, "features", outcome):
         print(path, flush=True)

@@ -154,7 +154,7 @@ def latent_subject(subject: Subject, chosen: Flags) -> Outcome:
         "codes": "normal" if facts(model).normal_codes else "of another law",
         "dimensions": first.codes.shape[1],
     }
-    if first.encoded:
+    if "posterior" in capabilities(model):  # other codes have an arbitrary scale
         active = [latent.active_units(space.codes).sum() for space in spaces.values()]
         row["active units"] = float(np.mean(active))
     if first.kl:

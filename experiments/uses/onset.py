@@ -48,7 +48,7 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
     normal = np.flatnonzero(series.label == 0)
     held_out, tested = normal[::2], np.concatenate([normal[1::2], np.flatnonzero(series.label)])
     require(
-        (len(held_out) + 1) * rate >= 1,
+        onset.rank_of_threshold(rate, len(held_out)) >= 1,
         f"{len(held_out)} held-out normal series give no alarm at a rate of {rate}: raise "
         "--false-alarm-rate",
     )
@@ -80,7 +80,8 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
         "calibration_series": len(held_out),
         "tested_series": len(tested),
     }
-    threshold = np.sort(own[0][held_out].max(axis=1))[-int(rate * (len(held_out) + 1))]
+    rank = onset.rank_of_threshold(rate, len(held_out))
+    threshold = np.sort(own[0][held_out].max(axis=1))[-rank]
     units = facts(subject.experiment.model).metric_units
     figure = picture(
         dataset,
@@ -175,7 +176,7 @@ def picture(
       series: its test series.
       tested: numbers of the tested series, [M].
       scores: the score of the model over time, [N, T].
-      threshold: the score from which on there is an alarm.
+      threshold: the score above which there is an alarm.
       alarms: the first step with an alarm of each tested series [M], by the name of the score.
       unit: the unit of the score.
     """

@@ -492,12 +492,17 @@ class VAE:
         """Draw the hidden variables of x by a Markov chain that alternates z and the hidden x.
 
         The first half of the sweeps is pseudo-Gibbs, z ~ q(z|x) and hidden ~ p(x|z) (Rezende et al.
-        2014, appendix F). It comes near to p(hidden | shown) as far as q(z|x) does to p(z|x). The
-        second half takes z ~ q(z|x) as a proposal, which Metropolis–Hastings accepts or rejects
-        (Mattei & Frellsen 2018). Its law is p(hidden | shown) in the limit of many
-        sweeps, whatever q is.
+        2014, https://arxiv.org/abs/1401.4082, appendix F). It comes near to p(hidden | shown) as
+        far as q(z|x) does to p(z|x). The second half takes z ~ q(z|x) as a proposal, which
+        Metropolis–Hastings accepts or rejects (Mattei & Frellsen 2018,
+        https://arxiv.org/abs/1802.04826). Its law is p(hidden | shown) in the limit of many sweeps,
+        whatever q is.
 
         Args:
+          state: a state of the model.
+          x: examples, [B, *shape].
+          mask: 1 where a variable is shown, [*shape] or [B, *shape].
+          key: the key of the draws.
           sweeps: the number of sweeps.
         """
         x = to_floats(x, self.levels)

@@ -11,6 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from gen.uses.features import vectors_of
+
 PCA_COMPONENTS = 32
 """Components of `pca_error`, at most."""
 
@@ -30,7 +32,7 @@ def nearest_neighbours(
     """
     from sklearn.neighbors import NearestNeighbors
 
-    training, examples = _vectors(training), _vectors(examples)
+    training, examples = vectors_of(training, np.float64), vectors_of(examples, np.float64)
     search = NearestNeighbors(n_neighbors=neighbours).fit(training)
     return search.kneighbors(examples)[0][:, -1]
 
@@ -51,7 +53,7 @@ def pca_distance(training: np.ndarray, examples: np.ndarray, seed: int) -> np.nd
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    training, examples = _vectors(training), _vectors(examples)
+    training, examples = vectors_of(training, np.float64), vectors_of(examples, np.float64)
     scaler = StandardScaler().fit(training)
     fitted = PCA().fit(scaler.transform(training))
     share, directions = np.array(fitted.explained_variance_ratio_), np.array(fitted.components_)
@@ -70,7 +72,7 @@ def pca_error(training: np.ndarray, examples: np.ndarray, seed: int) -> np.ndarr
     """
     from sklearn.decomposition import PCA
 
-    training, examples = _vectors(training), _vectors(examples)
+    training, examples = vectors_of(training, np.float64), vectors_of(examples, np.float64)
     # Fewer components than variables and training rows, so that there is an error.
     components = min(PCA_COMPONENTS, training.shape[1] // 2, len(training) // 2)
     fitted = PCA(max(1, components), random_state=seed).fit(training)
@@ -89,13 +91,8 @@ def isolation_forest(training: np.ndarray, examples: np.ndarray, seed: int) -> n
     """
     from sklearn.ensemble import IsolationForest
 
-    forest = IsolationForest(random_state=seed).fit(_vectors(training))
-    return -forest.score_samples(_vectors(examples))
-
-
-def _vectors(x: np.ndarray) -> np.ndarray:
-    """Return examples as vectors, [N, D]."""
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+    forest = IsolationForest(random_state=seed).fit(vectors_of(training, np.float64))
+    return -forest.score_samples(vectors_of(examples, np.float64))
 
 
 BASELINES: Mapping[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {

@@ -26,7 +26,7 @@ from scipy.special import expit, log_expit, logsumexp
 from gen import estimate, train
 from gen.core import capabilities, require
 from gen.estimate import Estimate
-from gen.uses.features import encode_all
+from gen.uses.features import encode_all, logistic_regression
 
 WordLogOdds = Callable[[np.ndarray], np.ndarray]
 """Function from documents [N, W] to log p(word | others) − log p(no word | others), [N, W] nats."""
@@ -50,9 +50,10 @@ def word_log_odds(
 
     It is exact. With x' the document x in which word d is the other way,
 
-        log odds = (2 x_d − 1) (log p(x) − log p(x')),
+        log odds = (2 x_d − 1) (log p(x) − log p(x')).
 
-    in which the group, if the model has one, is summed out.
+    If the model has the group among its variables, the group is summed out of both, and the odds
+    are conditional on exactly one of the G variables being 1.
 
     Args:
       model: a model for which `has_conditionals` holds.
@@ -139,7 +140,9 @@ def group_by_codes(
       group: their groups, [N].
       inverse_penalty: the inverse C of the L2 penalty.
     """
-    regression = _logistic(encode_all(model, state, {"x": _floats(x)}), group, inverse_penalty)
+    regression = logistic_regression(
+        encode_all(model, state, {"x": _floats(x)}), group, inverse_penalty
+    )
     return lambda x: regression.predict_log_proba(encode_all(model, state, {"x": _floats(x)}))
 
 
@@ -157,7 +160,7 @@ def group_by_words(
     """
     from sklearn.naive_bayes import BernoulliNB
 
-    regression = _logistic(_floats(x), group, inverse_penalty)
+    regression = logistic_regression(_floats(x), group, inverse_penalty)
     bayes = BernoulliNB().fit(x, group)
     return {
         "naive Bayes": bayes.predict_log_proba,
@@ -183,7 +186,7 @@ def words_by_words(x: np.ndarray, inverse_penalty: float = 1.0) -> dict[str, Wor
     for d in range(x.shape[1]):
         if 0 < x[:, d].sum() < len(x):
             others = np.delete(_floats(x), d, axis=1)
-            regression = _logistic(others, x[:, d], inverse_penalty)
+            regression = logistic_regression(others, x[:, d], inverse_penalty)
             weight[:, d] = np.insert(regression.coef_[0], d, 0.0)
             bias[d] = regression.intercept_[0]
     return {
@@ -304,13 +307,6 @@ def document_of(words: tuple[str, ...], vocabulary: tuple[str, ...]) -> np.ndarr
             f"the data have no word {word!r}: choose from {', '.join(sorted(vocabulary))}",
         )
     return np.isin(vocabulary, words).astype(np.uint8)
-
-
-def _logistic(x: np.ndarray, label: np.ndarray, inverse_penalty: float) -> Any:
-    """Return a fitted logistic regression."""
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=inverse_penalty, max_iter=1_000).fit(x, label)
 
 
 def _floats(x: np.ndarray) -> np.ndarray:

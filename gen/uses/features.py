@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from gen import checks, estimate, nets, train
 from gen.core import Batch, capabilities, facts, require
@@ -115,7 +116,7 @@ def probe(
     """
     checks.check_probe(model)
     labels = {name: np.asarray(rows["label"]) for name, rows in splits.items()}
-    raw = {name: _vectors(rows["x"]) for name, rows in splits.items()}
+    raw = {name: vectors_of(rows["x"]) for name, rows in splits.items()}
     codes = {name: encode_all(model, state, rows) for name, rows in splits.items()}
     estimates = {}
     for suffix, x in (("", codes), ("_raw", raw)):
@@ -146,7 +147,7 @@ def encode_all(model: Any, state: Any, data: Mapping[str, Any], block: int = 1_0
             encode(state, {name: values[i : i + block] for name, values in data.items()})
             for i in starts
         ]
-    return np.concatenate([_vectors(codes) for codes in blocks])
+    return np.concatenate([vectors_of(codes) for codes in blocks])
 
 
 def linear_error(
@@ -170,7 +171,7 @@ def linear_error(
 
     def wrong(inverse_penalty, training_rows, name):
         rows = x["train"][training_rows], labels["train"][training_rows]
-        classifier = logistic_regression(*rows, inverse_penalty, max_iter=1_000)
+        classifier = logistic_regression(*rows, inverse_penalty)
         return np.not_equal(classifier.predict(x[name]), labels[name])
 
     some = _evenly_spaced(len(x["train"]), SELECTION_ROWS)
@@ -178,14 +179,14 @@ def linear_error(
     return estimate.mean(wrong(best, slice(None), split), "exact", C=best)
 
 
-def logistic_regression(x: np.ndarray, labels: np.ndarray, c: float, max_iter: int = 300) -> Any:
+def logistic_regression(x: np.ndarray, labels: np.ndarray, c: float, max_iter: int = 1_000) -> Any:
     """Return scikit-learn's classifier, fitted to vectors and their labels.
 
     Args:
       x: vectors, [N, D].
       labels: their labels, [N].
       c: the inverse of the L2 penalty.
-      max_iter: the largest number of steps of L-BFGS. The error is settled by then.
+      max_iter: the largest number of steps of L-BFGS, after which no warning is given.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -325,8 +326,9 @@ class Result(NamedTuple):
     features: str  # pixels, PCA, codes, layers, encoder; "untrained ..." of the first state
     classifier: str  # logistic regression, k-NN, fine-tuned
     labels: int
-    errors: tuple[float, ...]  # of each draw
-    settings: tuple[Mapping[str, Any], ...]  # the choices of each draw
+    errors: tuple[float, ...]  # of each draw that differs from the others
+    settings: tuple[Mapping[str, Any], ...]  # the choices of each of them
+    test_examples: int
 
     @property
     def method(self) -> str:
@@ -335,13 +337,17 @@ class Result(NamedTuple):
 
     @property
     def estimate(self) -> Estimate:
-        """Return the mean over the draws, whose standard error is s / √draws.
+        """Return the mean over the draws.
 
-        All draws share the test examples, whose own error over examples is not contained.
+        Its standard error is s / √draws. All draws share the test examples, whose own error over
+        examples is not contained. A single draw has no error over draws: its standard error is over
+        test examples, √(e (1 − e) / (N − 1)). The setting `stderr_over` says which one it is.
         """
-        return estimate.mean(
-            np.asarray(self.errors), "exact", draws=len(self.errors), labels=self.labels
-        )
+        settings = {"draws": len(self.errors), "labels": self.labels}
+        if len(self.errors) > 1:
+            return estimate.mean(self.errors, "exact", stderr_over="draws", **settings)
+        wrong = np.arange(self.test_examples) < round(self.errors[0] * self.test_examples)
+        return estimate.mean(wrong, "exact", stderr_over="test examples", **settings)
 
 
 def label_errors(
@@ -371,7 +377,8 @@ def label_errors(
     makes every choice: of the layer, the number of components and all hyperparameters.
 
     Draw i takes the i-th state, the states in turn, and i as the seed of the untrained model and of
-    fine-tuning. Draws of all rows differ in the states and seeds alone.
+    fine-tuning. Draws of all rows differ in the states and seeds alone. Of draws that have all rows
+    and the same features only one is kept, so that a result can have fewer draws.
 
     Args:
       model: a model with features, and without classes.
@@ -403,21 +410,20 @@ def label_errors(
 
     def add(features, classifier, n, errors_and_settings):
         errors, settings = zip(*errors_and_settings, strict=True)
-        results.append(Result(features, classifier, n, errors, settings))
+        results.append(Result(features, classifier, n, errors, settings, len(test.labels)))
         report(results[-1])
 
     for n in (min(budget, len(training.labels)) for budget in budgets):
         labelled = [training.at(draw_labelled(training.labels, n, draw)) for draw in range(draws)]
         all_rows = n == len(training.labels)
         for name, representations in methods.items():
-            # Equal rows and features give equal errors, which are computed once.
+            # Equal rows and features give equal errors, of which one is kept.
             different = min(draws, len(representations)) if all_rows else draws
             on_test: list[dict[str, np.ndarray]] = [{} for _ in representations]
             errors = []
             for draw, rows in enumerate(labelled[:different]):
                 i = draw % len(representations)
                 errors.append(representation_errors(representations[i], rows, test, on_test[i]))
-            errors = [errors[draw % different] for draw in range(draws)]
             add(name, "logistic regression", n, [linear for linear, _ in errors])
             add(name, "k-NN", n, [nearest for _, nearest in errors])
         if tune and "encoder_network" in capabilities(model):
@@ -436,7 +442,8 @@ def check_features(model: Any) -> None:
     name, known = type(model).__name__, facts(model)
     require(
         "layers" in capabilities(model) or has_codes(model),
-        f"{name} has no hidden layers and no codes, from which labels could be predicted",
+        f"{name} has no hidden layers and no codes, from which labels could be predicted: take a "
+        "model with encode, such as a VAE",
     )
     require(
         not known.classes,
@@ -578,7 +585,8 @@ def logistic_wrong(fitted: Labelled, held: Labelled, scaling: str, c: float) -> 
       c: the inverse penalty.
     """
     x, queries = scaled(fitted.x, held.x, scaling)
-    return logistic_regression(x, fitted.labels, c).predict(queries) != held.labels
+    classifier = logistic_regression(x, fitted.labels, c, max_iter=300)  # settles the error
+    return classifier.predict(queries) != held.labels
 
 
 def scaled(x: np.ndarray, queries: np.ndarray, scaling: str) -> tuple[np.ndarray, np.ndarray]:
@@ -654,7 +662,7 @@ def nearest_labels(
 
 def raw_variables() -> Representation:
     """Return the examples themselves as vectors."""
-    return Representation(("raw",), lambda x, versions: [_vectors(x)])
+    return Representation(("raw",), lambda x, versions: [vectors_of(x)])
 
 
 def principal_components(x: np.ndarray) -> Representation:
@@ -665,13 +673,13 @@ def principal_components(x: np.ndarray) -> Representation:
     """
     from sklearn.decomposition import PCA
 
-    rows = _vectors(x)
+    rows = vectors_of(x)
     most = min(rows.shape)
     numbers = [n for n in COMPONENTS if n < most] or [most]
     pca = PCA(max(numbers), svd_solver="covariance_eigh").fit(rows)
 
     def vectors(x, versions):
-        components = pca.transform(_vectors(x))
+        components = pca.transform(vectors_of(x))
         return [components[:, : int(version.split()[0])] for version in versions]
 
     return Representation(tuple(f"{n} components" for n in numbers), vectors)
@@ -824,9 +832,14 @@ def few_labels_tuned_error(
     return float(wrong(labelled, test, dropout).mean()), {"dropout": list(dropout)}
 
 
-def _vectors(x: Any) -> np.ndarray:
-    """Return [N, ...] as [N, D]."""
-    x = np.asarray(x)
+def vectors_of(x: ArrayLike, dtype: Any = None) -> np.ndarray:
+    """Return examples [N, ...] as vectors, [N, D].
+
+    Args:
+      x: the examples.
+      dtype: the type of the vectors (default: the type of x).
+    """
+    x = np.asarray(x, dtype)
     return x.reshape(len(x), -1)
 
 

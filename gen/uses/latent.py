@@ -36,7 +36,7 @@ class Posterior(NamedTuple):
     logvar: np.ndarray  # [N, latent]
 
 
-def plane(codes: np.ndarray, projection: Projection = "tsne") -> tuple[np.ndarray, str]:
+def plane(codes: np.ndarray, projection: Projection = "pca") -> tuple[np.ndarray, str]:
     """Project codes to two dimensions, unless they have no more.
 
     t-SNE: van der Maaten & Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html.
@@ -145,7 +145,8 @@ def kl_per_dimension(q: Posterior) -> list[Estimate]:
 def active_units(codes: np.ndarray) -> np.ndarray:
     """Return for each dimension whether Var_x(E[z_j|x]) > 0.01, [latent] (`ACTIVE`).
 
-    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2.
+    Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, section 5.2. The threshold
+    is for the means of a q(z|x) that is compared with N(0, I). Other codes have an arbitrary scale.
 
     Args:
       codes: E[z|x] of many examples, [N, latent].

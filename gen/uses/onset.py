@@ -63,6 +63,18 @@ def trailing_mean(scores: np.ndarray, window: int) -> np.ndarray:
     return np.pad(windows.mean(axis=-1), ((0, 0), (window - 1, 0)), constant_values=-np.inf)
 
 
+def rank_of_threshold(rate: float, count: int) -> int:
+    """Return k = ⌊rate (n + 1)⌋: a score above the k-th largest of normal series raises an alarm.
+
+    Each of the n normal series has the largest of its scores. No score raises an alarm if k is 0.
+
+    Args:
+      rate: probability of an alarm in a series without a fault, at most.
+      count: the number n of normal series.
+    """
+    return int(rate * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999… in floating point
+
+
 def first_alarms(scores: np.ndarray, normal: np.ndarray, rate: float) -> np.ndarray:
     """Return the first step of each series with an alarm, [N]; T where there is none.
 
@@ -107,9 +119,11 @@ def step_baselines(training: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]
     """Return two scores of steps without a model of time, by name, [N, T] each.
 
     - `one sensor at a time`: the largest squared deviation of a variable from its mean in training,
-      in units of its variance (control charts of Shewhart).
-    - `all sensors together`: the squared Mahalanobis distance from the mean in training (Hotelling
-      1947's T²).
+      in units of its variance (control charts: Shewhart 1931, "Economic control of quality of
+      manufactured product", Van Nostrand).
+    - `all sensors together`: the squared Mahalanobis distance from the mean in training, T²
+      (Hotelling 1947, "Multivariate quality control", in "Techniques of statistical analysis",
+      McGraw-Hill).
 
     Args:
       training: normal series, [M, T, D].

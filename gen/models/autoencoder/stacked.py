@@ -178,7 +178,7 @@ class StackedAutoencoder:
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """Return `encoder_network` with the sparsity `top_k`, of which an `MLP` has none."""
+        """Return `encoder_network` with sparsity `top_k`, because an MLP has no top-k layer."""
         sparse = ("encoder_network",) if self.layer.sparsity == "top_k" else ()
         return (*self.layer.lacks, *sparse)
 

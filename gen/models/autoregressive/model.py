@@ -305,7 +305,11 @@ class Autoregressive:
     def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Return Σ log p(x_d | x_<d) over the hidden variables, [B] nats.
 
-        It is log p(hidden | shown) if all shown variables come before the first hidden one.
+        Args:
+          state: a state of the model.
+          x: examples, [B, *shape].
+          mask: 1 where a variable is shown, [*shape] or [B, *shape]. The sum is
+            log p(hidden | shown) if all shown variables come before the first hidden one.
         """
         index = to_index(x, self.levels)
         logits = self.logits(self._averaged(state), to_value(index, self.levels), 0, None)

@@ -352,7 +352,11 @@ class RBM:
 
             Σ_h exp(Σ_shown v_i b_i + h·(c + Σ_shown v_i W_i)) Π_hidden (1 + exp(b_i + W_i h)).
 
-        A mask of the shape of one example is shared by the batch, and then so is the product.
+        Args:
+          state: a state of the model.
+          x: examples, [B, *shape].
+          mask: 1 where a variable is shown, [B, *shape] or [*shape]. A mask of the shape of one
+            example is shared by the batch, and then so is the product.
         """
         params, v = state.params, standardized(state.params, x)
         mask = jnp.asarray(mask) != 0

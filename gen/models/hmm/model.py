@@ -433,7 +433,11 @@ class HMM:
     def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Return log p(x) − log p(shown), each by the forward algorithm: [B] nats.
 
-        The padding of shorter sequences has to be NaN, so that it is summed out of both.
+        Args:
+          state: a state of the model.
+          x: sequences, [B, *shape]. The padding of shorter ones has to be NaN, so that it is summed
+            out of both.
+          mask: 1 where a variable is shown, [*shape] or [B, *shape].
         """
         mask = jnp.broadcast_to(jnp.asarray(mask, bool), x.shape)
         return self.log_prob(state, {"x": x}) - self.log_prob(state, {"x": x, "mask": mask})
