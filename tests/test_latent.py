@@ -166,6 +166,8 @@ def test_codes_are_projected_unless_they_have_two_dimensions(rng):
     assert latent.plane(codes)[1] == "PCA"
     assert latent.plane(codes[:, :2])[1] == "not projected"
     assert latent.plane(codes[:, :1])[0].shape == (60, 2)
+    for projection in ("pca", "tsne"):
+        assert not latent.plane(np.ones((9, 3)), projection)[0].any()
 
 
 def test_the_law_of_codes_is_a_fact_of_the_model():

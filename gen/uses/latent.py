@@ -46,10 +46,12 @@ def plane(codes: np.ndarray, projection: Projection = "pca") -> tuple[np.ndarray
       projection: principal components or t-SNE.
 
     Returns:
-      Points [N, 2], and the name of the projection.
+      Points [N, 2], and the name of the projection. Codes that are all alike come to lie at 0.
     """
     if codes.shape[1] <= 2:
         return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), "not projected"
+    if not np.any(codes.std(axis=0)):  # a model that has not learned; there are no components
+        return np.zeros((len(codes), 2)), "all alike"
     if projection == "pca":
         from sklearn.decomposition import PCA
 
