@@ -344,9 +344,10 @@ class Result(NamedTuple):
         test examples, √(e (1 − e) / (N − 1)). The setting `stderr_over` says which one it is.
         """
         settings = {"draws": len(self.errors), "labels": self.labels}
-        if len(self.errors) > 1:
-            return estimate.mean(self.errors, "exact", stderr_over="draws", **settings)
-        wrong = np.arange(self.test_examples) < round(self.errors[0] * self.test_examples)
+        errors = np.asarray(self.errors)
+        if len(errors) > 1:
+            return estimate.mean(errors, "exact", stderr_over="draws", **settings)
+        wrong = np.arange(self.test_examples) < round(errors[0] * self.test_examples)
         return estimate.mean(wrong, "exact", stderr_over="test examples", **settings)
 
 
