@@ -297,7 +297,7 @@ def test_normal_codes_are_joined_by_great_circles_and_others_by_straight_lines(
     normal, tmp_path, monkeypatch
 ):
     grids = drawn_grids(monkeypatch)
-    monkeypatch.setattr(pictures, "plane", lambda codes: (codes[:, :2], "t-SNE"))
+    monkeypatch.setattr(pictures, "plane", lambda codes, projection: (codes[:, :2], projection))
     x = jax.random.uniform(jax.random.key(0), (16, 4, 4, 1))
     test = {"x": x, "label": jnp.arange(16)}
     codes = "noise" if normal else "features"
