@@ -33,7 +33,11 @@ from gen.train import streams
 ROOT = Path(__file__).parent.parent
 QUICK = ("hmm_earthquakes", "hmm_regimes", "pixelcnn_digits", "vae_digits")
 """Published weights whose figure takes about a second."""
-LONG = ("gated_pixelcnn_binarized_mnist", "pixelcnn_binarized_mnist")
+LONG = (
+    "gated_pixelcnn_binarized_mnist",
+    "pixelcnn_binarized_mnist",
+    "vae_conv_binarized_mnist",
+)
 """Published weights that take minutes: they are evaluated on a tenth of the test images."""
 MOST_BYTES, MOST_BYTES_TOGETHER = 6_000_000, 25_000_000
 
