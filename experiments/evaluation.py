@@ -49,9 +49,7 @@ def evaluate_run(run: Run, split: str) -> dict[str, Any]:
     experiment, model = run.experiment, run.experiment.model
     results_by_seed = evaluate_seeds(run, split)
     seeds, by_seed = list(results_by_seed), list(results_by_seed.values())
-    estimates = {
-        name: estimate.over_seeds([results[name] for results in by_seed]) for name in by_seed[0]
-    }
+    estimates = estimate.over_seeds_by_name(by_seed)
     learned = jax.tree.leaves(model.parameters(experiment.of_seed(run.state, run.shown)))
     log = run.folder / FAULTS
     faults = log.read_text().splitlines() if log.exists() else []

@@ -200,13 +200,13 @@ Each row is the mean over 20 tabular sets of a detector that was trained on half
 and tested on the others and all anomalies (`python -m experiments protocol odds NAME`). """
 
 COMPLETIONS = """\
-Test examples with a hidden part, which `complete RUN ...` draws K times given the rest. *−log p* is
-exact, in nats, for the true hidden part given what is shown. *Squared error* is per hidden
-variable, of the mean of the draws; for binary pixels it is the Brier score. *Coverage* is the share
-of examples whose sum of hidden variables lies in the central 90 % of the draws; it is 90 % if truth
-and draws have one law. *Neighbours* take the place of draws: the K training examples that are
-nearest in the shown variables. Figures of different values, such as binary and grey pixels, are not
-comparable.
+`complete RUN ...` hides a part of each test example and draws this part K times given the rest.
+*−log p* is −log p(hidden | shown) of the true hidden part, exact, in nats. *Squared error* is the
+error of the mean of the draws, per hidden variable; for binary pixels it is the Brier score.
+*Coverage* is the share of examples whose sum of hidden variables lies in the central 90 % of the
+draws; it is 90 % if truth and draws have the same law. *Neighbours* are the K training examples
+that are nearest in the shown variables; they take the place of draws. Figures of binary and of grey
+pixels cannot be compared.
 """
 
 LATENT = """\

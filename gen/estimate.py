@@ -213,15 +213,34 @@ def per_example(
     """
     data = {name: np.asarray(values) for name, values in data.items()}
     keys = jax.random.split(key, len(data["x"]))
+    return row_program(lambda _, row: f(row[0], row[1][0]), block)((), (data, keys))
 
-    def one(example):
-        row, row_key = example
-        values = f({name: value[None] for name, value in row.items()}, row_key)
-        return jax.tree.map(lambda value: value[0], values)
 
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        values = jax.jit(lambda rows: jax.lax.map(one, rows, batch_size=block))((data, keys))
-    return jax.tree.map(np.asarray, values)
+def row_program(f: Callable[..., Any], block: int = 500) -> Callable[..., Any]:
+    """Return the function from (state, data, ...) to f of every row of data, as arrays [N, ...].
+
+    It is compiled at its first call. The rows run in blocks under one compiled loop, so memory does
+    not grow with N.
+
+    Args:
+      f: maps (state, a batch of one row, further arguments that all rows share) to arrays [1, ...].
+      block: rows at a time.
+    """
+
+    def run(state, data, *shared):
+        def one(row):
+            values = f(state, jax.tree.map(lambda value: value[None], row), *shared)
+            return jax.tree.map(lambda value: value[0], values)
+
+        return jax.lax.map(one, data, batch_size=block)
+
+    program = jax.jit(run)
+
+    def run_precisely(*arguments):
+        with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
+            return jax.tree.map(np.asarray, program(*arguments))
+
+    return run_precisely
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
@@ -252,6 +271,11 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
         first.n,
         {**shared, "seeds": len(values), "seeds_stderr": spread},
     )
+
+
+def over_seeds_by_name(of_seeds: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Return the mean over seeds of each estimate, by the names that the first seed has."""
+    return {name: over_seeds([each[name] for each in of_seeds]) for name in of_seeds[0]}
 
 
 def over_splits(estimates: Sequence[Estimate]) -> Estimate:

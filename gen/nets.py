@@ -610,13 +610,13 @@ def apply(
 def layers(net: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[jax.Array]:
     """Return the activations of the hidden layers of a network, [B, ...] each, from below.
 
-    A network of the project records them. Of any other module these are the outputs of its
-    submodules in the order of their calls, and then its own output.
+    A network of the project records them. For any other module the outputs of its submodules are
+    returned, in the order of their calls, and then its own output.
 
     Args:
       net: a network.
       variables: its parameters, `"params"`, and its other collections.
-      *inputs: what it is called with; the first one has B rows.
+      *inputs: the arguments of the network; the first one has B rows.
     """
     _, captured = net.apply(
         variables, *inputs, capture_intermediates=True, mutable=["intermediates"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -84,21 +84,11 @@ def panels_of_images(panels: Mapping[str, np.ndarray], labels: Sequence[str]) ->
     size = (width * scale / 100, height * scale / 100)  # of a panel
     total = (margin + len(canvases) * (size[0] + gap), size[1] + top)
     figure = Figure(figsize=total, dpi=100)
-    row = (height - 1) / len(labels)
     for i, (title, canvas) in enumerate(canvases.items()):
         left = margin + i * (size[0] + gap)
         axes = figure.add_axes((left / total[0], 0, size[0] / total[0], size[1] / total[1]))
-        axes.imshow(
-            canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto"
-        )
         axes.set_title(title, fontsize=9, pad=3)
-        axes.set_xticks([])
-        axes.set_yticks([(k + 0.5) * row for k in range(len(labels))], [""] * len(labels))
-        if i == 0:
-            axes.set_yticklabels(labels)
-        axes.tick_params(length=0, labelsize=8)
-        for edge in axes.spines.values():
-            edge.set_visible(False)
+        _show_grid(axes, canvas, len(labels), [] if i else labels, "auto")
     return figure
 
 
@@ -410,16 +400,37 @@ def latent_space(
     below = rows[1].subgridspec(1, len(grids))
     for i, (text, canvas) in enumerate(canvases.items()):
         axes = figure.add_subplot(below[i])
-        axes.imshow(canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(text, fontsize=9)
-        row_labels = grids[text][1] or []
-        height = (canvas.shape[0] - 1) / max(1, len(grids[text][0]))
-        axes.set_xticks([])
-        axes.set_yticks([(k + 0.5) * height for k in range(len(row_labels))], row_labels)
-        axes.tick_params(length=0, labelsize=8)
-        for edge in axes.spines.values():
-            edge.set_visible(False)
+        images, row_labels = grids[text]
+        _show_grid(axes, canvas, len(images), row_labels or [])
     return figure
+
+
+def _show_grid(
+    axes: Any,
+    canvas: np.ndarray,
+    rows: int,
+    labels: Sequence[str],
+    aspect: Literal["equal", "auto"] = "equal",
+) -> None:
+    """Show a grid of images without a frame, with labels to the left of its rows.
+
+    Args:
+      axes: the axes to draw into.
+      canvas: the grid, as `tile` returns it.
+      rows: its number of rows, which have equal heights.
+      labels: a text for each row, or none at all.
+      aspect: `auto` lets the pixels fill the axes.
+    """
+    axes.imshow(
+        canvas.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect=aspect
+    )
+    height = (canvas.shape[0] - 1) / max(1, rows)
+    axes.set_xticks([])
+    axes.set_yticks([(k + 0.5) * height for k in range(len(labels))], labels)
+    axes.tick_params(length=0, labelsize=8)
+    for edge in axes.spines.values():
+        edge.set_visible(False)
 
 
 class Curve(NamedTuple):

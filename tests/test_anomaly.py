@@ -462,9 +462,10 @@ def test_files_of_variants_have_names_of_their_own():
     assert command.variant_name(command.Flags(Path("run"))) == "anomaly"
     variant = command.Flags(Path("run"), against="mnist", score="complexity")
     assert command.variant_name(variant) == "anomaly-complexity-mnist"
-    assert protocol.published_name(protocol.Flags("odds", "vae_odds")) == "odds.json"
+    default = protocol.Flags("odds", "vae_odds")
+    assert f"{protocol.published_name(default)}.json" == "odds.json"
     denoising = protocol.Flags("odds", "diffusion_odds", split="published", score="denoising")
-    assert protocol.published_name(denoising) == "odds_published-denoising.json"
+    assert f"{protocol.published_name(denoising)}.json" == "odds_published-denoising.json"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from conftest import NAMES, batch_of, entry_of
 
 from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
-from experiments.uses import complete
+from experiments.uses import base, complete
 from experiments.uses.base import Subject
 from gen import data
 from gen.core import UserError, capabilities
@@ -125,7 +125,7 @@ def test_draws_have_the_exact_conditional_law(name):
         frequency = np.bincount(index, minlength=64) / len(drawn)
         exact = conditional(log_p, mask, shown)
         assert 0.5 * np.abs(frequency - exact).sum() < 0.04
-        # The draws depend on what is shown: their law is not the marginal one.
+        # The draws depend on the shown variables: their law is not the marginal law.
         marginal = conditional(log_p, jnp.zeros(SHAPE), shown).reshape(2, 2, 2, 2, 2, 2)
         axes = tuple(int(d) for d in np.flatnonzero(np.asarray(mask) == 1))
         of_hidden = exact.reshape(2, 2, 2, 2, 2, 2).sum(axes)
@@ -219,7 +219,7 @@ def test_draws_of_the_true_law_have_uniform_ranks_and_cover_the_truth():
 
 
 def test_the_error_of_the_mean_does_not_depend_on_the_number_of_draws():
-    """Its expectation is that of E[hidden | shown], by enumeration, up to its standard error."""
+    """Its expectation is the error of E[hidden | shown], here by enumeration."""
     model, state, x = mixture_truth()
     mask, log_p = np.asarray(SCATTERED), models()["mixture"][2]
     everything = np.asarray(EVERYTHING)
@@ -268,7 +268,7 @@ SMALL = {
 def test_the_command_fills_in_the_same_examples_by_every_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     subjects = {name: subject(name, model) for name, model in SMALL.items()}
-    monkeypatch.setattr(complete, "load_subject", lambda path, _: subjects[str(path)])
+    monkeypatch.setattr(base, "load_subject", lambda path, _: subjects[str(path)])
     monkeypatch.setattr(complete, "of_training", lambda of: {"experiment": of.name})
     flags = ["--occlusion", "lower", "box", "--examples", "12", "--no-keep-programs"]
     assert complete.command([*subjects, *flags]) == 0
@@ -284,7 +284,7 @@ def test_the_command_fills_in_the_same_examples_by_every_model(tmp_path, monkeyp
             assert ("−log p, nats" in row) == (name != "vae")
             assert 0 < row["squared error"]["value"] < 1
             assert row["coverage"]["settings"]["draws"] == 19
-            # The neighbours are those of the same examples, whatever the model is.
+            # All models are compared with the same neighbours.
             assert (
                 row["coverage of neighbours"]
                 == records["mixture"]["rows"][occlusions.index(row["occlusion"])][

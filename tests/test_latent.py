@@ -12,6 +12,7 @@ from conftest import NAMES, batch_of, entry_of
 
 from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
+from experiments.uses import base
 from experiments.uses import latent as command
 from experiments.uses.base import Subject
 from gen import data
@@ -247,7 +248,7 @@ def test_the_command_writes_a_record_and_a_picture_of_each_family(tmp_path, monk
         name: subject(model, name, binarize=binarize)
         for name, (model, binarize) in FAMILIES.items()
     }
-    monkeypatch.setattr(command, "load_subject", lambda path, _: subjects[str(path)])
+    monkeypatch.setattr(base, "load_subject", lambda path, _: subjects[str(path)])
     monkeypatch.setattr(command, "of_training", lambda of: {"experiment": of.name})
     assert command.command([*subjects, "--examples", "30", "--no-keep-programs"]) == 0
     rows = {}

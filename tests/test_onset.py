@@ -21,6 +21,7 @@ from gen.models.hmm import HMM, Gaussian
 from gen.models.hmm.emissions import Normal, factor
 from gen.models.hmm.model import Params
 from gen.uses import onset
+from gen.uses.anomaly import rank_of_threshold
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_scores_of_steps_add_up_to_the_density_of_the_law(sensors, law):
 
 
 def test_the_law_finds_every_fault_soon_after_its_onset(sensors, law):
-    """With 10 averaged steps a decoupled sensor is found after 10 steps on average, and a drift by
-    a tenth of the sensor's noise per step after 28."""
+    """The scores are means of 10 steps. On average a decoupled sensor is found after 10 steps. A
+    drift, which is a tenth of the sensor's noise in each step, is found after 28."""
     (model, state), test = law, sensors.test
     scores = onset.trailing_mean(onset.step_scores(model, state, test), 10)
     normal, faulty = np.flatnonzero(test["label"] == 0), np.flatnonzero(test["label"])
@@ -119,7 +120,7 @@ def test_first_alarms_and_their_delays():
     ("rate", "count", "rank"), [(0.29, 99, 29), (1 / 49, 48, 1), (0.05, 30, 1)]
 )
 def test_the_threshold_is_the_lowest_score_that_raises_an_alarm(rate, count, rank):
-    assert onset.rank_of_threshold(rate, count) == rank
+    assert rank_of_threshold(rate, count) == rank
     normal = np.arange(float(count))[:, None]
     alarms = onset.first_alarms(normal + 0.5, normal, rate)
     assert (alarms == 0).sum() == rank  # the scores above the one of this rank

@@ -20,11 +20,9 @@ from experiments.uses.base import (
     Row,
     Subject,
     as_table,
-    check_use_publishable,
-    load_subject,
+    finish,
+    load_subjects,
     of_training,
-    publish,
-    write,
 )
 from gen import data, estimate, train
 from gen.core import facts, require
@@ -106,9 +104,7 @@ def command(arguments: list[str]) -> int:
     """Run `python -m experiments anomaly`, and return the exit code."""
     flags = parse(Flags, arguments, "anomaly")
     keep_programs(flags.keep_programs)
-    subject = load_subject(flags.run, flags.data_dir)
-    if flags.publish:
-        check_use_publishable(subject)
+    (subject,) = load_subjects([flags.run], flags.data_dir, flags.publish)
     outcome = find_anomalies(subject, flags)
     console = Console()
     lines = [{"figure": name, "value": value} for name, value in outcome.rows[0].items()]
@@ -120,10 +116,7 @@ def command(arguments: list[str]) -> int:
     for name, result in results.items():
         if name != variant:
             console.print(as_table(f"{subject.name}: {name}", result.rows))
-        for path in write(subject, name, result):
-            print(path)
-        if flags.publish:
-            print(publish(subject, name, result))
+        finish(subject, name, result, flags.publish)
     return 0
 
 
@@ -151,8 +144,8 @@ def located(subject: Subject, flags: Flags) -> dict[str, Outcome]:
 def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
     """Return p-values, alarms and discoveries, and AUROC where anomalies are known.
 
-    Figures are of the first seed of a run, and AUROC and average precision are means over its
-    seeds.
+    AUROC and average precision are means over the seeds of a run. All other figures are of its
+    first seed.
 
     Args:
       subject: the model.
@@ -164,7 +157,9 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
     """
     model, seeds = subject.experiment.model, list(subject.states)
     examples = examples_of(subject, flags)
-    reference, _ = subject.experiment.decoded(subject.dataset, "train", seeds[0])
+    reference = None
+    if flags.score == "mahalanobis":
+        reference, _ = subject.experiment.decoded(subject.dataset, "train", seeds[0])
     levels = subject.experiment.levels(subject.dataset)
 
     def score(seed: int, batch: Mapping[str, Any]) -> np.ndarray:
@@ -390,7 +385,7 @@ def draw(
         if len(values):
             shares = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
             axes[0].stairs(shares, edges, fill=name.startswith("held"), alpha=0.7, label=name)
-    rank = int(np.floor(flags.false_alarm_rate * (len(calibration) + 1)))
+    rank = anomaly.rank_of_threshold(flags.false_alarm_rate, len(calibration))
     threshold = np.sort(calibration)[-rank]
     axes[0].axvline(threshold, color="black", linewidth=1, label=f"p = {flags.false_alarm_rate}")
     axes[0].set_xlabel(f"score ({flags.score}), outermost bins with all beyond")

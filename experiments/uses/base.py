@@ -73,6 +73,24 @@ def load_subject(path: Path, data_dir: Path | None = None) -> Subject:
     return Subject(published.name, experiment, dataset, states, published.step, None)
 
 
+def load_subjects(
+    paths: Sequence[Path], data_dir: Path | None = None, publish: bool = False
+) -> list[Subject]:
+    """Return the models of several paths, as `load_subject` does.
+
+    Args:
+      paths: run folders, or names of experiments whose weights are published.
+      data_dir: folder of prepared data sets, as `gen.data.load` takes it.
+      publish: whether their results are to be published, which is checked before work that may take
+        minutes.
+    """
+    subjects = [load_subject(path, data_dir) for path in paths]
+    if publish:
+        for subject in subjects:
+            check_use_publishable(subject)
+    return subjects
+
+
 def of_training(subject: Subject) -> dict[str, Any]:
     """Return the fields at the start of every record: the experiment, its data and the commits."""
     run = subject.run
@@ -126,15 +144,30 @@ def check_use_publishable(subject: Subject) -> None:
         raise UserError(f"this checkout is at {commit()}: commit its changes, then publish")
 
 
-def publish(subject: Subject, command: str, outcome: Outcome) -> Path:
-    """Write the record to experiments/results/NAME/COMMAND.json, and return the path.
+def finish(subject: Subject, command: str, outcome: Outcome, published: bool) -> None:
+    """Write the result of a command beside the model, publish it if asked, and print the paths.
 
     Args:
       subject: the model.
+      command: the name of the command, which the files have.
+      outcome: its result.
+      published: whether it is published, too.
+    """
+    for path in write(subject, command, outcome):
+        print(path, flush=True)
+    if published:
+        print(f"published as {publish(subject.name, command, outcome)}", flush=True)
+
+
+def publish(name: str, command: str, outcome: Outcome) -> Path:
+    """Write the record to experiments/results/NAME/COMMAND.json, and return the path.
+
+    Args:
+      name: the experiment, or a simple detector beside it.
       command: the name of the command, which the file has.
       outcome: its result.
     """
-    path = RESULTS / subject.name / f"{command}.json"
+    path = RESULTS / name / f"{command}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, to_json(outcome))
     return path

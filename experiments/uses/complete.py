@@ -18,11 +18,9 @@ from experiments.uses.base import (
     Row,
     Subject,
     as_table,
-    check_use_publishable,
-    load_subject,
+    finish,
+    load_subjects,
     of_training,
-    publish,
-    write,
 )
 from gen import estimate
 from gen.core import UserError, capabilities, check_fields, require
@@ -166,10 +164,7 @@ def complete_subject(subject: Subject, tasks: Mapping[str, Task], draws: int) ->
                 "family": model.family,
                 "values": kind_of_values(subject),
                 "occlusion": name,
-                **{
-                    column: estimate.over_seeds([each[column] for each in by_seed])
-                    for column in by_seed[0]
-                },
+                **estimate.over_seeds_by_name(by_seed),
                 **{f"{column} of neighbours": value for column, value in baseline.items()},
             }
         )
@@ -263,10 +258,7 @@ def command(arguments: list[str]) -> int:
     chosen = parse(Flags, arguments, COMMAND)
     require(bool(chosen.runs), "no run given: complete RUN ..., or names of published models")
     keep_programs(chosen.keep_programs)
-    subjects = [load_subject(path, chosen.data_dir) for path in chosen.runs]
-    if chosen.publish:  # before the completions, which may take minutes
-        for subject in subjects:
-            check_use_publishable(subject)
+    subjects = load_subjects(chosen.runs, chosen.data_dir, chosen.publish)
     results = complete_all(subjects, chosen.occlusion, chosen.examples, chosen.draws)
     rows: list[Row] = [
         {"experiment": each.subject.name, **row} for each in results for row in each.outcome.rows
@@ -274,8 +266,5 @@ def command(arguments: list[str]) -> int:
     title = f"{chosen.examples:,} test examples of {subjects[0].dataset.name}"
     Console().print(as_table(title, rows))
     for each in results:
-        for path in write(each.subject, COMMAND, each.outcome):
-            print(path)
-        if chosen.publish:
-            print(f"published as {publish(each.subject, COMMAND, each.outcome)}")
+        finish(each.subject, COMMAND, each.outcome, chosen.publish)
     return 0

@@ -60,8 +60,7 @@ def locate(subject: Subject) -> Outcome:
             maps = defects.heat_maps(experiment.model, subject.states[seed], images, kind)
             by_seed.append(measure(maps))
             shown.setdefault(kind, defects.smoothed(maps, SMOOTHING))
-        means = {name: estimate.over_seeds([each[name] for each in by_seed]) for name in by_seed[0]}
-        rows.append({"heat map": kind, **means})
+        rows.append({"heat map": kind, **estimate.over_seeds_by_name(by_seed)})
     maps = defects.pca_maps(np.asarray(training["x"]), images["x"], COMPONENTS, seeds[0])
     rows.append({"heat map": f"PCA, {COMPONENTS} components", **measure(maps)})
     shown[f"PCA-{COMPONENTS}"] = defects.smoothed(maps, SMOOTHING)

@@ -20,10 +20,9 @@ from experiments.uses.base import (
     Subject,
     as_table,
     check_use_publishable,
+    finish,
     load_subject,
     of_training,
-    publish,
-    write,
 )
 from gen import estimate
 from gen.core import capabilities, require
@@ -141,7 +140,7 @@ def measure(subject: Subject, splits: Splits) -> Outcome:
         return of_words | documents.group_measures(group, x, label)
 
     by_seed = [measures(*model) for model in models.values()]
-    own = {name: estimate.over_seeds([each[name] for each in by_seed]) for name in by_seed[0]}
+    own = estimate.over_seeds_by_name(by_seed)
     others = {
         name: (words, None) for name, words in documents.words_by_words(splits.train["x"]).items()
     }
@@ -309,8 +308,5 @@ def command(arguments: list[str]) -> int:
     else:
         outcome = measure(subject, splits)
     Console().print(as_table(f"{subject.name}, {subject.dataset.name}", outcome.rows))
-    for path in write(subject, "document" if chosen.words else "documents", outcome):
-        print(path, flush=True)
-    if chosen.publish:
-        print(f"published as {publish(subject, 'documents', outcome)}", flush=True)
+    finish(subject, "document" if chosen.words else "documents", outcome, chosen.publish)
     return 0

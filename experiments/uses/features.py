@@ -18,10 +18,9 @@ from experiments.uses.base import (
     Subject,
     as_table,
     check_use_publishable,
+    finish,
     load_subject,
     of_training,
-    publish,
-    write,
 )
 from gen import data
 from gen.core import require
@@ -194,8 +193,5 @@ def command(arguments: list[str]) -> int:
     outcome = outcome_of(subject, chosen.labels, chosen.draws, chosen.tune, report)
     title = f"{subject.name}: error rate ± standard error over draws, of one draw over examples"
     Console().print(as_table(title, outcome.rows))
-    for path in write(subject, "features", outcome):
-        print(path, flush=True)
-    if chosen.publish:
-        print(f"published as {publish(subject, 'features', outcome)}", flush=True)
+    finish(subject, "features", outcome, chosen.publish)
     return 0

@@ -19,11 +19,9 @@ from experiments.table import ANCHORS, MEASURES, cell
 from experiments.uses.base import (
     Outcome,
     Subject,
-    check_use_publishable,
-    load_subject,
+    finish,
+    load_subjects,
     of_training,
-    publish,
-    write,
 )
 from gen import data, estimate, trained
 from gen.core import UserError, capabilities, require
@@ -235,8 +233,8 @@ def judge_subject(
         "samples": n,
         "test_examples": len(judging.test["x"]),
         "estimates": {
-            name: estimate.to_json(estimate.over_seeds([each[name] for each in by_seed]))
-            for name in by_seed[0]
+            name: estimate.to_json(value)
+            for name, value in estimate.over_seeds_by_name(by_seed).items()
         },
         "per_seed": [
             {
@@ -317,16 +315,10 @@ def command(arguments: list[str]) -> int:
     chosen = parse(Flags, arguments, "judge")
     require(bool(chosen.runs), "no run given: judge RUN, or the name of a published model")
     keep_programs(chosen.keep_programs)
-    subjects = [load_subject(path, chosen.data_dir) for path in chosen.runs]
-    if chosen.publish:  # before the judgement, which may take minutes
-        for subject in subjects:
-            check_use_publishable(subject)
+    subjects = load_subjects(chosen.runs, chosen.data_dir, chosen.publish)
     judged = judge_all(subjects, chosen.samples, chosen.classifier, chosen.data_dir)
     for subject, record in judged:
         Console().print(summary(record))
         print(class_lines(record))
-        for path in write(subject, "judge", Outcome(record, ())):
-            print(path, flush=True)
-        if chosen.publish:
-            print(f"published as {publish(subject, 'judge', Outcome(record, ()))}", flush=True)
+        finish(subject, "judge", Outcome(record, ()), chosen.publish)
     return 0

@@ -18,11 +18,9 @@ from experiments.uses.base import (
     Row,
     Subject,
     as_table,
-    check_use_publishable,
-    load_subject,
+    finish,
+    load_subjects,
     of_training,
-    publish,
-    write,
 )
 from gen import estimate
 from gen.core import UserError, capabilities, check_fields, facts, require
@@ -159,8 +157,7 @@ def latent_subject(subject: Subject, chosen: Flags) -> Outcome:
         row["active units"] = float(np.mean(active))
     if first.kl:
         row["KL, nats"] = estimate.over_seeds([total_kl(space) for space in spaces.values()])
-    for name in by_seed[0]:
-        row[name] = estimate.over_seeds([each[name] for each in by_seed])
+    row |= estimate.over_seeds_by_name(by_seed)
     record = {
         **of_training(subject),
         "examples": len(first.codes),
@@ -250,16 +247,9 @@ def command(arguments: list[str]) -> int:
     chosen = parse(Flags, arguments, COMMAND)
     require(bool(chosen.runs), "no run given: latent RUN, or the name of a published model")
     keep_programs(chosen.keep_programs)
-    subjects = [load_subject(path, chosen.data_dir) for path in chosen.runs]
-    if chosen.publish:
-        for subject in subjects:
-            check_use_publishable(subject)
-    for subject in subjects:
+    for subject in load_subjects(chosen.runs, chosen.data_dir, chosen.publish):
         outcome = latent_subject(subject, chosen)
         rows: list[Row] = [{"experiment": subject.name, **row} for row in outcome.rows]
         Console().print(as_table(f"codes of {subject.dataset.name}", rows))
-        for path in write(subject, COMMAND, outcome):
-            print(path)
-        if chosen.publish:
-            print(f"published as {publish(subject, COMMAND, outcome)}")
+        finish(subject, COMMAND, outcome, chosen.publish)
     return 0

@@ -48,7 +48,7 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
     normal = np.flatnonzero(series.label == 0)
     held_out, tested = normal[::2], np.concatenate([normal[1::2], np.flatnonzero(series.label)])
     require(
-        onset.rank_of_threshold(rate, len(held_out)) >= 1,
+        anomaly.rank_of_threshold(rate, len(held_out)) >= 1,
         f"{len(held_out)} held-out normal series give no alarm at a rate of {rate}: raise "
         "--false-alarm-rate",
     )
@@ -80,7 +80,7 @@ def find_onsets(subject: Subject, rate: float) -> Outcome:
         "calibration_series": len(held_out),
         "tested_series": len(tested),
     }
-    rank = onset.rank_of_threshold(rate, len(held_out))
+    rank = anomaly.rank_of_threshold(rate, len(held_out))
     threshold = np.sort(own[0][held_out].max(axis=1))[-rank]
     units = facts(subject.experiment.model).metric_units
     figure = picture(

@@ -17,9 +17,9 @@ from rich.console import Console
 from experiments.compilation import keep_programs
 from experiments.experiment import Experiment, to_config
 from experiments.flags import parse
-from experiments.folder import RESULTS, commit, is_clean, read_json, write_json
+from experiments.folder import commit, is_clean, read_json, write_json
 from experiments.registry import EXPERIMENTS
-from experiments.uses.base import Outcome, Row, as_table, to_json
+from experiments.uses.base import Outcome, Row, as_table, publish
 from gen import data, estimate, train
 from gen.core import UserError, facts, require
 from gen.data import ODDS, ONE_CLASS, Dataset, Format, Protocol
@@ -115,18 +115,15 @@ def command(arguments: list[str]) -> int:
     console.print(as_table("means over the sets", outcome.rows))
     print(path)
     if flags.publish:
-        target = RESULTS / flags.name / published_name(flags)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, to_json(outcome))
-        print(target)
+        print(f"published as {publish(flags.name, published_name(flags), outcome)}")
     return 0
 
 
 def published_name(flags: Flags) -> str:
-    """Return the name of the published file, with a split and a score that are not default."""
+    """Return the name of the published result, with a split and a score that are not default."""
     split = "_published" if flags.split == "published" else ""
     score = "" if flags.score == "default" else f"-{flags.score}"
-    return f"{flags.protocol}{split}{score}.json"
+    return f"{flags.protocol}{split}{score}"
 
 
 def check_takes_tables(name: str, experiment: Experiment) -> None:

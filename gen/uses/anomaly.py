@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gen import train
+from gen import estimate, train
 from gen.core import METRIC_UNITS, UserError, capabilities, facts, require
 from gen.data.arrays import row_sums
 from gen.estimate import Estimate
@@ -125,39 +125,28 @@ def score(
             raise UserError("the score mahalanobis needs training examples: give them as reference")
         codes, of_reference = (encode_all(model, state, rows) for rows in (data, reference))
         return mahalanobis(codes, of_reference)
-    values = _in_blocks(model, state, data, key, "default" if kind == "complexity" else kind, block)
+    arrays = {name: np.asarray(values) for name, values in data.items()}
+    program = _program(model, "default" if kind == "complexity" else kind, block)
+    values = program(state, arrays, key)
     if kind == "complexity":
         return values - compressed_nats(np.asarray(data["x"]), levels or facts(model).levels or 0)
     return values
 
 
-def _in_blocks(
-    model: Any, state: Any, data: Mapping[str, ArrayLike], key: jax.Array, kind: str, block: int
-) -> np.ndarray:
-    """Return the scores of all examples under one compiled loop, [N]."""
-    arrays = {name: np.asarray(values) for name, values in data.items()}
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        return np.asarray(_program(model, kind, block)(state, arrays, key))
-
-
 @train.keep_programs
-def _program(model: Any, kind: str, block: int) -> Callable[..., jax.Array]:
+def _program(model: Any, kind: str, block: int) -> Callable[..., np.ndarray]:
     """Return the compiled function from (state, data, key) to scores."""
 
-    def of_row(state, row, key):
-        batch = {name: values[None] for name, values in row.items()}
+    def of_row(state, batch, key):
         if kind == "default":
-            return model.score(state, batch, key)[0]
+            return model.score(state, batch, key)
         if kind == "log_prob":
-            return -model.log_prob(state, batch)[0]
+            return -model.log_prob(state, batch)
         if kind == "reconstruction":
-            return jnp.mean((batch["x"] - model.reconstruct(state, batch)) ** 2)
-        return model.scores(state, batch, key)[kind][0]  # the compiler drops the other kinds
+            return jnp.mean((batch["x"] - model.reconstruct(state, batch)) ** 2)[None]
+        return model.scores(state, batch, key)[kind]  # the compiler drops the other kinds
 
-    def run(state, data, key):
-        return jax.lax.map(lambda row: of_row(state, row, key), data, batch_size=block)
-
-    return jax.jit(run)
+    return estimate.row_program(of_row, block)
 
 
 def mahalanobis(codes: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -243,6 +232,18 @@ def p_values(scores: ArrayLike, calibration: ArrayLike) -> np.ndarray:
     )
     at_least = len(calibration) - np.searchsorted(np.sort(calibration), scores, side="left")
     return (1 + at_least) / (len(calibration) + 1)
+
+
+def rank_of_threshold(rate: float, count: int) -> int:
+    """Return k = ⌊rate (n + 1)⌋: p ≤ rate for scores above the k-th largest of the calibration.
+
+    No score has so small a p-value if k is 0.
+
+    Args:
+      rate: largest p-value of an alarm.
+      count: the number n of calibration scores.
+    """
+    return int(rate * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999… in floating point
 
 
 def discoveries(p: ArrayLike, rate: float) -> np.ndarray:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen import train
+from gen import estimate, train
 from gen.core import capabilities, facts, require
 from gen.estimate import Estimate
 from gen.uses.anomaly import auroc
@@ -63,24 +62,19 @@ def heat_maps(
         f"{', '.join(known) or 'none'}",
     )
     arrays = {name: np.asarray(values) for name, values in data.items()}
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        return np.asarray(_program(model, kind, block)(state, arrays))
+    return _program(model, kind, block)(state, arrays)
 
 
 @train.keep_programs
-def _program(model: Any, kind: str, block: int) -> Callable[..., jax.Array]:
+def _program(model: Any, kind: str, block: int) -> Callable[..., np.ndarray]:
     """Return the compiled function from (state, data) to heat maps."""
 
-    def of_image(state, image):
-        batch = {name: values[None] for name, values in image.items()}
+    def of_image(state, batch):
         if kind == "log_prob":
-            return -model.log_conditionals(state, batch)[0].sum(axis=-1)
-        return ((batch["x"] - model.reconstruct(state, batch)) ** 2)[0].mean(axis=-1)
+            return -model.log_conditionals(state, batch).sum(axis=-1)
+        return ((batch["x"] - model.reconstruct(state, batch)) ** 2).mean(axis=-1)
 
-    def run(state, data):
-        return jax.lax.map(lambda image: of_image(state, image), data, batch_size=block)
-
-    return jax.jit(run)
+    return estimate.row_program(of_image, block)
 
 
 def smoothed(maps: np.ndarray, sigma: float) -> np.ndarray:

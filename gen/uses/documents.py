@@ -62,24 +62,20 @@ def word_log_odds(
       groups: the number G of variables of the model for the group, after the words.
       block: documents at a time, of which each is W + 1 rows of the model.
     """
-    program = _word_program(model, groups, block)
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        return np.asarray(program(state, np.asarray(x, np.float32)))
+    return _word_program(model, groups, block)(state, _floats(x))
 
 
 @train.keep_programs
-def _word_program(model: Any, groups: int, block: int) -> Callable[..., jax.Array]:
+def _word_program(model: Any, groups: int, block: int) -> Callable[..., np.ndarray]:
     """Return the compiled function from (state, documents) to log odds."""
 
     def of_document(state, x):
-        turned = jnp.abs(x[None] - jnp.eye(len(x)))  # in row d word d is the other way
-        log_p = _log_joint(model, state, jnp.concatenate([x[None], turned]), groups)
+        turned = jnp.abs(x - jnp.eye(x.shape[1]))  # in row d word d is the other way
+        log_p = _log_joint(model, state, jnp.concatenate([x, turned]), groups)
         log_p = jax.nn.logsumexp(log_p, axis=1)
-        return (2 * x - 1) * (log_p[0] - log_p[1:])
+        return (2 * x - 1) * (log_p[0] - log_p[1:])[None]
 
-    return jax.jit(
-        lambda state, x: jax.lax.map(lambda row: of_document(state, row), x, batch_size=block)
-    )
+    return estimate.row_program(of_document, block)
 
 
 def group_log_prob(
@@ -97,21 +93,17 @@ def group_log_prob(
       groups: the number G of variables of the model for the group, after the words.
       block: documents at a time.
     """
-    program = _group_program(model, groups, block)
-    with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
-        return np.asarray(program(state, np.asarray(x, np.float32)))
+    return _group_program(model, groups, block)(state, _floats(x))
 
 
 @train.keep_programs
-def _group_program(model: Any, groups: int, block: int) -> Callable[..., jax.Array]:
+def _group_program(model: Any, groups: int, block: int) -> Callable[..., np.ndarray]:
     """Return the compiled function from (state, documents) to log probabilities of the groups."""
 
     def of_document(state, x):
-        return jax.nn.log_softmax(_log_joint(model, state, x[None], groups)[0])
+        return jax.nn.log_softmax(_log_joint(model, state, x, groups))
 
-    return jax.jit(
-        lambda state, x: jax.lax.map(lambda row: of_document(state, row), x, batch_size=block)
-    )
+    return estimate.row_program(of_document, block)
 
 
 def _log_joint(model: Any, state: Any, x: jax.Array, groups: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """Judge what a model has learned by how well labels are predicted from it.
 
     estimates = probe(model, state, splits, "test", seed=0)
-    errors = label_errors(model, {0: state}, splits, [100, 1_000])
+    errors = label_errors(model, [state], splits, [100, 1_000])
 
 `splits` maps `"train"`, `"validation"` and the evaluated split to decoded examples with labels.
 `probe` takes all labels: a linear probe, nearest-neighbour retrieval and fine-tuning.
@@ -140,7 +140,7 @@ def encode_all(model: Any, state: Any, data: Mapping[str, Any], block: int = 1_0
       data: decoded examples, arrays [N, ...] by name.
       block: examples at a time, which bounds the memory.
     """
-    encode = jax.jit(model.encode)
+    encode = _encode_program(model)
     starts = range(0, len(data["x"]), block)
     with jax.default_matmul_precision("highest"):  # a GPU may otherwise round to TF32
         blocks = [
@@ -148,6 +148,12 @@ def encode_all(model: Any, state: Any, data: Mapping[str, Any], block: int = 1_0
             for i in starts
         ]
     return np.concatenate([vectors_of(codes) for codes in blocks])
+
+
+@train.keep_programs
+def _encode_program(model: Any) -> Callable[..., jax.Array]:
+    """Return the compiled `encode`."""
+    return jax.jit(model.encode)
 
 
 def linear_error(

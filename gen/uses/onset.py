@@ -63,18 +63,6 @@ def trailing_mean(scores: np.ndarray, window: int) -> np.ndarray:
     return np.pad(windows.mean(axis=-1), ((0, 0), (window - 1, 0)), constant_values=-np.inf)
 
 
-def rank_of_threshold(rate: float, count: int) -> int:
-    """Return k = ⌊rate (n + 1)⌋: a score above the k-th largest of normal series raises an alarm.
-
-    Each of the n normal series has the largest of its scores. No score raises an alarm if k is 0.
-
-    Args:
-      rate: probability of an alarm in a series without a fault, at most.
-      count: the number n of normal series.
-    """
-    return int(rate * (count + 1) + 1e-9)  # 0.29 · 100 is 28.999… in floating point
-
-
 def first_alarms(scores: np.ndarray, normal: np.ndarray, rate: float) -> np.ndarray:
     """Return the first step of each series with an alarm, [N]; T where there is none.
 

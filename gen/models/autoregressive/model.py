@@ -311,9 +311,7 @@ class Autoregressive:
           mask: 1 where a variable is shown, [*shape] or [B, *shape]. The sum is
             log p(hidden | shown) if all shown variables come before the first hidden one.
         """
-        index = to_index(x, self.levels)
-        logits = self.logits(self._averaged(state), to_value(index, self.levels), 0, None)
-        each = categorical_log_prob(logits, index.reshape(logits.shape[:2]))
+        each = self._log_conditionals(self._averaged(state), x, 0)
         hidden = nets.flatten(jnp.broadcast_to(jnp.asarray(mask) == 0, x.shape))
         return jnp.where(hidden, each, 0.0).sum(axis=1)
 

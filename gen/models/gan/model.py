@@ -211,7 +211,6 @@ class GAN:
             fraction=("ema_decay",),
         )
 
-        has_batch_norm = bool(getattr(self.discriminator, "batch_norm", False))
         require(
             self.encoder is None or isinstance(self.encoder, nn.Module),
             f"GAN: encoder is {self.encoder!r}, must be a network, such as MLP((256, 128)), or "
@@ -235,13 +234,13 @@ class GAN:
             "penalty to gradient_penalty, weight_clip or spectral_norm",
         )
         require(
-            self.penalty == "none" or not has_batch_norm,
+            self.penalty == "none" or not self._has_batch_norm,
             f"GAN: the penalty {self.penalty} is on the gradient of each example, and batch "
             "normalisation makes an example's output depend on all others: switch batch_norm of "
             "the discriminator off",
         )
         require(
-            not (self.spectral_norm and has_batch_norm),
+            not (self.spectral_norm and self._has_batch_norm),
             "GAN: batch normalisation divides by the scale of a layer's output and undoes "
             "spectral_norm: switch one of them off",
         )
@@ -283,6 +282,11 @@ class GAN:
     def _has_codes(self) -> bool:
         """Return whether this is an InfoGAN."""
         return bool(self.categorical_codes) or self.continuous_codes > 0
+
+    @property
+    def _has_batch_norm(self) -> bool:
+        """Return whether a field of the discriminator says that it normalises over the batch."""
+        return bool(getattr(self.discriminator, "batch_norm", False))
 
     @property
     def _weight(self) -> float:
@@ -732,9 +736,8 @@ class GAN:
             return generator, discriminator, encoder
         features = nets.fitted(self.discriminator, out=None, axis_name=axis_name)
         size = posterior_size(self.categorical_codes, self.continuous_codes)
-        has_batch_norm = bool(getattr(self.discriminator, "batch_norm", False))
         classes = self.classes if self._has_projection else 0
-        heads = Heads(features, classes, size, has_batch_norm and size > 0, axis_name)
+        heads = Heads(features, classes, size, self._has_batch_norm and size > 0, axis_name)
         return generator, heads, encoder
 
     def _generator_input(self, latent: jax.Array, label: jax.Array | None) -> jax.Array:
