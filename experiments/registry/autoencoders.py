@@ -230,4 +230,22 @@ EXPERIMENTS = {
         report_every=100,
         checkpoint_every=600,
     ),
+    # Images of one class are normal, and the other classes are anomalies:
+    # `protocol one_class_mnist ae_one_class` trains it on each class. A code of 16 or of 64 units
+    # and noise at the input are worse on the class 2.
+    #
+    # python -m experiments train ae_one_class
+    "ae_one_class": Experiment(
+        Autoencoder(
+            encoder=MLP((256, 32), "relu"),
+            decoder=MLP((256,), "relu"),
+            output="sigmoid",
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="mnist_class_2",
+        steps=2_500,
+        report_every=100,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
+    ),
 }
