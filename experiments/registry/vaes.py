@@ -125,9 +125,9 @@ EXPERIMENTS = {
         ),
         data="mnist",
         binarize="dynamic",
-        steps=55_000,  # 100 epochs
-        report_every=550,
-        sample_every=5_500,
+        steps=16_500,  # 30 epochs
+        report_every=275,
+        sample_every=2_750,
         checkpoint_every=2_750,
         steps_per_dispatch=50,
     ),
