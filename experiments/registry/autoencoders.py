@@ -101,8 +101,8 @@ EXPERIMENTS = {
     # rates selected on the validation split. Several --seeds compute all three layers in each step.
     #
     # python -m experiments train sda_mnist
-    # Error rate 1.28 % after fine-tuning; 3 minutes of pretraining on one core, and 10 of evaluation
-    # with fine-tuning.
+    # Error rate 1.28 % after fine-tuning; 3 minutes of pretraining on one core, and about 10 of
+    # fine-tuning in `evaluate`.
     "sda_mnist": Experiment(
         StackedAutoencoder(
             hidden=(1_000, 1_000, 1_000),

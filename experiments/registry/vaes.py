@@ -195,8 +195,8 @@ EXPERIMENTS = {
     # Images of four known factors, a β-VAE.
     #
     # python -m experiments train vae_sprites --seeds 0 1 2
-    # By `latent`: 3 active units, MIG 0.38, FactorVAE score 0.83; three seeds in 4 minutes on a busy
-    # core.
+    # By `latent`: 3 active units, MIG 0.38, FactorVAE score 0.83; three seeds in 4 minutes on a
+    # busy core.
     "vae_sprites": Experiment(
         VAE(
             encoder=MLP((256, 128), "elu"),
