@@ -261,8 +261,8 @@ EXPERIMENTS = {
     # Windows of 8 steps of the same series as for `hmm_sensors`.
     #
     # python -m experiments train rbm_sensors --seeds 0 1 2
-    # 24 % of the drifts are found and 2 % of the decoupled sensors: σ stays at the deviation of the
-    # data, and so the machine sees little of the coupling. One seed in 37 s on 2 busy cores.
+    # 25 % of the drifts are found and 2 % of the decoupled sensors: σ stays at the deviation of the
+    # data, and so the machine sees little of the coupling. Three seeds in 31 s on a busy core.
     "rbm_sensors": Experiment(
         RBM(
             hidden=100,
