@@ -1,19 +1,37 @@
-"""Figures of matplotlib from arrays, without global state and without a window."""
+"""Figures of matplotlib from arrays, without global state and without a window.
+
+A notebook shows them as the last expression of a cell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 MOST_NAMES = 40
 """Largest number of symbols that an axis names."""
 FEW_VALUES = 12
 """Largest number of different values of a column that are drawn as a bar each."""
+
+
+class Figure(mpl_figure.Figure):
+    """A figure of matplotlib that a notebook shows as the last expression of a cell.
+
+    Matplotlib registers the display of its own figures when `pyplot` is imported, which this
+    package does not do. `_repr_png_` is the method that IPython asks an object for.
+    """
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a PNG file."""
+        file = BytesIO()
+        self.savefig(file, format="png", pil_kwargs={"optimize": True})
+        return file.getvalue()
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -100,7 +118,7 @@ def signed(weights: np.ndarray) -> np.ndarray:
 
 
 def curves(
-    metrics: Mapping[str, tuple[Sequence[int], np.ndarray]],
+    metrics: Mapping[str, tuple[Sequence[int] | np.ndarray, np.ndarray]],
     units: Mapping[str, str] | None = None,
     chosen: Sequence[int] = (),
 ) -> Figure:
@@ -141,7 +159,7 @@ def curves(
 
 
 def _validation(
-    axes: Axes, steps: Sequence[int], values: np.ndarray, chosen: Sequence[int]
+    axes: Axes, steps: Sequence[int] | np.ndarray, values: np.ndarray, chosen: Sequence[int]
 ) -> None:
     """Draw the validation line of each seed, and a dot at the step that it chose."""
     by_seed = values.reshape(len(steps), -1)
