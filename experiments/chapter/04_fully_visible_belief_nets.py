@@ -18,8 +18,8 @@
 #
 # | density | how it is handled | families in `gen` |
 # |---|---|---|
-# | **explicit, tractable** | $\log p(x)$ is computed exactly | fully visible belief nets, mixtures, hidden Markov models |
-# | **explicit, approximate** | by a bound on $\log p(x)$ | variational autoencoders, diffusion models |
+# | **explicit, tractable** | $\log p(x)$ is computed exactly | belief nets, mixtures, HMMs |
+# | **explicit, approximate** | by a bound on $\log p(x)$ | VAEs, diffusion models |
 # |  | by Markov chains, up to a constant $\log Z$ | Boltzmann machines |
 # | **implicit** | there is no $\log p(x)$, only samples | generative adversarial networks |
 # | **none** | the model has no distribution of $x$ | autoencoders |
@@ -42,6 +42,12 @@ import numpy as np
 import gen
 from gen import data, plots
 from gen.models.autoregressive import FVSBN, MADE, NADE, Autoregressive
+from gen.models.boltzmann import RBM
+from gen.models.diffusion import GaussianDiffusion
+from gen.models.gan import GAN
+from gen.models.hmm import HMM
+from gen.models.mixture import Mixture
+from gen.models.vae import VAE
 from gen.optimize import Optimizer
 from gen.uses import completion
 
@@ -49,13 +55,6 @@ from gen.uses import completion
 # Every model of the package states its place in this table, as the attribute `density`.
 
 # %%
-from gen.models.boltzmann import RBM
-from gen.models.diffusion import GaussianDiffusion
-from gen.models.gan import GAN
-from gen.models.hmm import HMM
-from gen.models.mixture import Mixture
-from gen.models.vae import VAE
-
 for kind in (Autoregressive, Mixture, HMM, VAE, GaussianDiffusion, RBM, GAN):
     print(f"{kind.family:24s} {kind.density}")
 
@@ -68,22 +67,25 @@ for kind in (Autoregressive, Mixture, HMM, VAE, GaussianDiffusion, RBM, GAN):
 #
 # $$p(x) = \prod_{i=1}^{D} p(x_i \mid x_1, …, x_{i-1}) = \prod_{i=1}^{D} p(x_i \mid x_{<i}).$$
 #
-# The rule holds for every distribution and for every order of the pixels. We take the order in which
-# one reads: from left to right, and the rows from top to bottom. A *fully visible belief net* (FVBN)
-# answers each of the questions by a model with parameters $θ$. Nothing is hidden and nothing needs to
-# be integrated, so the log-likelihood is a sum that we compute exactly,
+# The rule holds for every distribution and for every order of the pixels. We take the order in
+# which one reads: from left to right, and the rows from top to bottom. A *fully visible belief net*
+# (FVBN) answers each of the questions by a model with parameters $θ$. Nothing is hidden and nothing
+# needs to be integrated, so the log-likelihood is a sum that we compute exactly,
 #
 # $$\log p_θ(x) = \sum_{i=1}^{D} \log p_θ(x_i \mid x_{<i}),$$
 #
-# and training maximises it by gradient steps. The networks below differ only in how they compute the
-# probability of the next pixel:
+# and training maximises it by gradient steps. The networks below differ only in how they compute
+# the probability of the next pixel:
 #
-# | network | the probability that pixel $i$ is white | year |
-# |---|---|---|
-# | **FVSBN** | a logistic regression on the earlier pixels: $σ(b_i + \sum_{k<i} W_{ki} x_k)$ | 1998, see [Gan et al.](https://proceedings.mlr.press/v38/gan15.html) |
-# | **NADE** | one hidden layer for each pixel, all with the same weights: $h_i = σ(c + \sum_{k<i} W_k x_k)$ and $σ(b_i + V_i h_i)$ | [2011](https://proceedings.mlr.press/v15/larochelle11a.html) |
-# | **MADE** | an autoencoder with masked weights: output $i$ sees the inputs before $i$ | [2015](https://arxiv.org/abs/1502.03509) |
-# | **PixelCNN** | a convolutional network with masked kernels, the same at every place of the image | [2016](https://arxiv.org/abs/1601.06759) |
+# - **FVSBN** (fully visible sigmoid belief net, Frey 1998; see [Gan et al.
+#   2015](https://proceedings.mlr.press/v38/gan15.html)): a logistic regression on the earlier
+#   pixels, $σ(b_i + \sum_{k<i} W_{ki} x_k)$.
+# - **NADE** ([2011](https://proceedings.mlr.press/v15/larochelle11a.html)): one hidden layer for
+#   each pixel, all with the same weights, $h_i = σ(c + \sum_{k<i} W_k x_k)$ and $σ(b_i + V_i h_i)$.
+# - **MADE** ([2015](https://arxiv.org/abs/1502.03509)): an autoencoder with masked weights, so that
+#   output $i$ sees only the inputs before $i$. All outputs take a single pass.
+# - **PixelCNN** ([2016](https://arxiv.org/abs/1601.06759)): a convolutional network with masked
+#   kernels. Its weights are the same at every place of the image.
 #
 # ## Train three of them
 #
@@ -116,8 +118,8 @@ nade = train("NADE", NADE(200), STEPS_NADE, 1e-2)
 
 # %% [markdown]
 # The weights of the FVSBN can be looked at. Each panel belongs to one pixel, marked in green: red
-# pixels make it more likely to be white, blue ones less. All pixels that come later have weight zero.
-# Most of the knowledge lies in the neighbours, and this is the idea behind the PixelCNN.
+# pixels make it more likely to be white, blue ones less. All pixels that come later have weight
+# zero. Most of the knowledge lies in the neighbours, and this is the idea behind the PixelCNN.
 
 # %%
 weight = np.asarray(fvsbn.state.params["W"])[:, :, 0]  # from pixel k to pixel i
@@ -128,17 +130,19 @@ for axis, (row, column) in zip(axes, [(6, 14), (10, 9), (14, 14), (18, 18), (22,
     axis.imshow(picture, cmap="RdBu_r", vmin=-1.5, vmax=1.5)
     axis.plot(column, row, "s", color="limegreen", markersize=5)
     axis.set(xticks=[], yticks=[], title=f"pixel ({row}, {column})")
+plt.show()
 
 # %% [markdown]
 # ## Exact log-likelihoods, compared
 #
-# A PixelCNN takes longer to train on a CPU, so we load two with published weights: a PixelCNN, and a
-# gated PixelCNN ([2016](https://arxiv.org/abs/1606.05328)), whose receptive field has no blind spot.
+# A PixelCNN takes longer to train on a CPU, so we load two with published weights: a PixelCNN, and
+# a gated PixelCNN ([2016](https://arxiv.org/abs/1606.05328)), whose receptive field has no blind
+# spot.
 #
 # We compute $-\log p(x)$ of the same test images under all five, in nats. The mean over $n$ images
 # has the standard error $s / \sqrt{n}$, where $s$ is the standard deviation over images. Divided by
-# $\log 2$ the mean is a number of bits: a coder that uses the model needs so many bits for an image,
-# where the plain image needs 784 bits.
+# $\log 2$ the mean is a number of bits: a coder that uses the model needs so many bits for an
+# image, where the plain image needs 784 bits.
 
 # %%
 runs = {
@@ -157,9 +161,9 @@ for name, run in runs.items():
     print(f"{name:16s}{parameters:12,d}{mean:9.2f}{error:7.2f}{mean / np.log(2):7.1f}")
 
 # %% [markdown]
-# The errors on the left are large, because some digits are harder than others for *every* model. The
-# models saw the same images, so their differences image by image vary far less. The right panel has
-# the differences from the best model, with their own standard errors.
+# The errors on the left are large, because some digits are harder than others for *every* model.
+# The models saw the same images, so their differences image by image vary far less. The right panel
+# has the differences from the best model, with their own standard errors.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -171,12 +175,15 @@ for axis, values in ((left, nll), (right, {name: nll[name] - nll[best] for name 
     axis.invert_yaxis()
 left.set(xlabel="−log p(x), nats per image", xlim=(60, None))
 right.set(xlabel=f"nats above the {best}", yticks=[])
+plt.show()
+
 # %% [markdown]
 # ## Sample pixel by pixel
 #
-# To draw an image we follow the chain rule: draw $x_1$, then $x_2$ given $x_1$, and so on. Each pixel
-# takes one evaluation of the network, and the pixels cannot be drawn in parallel. The picture stops
-# the drawing after a quarter, a half, three quarters and all of the pixels; grey is not drawn yet.
+# To draw an image we follow the chain rule: draw $x_1$, then $x_2$ given $x_1$, and so on. Each
+# pixel takes one evaluation of the network, and the pixels cannot be drawn in parallel. The picture
+# stops the drawing after a quarter, a half, three quarters and all of the pixels; grey is not drawn
+# yet.
 
 # %%
 samples = runs["gated PixelCNN"].sample(10, seed=1).reshape(10, 784)
@@ -195,9 +202,10 @@ plots.grid(rows.astype(float), 10, list(runs))
 # ## The next pixel
 #
 # At each place the model states how likely the next pixel is to be white, given the pixels *before*
-# it in this image. These probabilities are the second and the third row; bright is likely. Where the
-# image surprises the model, it pays: the last row is $-\log_2 p(x_i \mid x_{<i})$, in bits, and its
-# sum over the pixels is the code length of the image. The surprises lie where strokes begin and end.
+# it in this image. These probabilities are the second and the third row; bright is likely. Where
+# the image surprises the model, it pays: the last row is $-\log_2 p(x_i \mid x_{<i})$, in bits, and
+# its sum over the pixels is the code length of the image. The surprises lie where strokes begin and
+# end.
 
 
 # %%
@@ -225,10 +233,11 @@ plots.grid(images, 10, ["image", "next, FVSBN", "next, gated", "surprise"])
 # %% [markdown]
 # ## Complete half digits
 #
-# The order of the pixels makes one question easy: given the upper half, draw the lower half. The model
-# simply continues. These are draws from the exact conditional distribution $p(\text{lower} \mid
-# \text{upper})$ of the model. The last row is the mean of many draws, the probability of each pixel to
-# be white: sharp where the upper half decides, and grey where several digits remain possible.
+# The order of the pixels makes one question easy: given the upper half, draw the lower half. The
+# model simply continues. These are draws from the exact conditional distribution
+# $p(\text{lower} \mid \text{upper})$ of the model. The last row is the mean of many draws, the
+# probability of each pixel to be white: sharp where the upper half decides, and grey where several
+# digits remain possible.
 
 # %%
 gated = runs["gated PixelCNN"]

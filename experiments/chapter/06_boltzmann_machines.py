@@ -14,14 +14,15 @@
 # # 6. Boltzmann machines
 #
 # A Boltzmann machine is a network of units that are 0 or 1 and that influence each other in both
-# directions. It has an *energy* for every state of all units, and it visits states of low energy often.
-# We begin with a machine that is small enough to write down all of its states, restrict it so that it
-# scales to images, read documents with it, and let it watch over a plant.
+# directions. It has an *energy* for every state of all units, and states of low energy are likely.
+# We begin with a machine that is small enough to write down all of its states. Then we restrict its
+# connections so that it can learn images, apply it to documents, and monitor a simulated plant with
+# it.
 
 # %% tags=["parameters"] quick={"STEPS_PARITY": 100, "STEPS_RBM": 50, "STEPS_NEWS": 100, "STEPS_PLANT": 100, "AIS_TEMPERATURES": 20, "LONG_CHAIN": 60}
 STEPS_PARITY = 3_000
 STEPS_RBM = 4_000
-STEPS_NEWS = 6_000
+STEPS_NEWS = 16_000
 STEPS_PLANT = 6_000
 AIS_TEMPERATURES = 1_000
 LONG_CHAIN = 1_000
@@ -53,11 +54,11 @@ from gen.uses import documents, onset
 # $$E(x) = -\sum_i b_i x_i - \sum_{i<j} U_{ij}\, x_i x_j, \qquad p(x) = \frac{e^{-E(x)}}{Z}, \qquad
 #   Z = \sum_x e^{-E(x)}.$$
 #
-# A positive weight lets two units prefer to be on together, a negative one lets them avoid each other.
-# The sum $Z$ over all $2^N$ states is the difficulty of the whole family.
+# A positive weight lets two units prefer to be on together, a negative one lets them avoid each
+# other. The sum $Z$ over all $2^N$ states is the difficulty of the whole family.
 #
-# Three friends vote yes or no. Ann and Ben like to agree, Ben and Cem to disagree, and Cem tends to no.
-# With three units we can list the eight states.
+# Three friends vote yes or no. Ann and Ben like to agree, Ben and Cem to disagree, and Cem tends to
+# no. With three units we can list the eight states.
 
 # %%
 names = ("Ann", "Ben", "Cem")
@@ -86,9 +87,9 @@ print(f"log Z = {log_z:.4f}, probabilities sum to {exact.sum():.4f}")
 #
 # $$p(x_i = 1 \mid x_{-i}) = σ\Big(b_i + \sum_{j \ne i} U_{ij} x_j\Big).$$
 #
-# So we can draw from $p(x)$ without $Z$: draw one unit after another, again and again. After many such
-# *sweeps* the states have the distribution $p(x)$. Here are the frequencies of 5,000 chains after 0 and
-# after 20 sweeps, beside the exact probabilities.
+# So we can draw from $p(x)$ without $Z$: draw one unit after another, again and again. After many
+# such *sweeps* the states have the distribution $p(x)$. Here are the frequencies of 5,000 chains
+# after 0 and after 20 sweeps, beside the exact probabilities.
 
 
 # %%
@@ -107,20 +108,22 @@ axis.set(
     xticks=range(8), xticklabels=labels, xlabel="votes of Ann, Ben and Cem", ylabel="probability"
 )
 axis.legend(frameon=False)
+plt.show()
+
 # %% [markdown]
 # ## Learning
 #
-# The gradient of the log-likelihood compares two averages. What the units do *together* under the data
-# is strengthened, and what they do together when the machine runs freely is weakened:
+# The gradient of the log-likelihood compares two averages. What the units do *together* under the
+# data is strengthened, and what they do together when the machine runs freely is weakened:
 #
 # $$\frac{\partial}{\partial U_{ij}} \mathbb E_\text{data} \log p(x) =
 #   \mathbb E_\text{data}[x_i x_j] - \mathbb E_\text{model}[x_i x_j].$$
 #
-# The first is called the positive phase and the second the negative phase. At the optimum the machine
-# has the same pairwise averages as the data. Is that enough? Take three bits with *even parity*: 000,
-# 011, 101 and 110, each with probability ¼. Every pair of bits looks like two fair coins, so pairwise
-# weights see nothing at all. **Hidden units** help: their states are summed out, and they let the
-# visible units interact in groups.
+# The first is called the positive phase and the second the negative phase. At the optimum the
+# machine has the same pairwise averages as the data. Is that enough? Take three bits with *even
+# parity*: 000, 011, 101 and 110, each with probability ¼. Every pair of bits looks like two fair
+# coins, so pairwise weights see nothing at all. **Hidden units** help: their states are summed out,
+# and they let the visible units interact in groups.
 
 # %%
 even = {"x": states[states.sum(axis=1) % 2 == 0]}
@@ -144,25 +147,27 @@ for axis, (hidden, p) in zip(axes, probabilities.items(), strict=True):
     axis.axhline(0.25, color="black", linewidth=0.8, linestyle="--")
     axis.set(title=f"{hidden} hidden units")
 axes[0].set(ylabel="p(v)")
+plt.show()
+
 # %% [markdown]
 # ## Restricted Boltzmann machines
 #
-# With hidden units everywhere connected, even $p(h \mid v)$ is a sum over $2^H$ states. The *restricted*
-# machine (RBM) keeps only the weights between visible and hidden units:
+# With hidden units everywhere connected, even $p(h \mid v)$ is a sum over $2^H$ states. The
+# *restricted* machine (RBM) keeps only the weights between visible and hidden units:
 #
 # $$E(v, h) = -b \cdot v - c \cdot h - v^\top W h.$$
 #
-# Given $v$, the hidden units are independent, and given $h$ the visible ones. A sweep of Gibbs sampling
-# is then two matrix products, $h \sim σ(c + W^\top v)$ and $v \sim σ(b + W h)$. The hidden units can be
-# summed out by hand, which leaves the *free energy* of an image,
+# Given $v$, the hidden units are independent, and given $h$ the visible ones. A sweep of Gibbs
+# sampling is then two matrix products, $h \sim σ(c + W^\top v)$ and $v \sim σ(b + W h)$. The hidden
+# units can be summed out by hand, which leaves the *free energy* of an image,
 #
 # $$F(v) = -\log \sum_h e^{-E(v, h)} = -b \cdot v - \sum_j \log\big(1 + e^{c_j + (W^\top v)_j}\big),
 #   \qquad p(v) = e^{-F(v)} / Z.$$
 #
-# The negative phase needs draws of the model. **Contrastive divergence** (CD-1) starts a chain at each
-# training image and takes a single sweep. **Persistent** contrastive divergence (PCD) keeps 100 chains
-# that move on from step to step, so that they can wander away from the data. We train one machine by
-# each.
+# The negative phase needs draws of the model. **Contrastive divergence** (CD-1) starts a chain at
+# each training image and takes a single sweep. **Persistent** contrastive divergence (PCD) keeps
+# 100 chains that move on from step to step, so that they can wander away from the data. We train
+# one machine by each.
 
 # %%
 mnist = data.load("binarized_mnist")
@@ -175,12 +180,14 @@ for training in ("cd", "pcd"):
         ais=AIS(temperatures=AIS_TEMPERATURES, chains=100, warn_above=1e9),
         burn_in=LONG_CHAIN,
     )
-    result = gen.fit(model, mnist.train, steps=STEPS_RBM, batch_size=100, steps_per_dispatch=10)
+    result = gen.fit(
+        model, mnist.train, steps=STEPS_RBM, batch_size=100, steps_per_dispatch=10, show=False
+    )
     machines[training] = model, result.state
 
 # %% [markdown]
-# The weights of a hidden unit are an image: its *filter*, white where the unit wants ink and black where
-# it wants none. Most filters are strokes and edges at one place.
+# The weights of a hidden unit are an image: its *filter*, white where the unit wants ink and black
+# where it wants none. Most filters are strokes and edges at one place.
 
 # %%
 model, state = machines["pcd"]
@@ -189,8 +196,8 @@ plots.grid(plots.signed(filters), 10)
 
 # %% [markdown]
 # Now let the chains run. Training by CD-1 only shapes the energy near the data, and never looks at
-# states far away. Chains of many sweeps show the difference: under CD they may end at images that the
-# training never saw and never made unlikely.
+# states far away. Chains of many sweeps show the difference: under CD they may end at images that
+# the training never saw and never made unlikely.
 
 # %%
 rows, titles = [], []
@@ -203,10 +210,10 @@ plots.grid(np.concatenate(rows), 12, titles)
 # %% [markdown]
 # ### How likely are the test digits?
 #
-# $\log p(v) = -F(v) - \log Z$, and $\log Z$ is a sum over $2^{200}$ states. Annealed importance sampling
-# (AIS) estimates it by chains that slowly cool from a machine without weights, whose $Z$ is known. Run
-# from both ends it brackets $\log Z$: if the two ends agree, we may trust the value. An estimate of this
-# kind is marked AIS, because it is neither exact nor a bound.
+# $\log p(v) = -F(v) - \log Z$, and $\log Z$ is a sum over $2^{200}$ states. Annealed importance
+# sampling (AIS) estimates it by chains that slowly cool from a machine without weights, whose $Z$
+# is known. Run from both ends it brackets $\log Z$: if the two ends agree, we may trust the value.
+# An estimate of this kind is marked AIS, because it is neither exact nor a bound.
 
 # %%
 for name, (model, state) in machines.items():
@@ -219,10 +226,10 @@ for name, (model, state) in machines.items():
 # %% [markdown]
 # ## Documents: which words belong together?
 #
-# 16,242 postings to newsgroups are stored as sets of words, out of a vocabulary of 100: unit $i$ is on
-# if the posting has word $i$. An RBM with 50 hidden units learns their joint distribution. We load its
-# published weights. The hidden units are topics: here are the words with the largest weights for some
-# of them.
+# 16,242 postings to newsgroups are stored as sets of words, out of a vocabulary of 100: unit $i$ is
+# on if the posting has word $i$. An RBM with 50 hidden units learns their joint distribution. We
+# load its published weights. The hidden units are topics: here are the words with the largest
+# weights for some of them.
 
 # %%
 news = data.load("news")
@@ -234,12 +241,15 @@ for unit in strongest[:8]:
     print(", ".join(vocabulary[word] for word in np.argsort(-filters[unit])[:6]))
 
 # %% [markdown]
-# The machine answers questions about words exactly, because $Z$ cancels in a conditional probability,
-# $p(\text{word } i \mid \text{the other words})$. Given a few words of a posting, which further word is
-# the most likely one? All words that are not given count as absent.
+# The machine answers questions about words exactly, because $Z$ cancels in a conditional
+# probability, $p(\text{word } i \mid \text{the other words})$. Some words are frequent everywhere.
+# So for a few given words we ask which other words become *more* likely, by the factor by which the
+# odds of a word rise above its odds in an empty posting. All words that are not given count as
+# absent.
 
 # %%
 log_odds = partial(documents.word_log_odds, run.model, run.state)
+empty = log_odds(np.zeros((1, 100)))[0]
 for given in (
     ("space",),
     ("god",),
@@ -249,19 +259,18 @@ for given in (
     ("doctor",),
 ):
     x = documents.document_of(given, vocabulary)
-    likely = documents.likely_words(log_odds, x, first=5)
-    answer = ", ".join(f"{vocabulary[word]} {p:.0%}" for word, p in likely)
+    rise = np.where(x == 1, -np.inf, log_odds(x[None])[0] - empty)
+    first = np.argsort(-rise)[:6]
+    answer = ", ".join(f"{vocabulary[word]} ×{np.exp(rise[word]):.1f}" for word in first)
     print(f"{' + '.join(given):16s} {answer}")
 
 # %% [markdown]
-# How much does one word speak for another? Compare the log odds of word $j$ in a posting that has only
-# word $i$ with its log odds in an empty posting. Sorted by hierarchical clustering, the matrix falls
-# into blocks: the groups of words that the machine has found without any label.
+# The same for each pair of words, as a matrix: the rise of the log odds of word $j$ in a posting
+# that has only word $i$. Sorted by hierarchical clustering, the matrix falls into blocks: the
+# groups of words that the machine has found without any label.
 
 # %%
-with_word = documents.word_log_odds(run.model, run.state, np.eye(100))
-without = documents.word_log_odds(run.model, run.state, np.zeros((1, 100)))
-association = with_word - without
+association = log_odds(np.eye(100)) - empty  # [given word, other word]
 association = (association + association.T) / 2
 frequent = np.sort(np.argsort(-news.train["x"].mean(axis=0))[:60])
 part = association[np.ix_(frequent, frequent)]
@@ -278,13 +287,16 @@ words = [vocabulary[frequent[i]] for i in order]
 axis.set_xticks(range(60), words, rotation=90, fontsize=6)
 axis.set_yticks(range(60), words, fontsize=6)
 figure.colorbar(image, label="nats that one word adds to the log odds of the other", shrink=0.6)
+plt.show()
+
 # %% [markdown]
 # ### Words and groups
 #
-# The postings come from four groups of newsgroups. If the group is one more variable of the machine, as
-# four units of which one is on, the same machine classifies: $p(\text{group} \mid \text{words})$ is
-# Bayes' rule with the probability that the machine gives to the words with each group, and $Z$ cancels
-# again ([Larochelle & Bengio 2008](https://doi.org/10.1145/1390156.1390224)).
+# The postings come from four groups of newsgroups. If the group is one more variable of the
+# machine, as four units of which one is on, the same machine classifies:
+# $p(\text{group} \mid \text{words})$ is Bayes' rule with the probability that the machine gives to
+# the words with each group, and $Z$ cancels again ([Larochelle & Bengio
+# 2008](https://doi.org/10.1145/1390156.1390224)).
 
 # %%
 with_groups = data.load("news_groups")
@@ -296,7 +308,14 @@ joint = RBM(
     burn_in=200,
     optimizer=Optimizer("sgd", learning_rate=0.05, schedule="cosine", weight_decay=1e-3),
 )
-result = gen.fit(joint, with_groups.train, steps=STEPS_NEWS, batch_size=100, steps_per_dispatch=50)
+result = gen.fit(
+    joint,
+    with_groups.train,
+    steps=STEPS_NEWS,
+    batch_size=100,
+    steps_per_dispatch=50,
+    show=False,
+)
 
 # %%
 x_words, group = news.test["x"], news.test["label"]
@@ -313,8 +332,8 @@ for g, name in enumerate(groups):
     print(f"{name:6s}", ", ".join(vocabulary[word] for word in ranked[:9]))
 
 # %% [markdown]
-# The other direction is sampling with the group held fixed. These are short postings that the machine
-# makes up for each group.
+# The other direction is sampling with the group held fixed. These are short postings that the
+# machine makes up for each group.
 
 # %%
 mask = np.concatenate([np.zeros(100), np.ones(4)])
@@ -331,14 +350,14 @@ for row in made_up:
 # %% [markdown]
 # ## Anomalies in a large system
 #
-# A machine that has seen only normal states of a plant gives a high free energy to states that do not
-# fit together. It needs no example of a fault. The data are drawn from a small simulated plant: six
-# sensors that depend on two hidden causes and on three regimes (idle, load, surge). In the test series,
-# a sensor starts to *drift*, or it is *decoupled*: it goes on with plausible values of its own that no
-# longer agree with the other sensors. No sensor looks strange by itself in that case.
+# A machine that has seen only normal states of a plant gives a high free energy to states that do
+# not fit together. It needs no example of a fault. The data are drawn from a small simulated plant:
+# six sensors that depend on two hidden causes and on three regimes (idle, load, surge). In the test
+# series, a sensor starts to *drift*, or it is *decoupled*: it goes on with plausible values of its
+# own that no longer agree with the other sensors. No sensor looks strange by itself in that case.
 #
-# The units are binary, so each sensor becomes a row of lamps: lamp $k$ is on if the value is above the
-# $k$-th of 11 thresholds, which are quantiles of the training data.
+# The units are binary, so each sensor becomes a row of lamps: lamp $k$ is on if the value is above
+# the $k$-th of 11 thresholds, which are quantiles of the training data.
 
 # %%
 plant = data.load("sensors")
@@ -353,23 +372,25 @@ def lamps(series):
 
 
 x_train = lamps(training).reshape(-1, 66)
-watch = RBM(
+monitor = RBM(
     shape=(66,),
     hidden=100,
     sweeps=2,
     optimizer=Optimizer("sgd", learning_rate=0.1, schedule="cosine"),
 )
-result = gen.fit(watch, {"x": x_train}, steps=STEPS_PLANT, batch_size=100, steps_per_dispatch=50)
+result = gen.fit(
+    monitor, {"x": x_train}, steps=STEPS_PLANT, batch_size=100, steps_per_dispatch=50, show=False
+)
 
 # %% [markdown]
-# The score of a moment is the mean free energy of the last 20 steps. Half of the normal test series set
-# the threshold, such that a series without a fault raises any alarm with a probability of at most 5 %.
-# Two control charts serve as a comparison: the largest deviation of a single sensor, and the distance
-# of all six from their mean, with their covariance.
+# The score of a moment is the mean free energy of the last 20 steps. Half of the normal test series
+# set the threshold, such that a series without a fault raises any alarm with a probability of at
+# most 5 %. Two control charts serve as a comparison: the largest deviation of a single sensor, and
+# the distance of all six from their mean, with their covariance.
 
 # %%
 x_test, label, begins = plant.test["x"], plant.test["label"], plant.test["onset"]
-energies = np.asarray(watch.free_energy(result.state, {"x": lamps(x_test).reshape(-1, 66) * 1.0}))
+energies = np.asarray(monitor.free_energy(result.state, {"x": lamps(x_test).reshape(-1, 66) * 1.0}))
 scores = {"Boltzmann machine": energies.reshape(x_test.shape[:2])}
 scores |= onset.step_baselines(training, x_test)
 normal = np.flatnonzero(label == 0)
@@ -403,15 +424,16 @@ axes[1].set(xlabel="step", ylabel="standard deviations", title="score above its 
 axes[1].legend(frameon=False, loc="upper left")
 for axis in axes:
     axis.axvline(begins[example], color="black", linestyle="--", linewidth=1)
+plt.show()
 
 # %% [markdown]
 # ## Questions to try
 #
 # 1. Change the weight between Ann and Ben to −2.5 and predict the three most likely votes first.
 # 2. How many hidden units do you need for the parity of *four* bits?
-# 3. Train the RBM by CD with `sweeps=10` in place of 1. How much closer do its chains come to those of
-#    PCD, and what does it cost?
+# 3. Train the RBM by CD with `sweeps=10` in place of 1. How much closer do its chains come to those
+#    of PCD, and what does it cost?
 # 4. Give `AIS_TEMPERATURES` the value 100 and then 10,000. How does the bracket of $\log Z$ change?
 # 5. Ask for the words that follow from `("space", "god")`. Does the machine mix the topics?
-# 6. The threshold of the plant charges 5 % false alarms for a whole *series*. What changes if the mean
-#    is taken over 5 or over 50 steps?
+# 6. The threshold of the plant charges 5 % false alarms for a whole *series*. What changes if the
+#    mean is taken over 5 or over 50 steps?
