@@ -1,10 +1,14 @@
 """The notebooks of `experiments/chapter`: their outputs belong to their sources, and they run."""
 
+import base64
+import io
 import re
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import notebooks
 from experiments.__main__ import main
@@ -147,3 +151,17 @@ def test_a_source_is_what_jupytext_writes():
         body = path.read_text().partition("# ---\n\n")[2]
         written = jupytext.writes(jupytext.read(path), fmt="py:percent")
         assert written.partition("# ---\n\n")[2] == body, name
+
+
+def test_a_picture_of_few_colours_is_the_same_with_a_palette():
+    pixels = np.arange(100, dtype=np.uint8)[None, :, None] + np.array([0, 50, 155], np.uint8)
+    pixels = np.repeat(pixels, 40, axis=0)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    picture = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", picture)])
+    notebook = notebooks.with_palettes(nbformat.v4.new_notebook(cells=[cell]))
+    smaller = base64.b64decode(notebook.cells[0].outputs[0].data["image/png"])
+    read = Image.open(io.BytesIO(smaller))
+    assert read.mode == "P"
+    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
