@@ -90,7 +90,8 @@ for kind in (Autoregressive, Mixture, HMM, VAE, GaussianDiffusion, RBM, GAN):
 # ## Train three of them
 #
 # The data are MNIST digits whose pixels have been made black or white once and for all. The three
-# networks are fields of one model, `Autoregressive`.
+# networks are fields of one model, `Autoregressive`. The MADE also has direct connections from the
+# earlier pixels to each output, so that it contains the FVSBN.
 
 # %%
 mnist = data.load("binarized_mnist")
@@ -118,8 +119,9 @@ nade = train("NADE", NADE(200), STEPS_NADE, 1e-2)
 
 # %% [markdown]
 # The weights of the FVSBN can be looked at. Each panel belongs to one pixel, marked in green: red
-# pixels make it more likely to be white, blue ones less. All pixels that come later have weight
-# zero. Most of the knowledge lies in the neighbours, and this is the idea behind the PixelCNN.
+# pixels make it more likely to be white, blue ones less. Weights of pixels that are hardly ever
+# white, at the edges, mean little. All pixels that come later have weight zero. Most of the
+# knowledge lies in the neighbours, and this is the idea behind the PixelCNN.
 
 # %%
 weight = np.asarray(fvsbn.state.params["W"])[:, :, 0]  # from pixel k to pixel i
@@ -221,7 +223,7 @@ def coloured(values):
     return plt.cm.magma(values[..., 0])[..., :3]
 
 
-x = x_test[[3, 2, 1, 18, 4, 8, 11, 0, 61, 7]]
+x = x_test[[2, 7, 42, 20, 4, 1, 3, 32, 9, 0]]  # one of each digit
 p_linear, _ = next_pixel(fvsbn, x)
 p_deep, bits = next_pixel(runs["gated PixelCNN"], x)
 images = np.concatenate(
