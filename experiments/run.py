@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -473,9 +473,7 @@ def show_progress(name: str, done: int, steps: int) -> Iterator[Display]:
         yield display
 
 
-def _line_writer(
-    done: int, steps: int, clock: Callable[[], float] = time.monotonic
-) -> Callable[[int, dict[str, np.ndarray] | None], None]:
+def _line_writer(done: int, steps: int, clock: Callable[[], float] = time.monotonic) -> live.Show:
     """Return a function that prints the step, the report, the speed and the time that is left.
 
     It prints a line at most every `LINE_EVERY` seconds.
@@ -488,7 +486,7 @@ def _line_writer(
     last: tuple[int, float] | None = None  # step and time of the last line
     latest: dict[str, np.ndarray] = {}
 
-    def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
+    def show(step: int, metrics: Mapping[str, np.ndarray] | None) -> None:
         nonlocal last
         latest.update(metrics or {})
         now = clock()
