@@ -138,24 +138,26 @@ def true_log_density(x, t):
     return jax.nn.logsumexp(-0.5 * ((x - alpha * centres) ** 2).sum(axis=1) / variance)
 
 
-side = np.linspace(-1.8, 1.8, 17)
+side = np.linspace(-1.2, 1.2, 15)
 grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2).astype(np.float32)
 denoise = jax.jit(model.denoiser(state))
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.7), layout="constrained")
-for axis, t in zip(axes, (0.15, 0.3, 0.5, 0.8), strict=True):
+for axis, t in zip(axes, (0.03, 0.08, 0.2, 0.6), strict=True):
     alpha, sigma = path(jnp.asarray(t))
     learned = -np.asarray(denoise(grid, jnp.asarray(t)).noise) / sigma
     truth = np.asarray(jax.vmap(lambda x, t=t: jax.grad(true_log_density)(x, jnp.asarray(t)))(grid))
     axis.scatter(*(alpha * x_0 + sigma * noise).T[:, ::4], s=1, alpha=0.4)
-    longest = np.linalg.norm(truth, axis=1).max()
-    for arrows, colour in ((truth, "0.6"), (learned, "tab:red")):
-        axis.quiver(*grid.T, *arrows.T, color=colour, scale=12 * longest, width=0.005)
-    axis.set(xlim=(-2, 2), ylim=(-2, 2), xticks=[], yticks=[], title=f"t = {t:g}", aspect="equal")
+    for arrows, colour in ((truth, "0.55"), (learned, "tab:red")):
+        arrows = sigma * arrows / (1 + np.linalg.norm(sigma * arrows, axis=1, keepdims=True))
+        axis.quiver(*grid.T, *arrows.T, color=colour, scale=11, width=0.006)
+    axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), xticks=[], yticks=[], title=f"t = {t:g}")
 plt.show()
 
 # %% [markdown]
-# Late in the reverse direction, near $t = 0$, each arrow points to the nearest cloud. Early, near
-# $t = 1$, all arrows point to the middle: from so much noise one cannot tell the clouds apart yet.
+# Near $t = 0$ each arrow points to the nearest cloud. With more noise the clouds merge to a ring
+# and then to a single heap, and all arrows point to its middle: from so much noise one cannot tell
+# the clouds apart yet. Where grey arrows show at small $t$, far from the clouds, no training
+# example ever was, and the network guesses. (Long arrows are shortened, so that all can be seen.)
 #
 # ## The reverse chain
 #
@@ -185,9 +187,9 @@ plt.show()
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.7), layout="constrained")
 for axis, sampler in zip(axes, ("ancestral", "heun"), strict=True):
     traced = replace(model, sampler=sampler)
-    course = 2 * np.asarray(traced.denoising(state, jax.random.key(3), 24, 100)) - 1
+    course = 2 * np.asarray(traced.denoising(state, jax.random.key(3), 8, 50)) - 1
     axis.scatter(*x_0.T, s=1, color="0.8")
-    axis.plot(*np.moveaxis(course, -1, 0), linewidth=0.7)
+    axis.plot(*np.moveaxis(course, -1, 0), linewidth=0.9)
     axis.scatter(*course[0].T, s=8, color="black", zorder=3)
     axis.set(
         xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[], title=sampler, aspect="equal"
@@ -200,12 +202,12 @@ plt.show()
 # Every step costs one evaluation of the network (two for `heun`), so the number of steps is the
 # price of a sample. Samplers differ in how few they need:
 #
-# | sampler | idea |
-# |---|---|
-# | `ancestral` | draw each step, as in the derivation of the model |
-# | `ddim` | [DDIM](https://arxiv.org/abs/2010.02502): the same without noise, Euler's method on the flow |
-# | `heun` | Heun's method of second order on the flow |
-# | `dpm` | [DPM-Solver++](https://arxiv.org/abs/2211.01095): second order, exact for constant $\hat x$ |
+# - `ancestral` draws each step, as in the derivation of the model.
+# - `ddim` takes the same steps without noise ([DDIM](https://arxiv.org/abs/2010.02502)), which is
+#   Euler's method on the flow.
+# - `heun` is Heun's method on the flow, of second order.
+# - `dpm` ([DPM-Solver++](https://arxiv.org/abs/2211.01095)) is of second order, too, and exact where
+#   $\hat x$ does not change.
 
 # %%
 samplers, few = ("ancestral", "ddim", "heun", "dpm"), (3, 6, 12, 24, 48, 96)
@@ -243,19 +245,25 @@ for sampler in samplers:
 axis.axhline(distance(x_toy), color="black", linestyle="--", linewidth=1, label="data")
 axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="distance / standard deviation")
 axis.set_xticks(few, few)
+axis.set_yticks([1, 2, 5, 10], [1, 2, 5, 10])
 axis.minorticks_off()
 axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
+# With a handful of steps only `heun` shows eight clouds, for twice the evaluations. With two dozen
+# steps `ancestral` is the closest to the data here: its fresh noise also corrects the errors of
+# earlier steps, which the deterministic samplers keep. On images, whose variables are many, the
+# balance is different: see the digits below.
+#
 # ## The likelihood bound
 #
 # A diffusion model is a deep variational autoencoder whose encoder, the noise, is fixed. So it has
 # a bound on the likelihood, with three terms:
 #
 # $$-\log p(x) \le \underbrace{KL\big(q(x_1 \mid x) \Vert \mathcal N(0, I)\big)}_\text{prior}
-#   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, \mathbb E \lVert ε - \hat ε \rVert^2 dt}_\text{diffusion}
-#   + \underbrace{\mathbb E[-\log p(x \mid x_0)]}_\text{reconstruction}.$$
+#   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, E \lVert ε - \hat ε \rVert^2 dt}_\text{diffusion}
+#   + \underbrace{E[-\log p(x \mid x_0)]}_\text{reconstruction}.$$
 #
 # The diffusion term is the simple loss with a weight for each time. We know the density of this
 # toy, and no model can be better than its entropy. The simple loss was not made for the bound. A
@@ -288,13 +296,16 @@ for name, (each, trained) in {
     print(f"{name:16s} {found['nll']}: {terms}")
 
 # %% [markdown]
-# Where does the diffusion term come from? Left: the mean squared error of the predicted noise over
-# the time of the first model. At the end of the chain noise is easy to predict, because $x_t$ *is*
-# the noise. Middle: the weight of the bound. Right: their product, whose area is the diffusion
-# term.
+# Where does the diffusion term come from? The left panel has the mean squared error of the noise
+# that the first model predicts. At the end of the chain noise is easy to predict, because $x_t$
+# *is* the noise. At its beginning there is so little noise that it can hardly be seen, and the
+# error is the variance of the noise, 2. The term is an integral over time with the weight
+# $½ (-λ'_t)$. Over the log signal-to-noise ratio $λ$ in place of time the weight is simply ½, as in
+# the right panel, and the area under the curve is the diffusion term. Every unit of $λ$ counts as
+# much as any other, however little of it the eye would notice.
 
 # %%
-t = np.linspace(0.002, 0.998, 80)
+times = np.linspace(0, 1, 120) ** 2
 
 
 def squared_error(t):
@@ -305,21 +316,18 @@ def squared_error(t):
     )
 
 
-def log_snr(t):
-    """Return λ_t."""
-    alpha, sigma = path(t)
-    return 2 * jnp.log(alpha / sigma)
-
-
-error = np.asarray(jax.lax.map(squared_error, jnp.asarray(t, jnp.float32)))
-weight = -0.5 * np.asarray(jax.vmap(jax.grad(log_snr))(jnp.asarray(t, jnp.float32)))
-figure, axes = plt.subplots(1, 3, figsize=(9, 2.5), layout="constrained")
-titles = ("squared error", "weight ½ (−λ')", "product, nats")
-for axis, values, title in zip(axes, (error, weight, error * weight), titles, strict=True):
-    axis.plot(t, values)
-    axis.set(xlabel="t", title=title, ylim=(0, None))
-print(f"area under the product: {np.trapezoid(error * weight, t):.3f} nats")
+error = np.asarray(jax.lax.map(squared_error, jnp.asarray(times, jnp.float32)))
+alpha, sigma = path(jnp.asarray(times, jnp.float32))
+log_snr = 2 * np.log(np.asarray(alpha) / np.asarray(sigma))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+left.plot(times, error)
+left.set(xlabel="t", ylabel="squared error", ylim=(0, None))
+right.fill_between(log_snr, 0.5 * error, alpha=0.3)
+right.plot(log_snr, 0.5 * error)
+right.set(xlabel="log signal-to-noise ratio λ", ylabel="nats per unit of λ", ylim=(0, None))
+right.invert_xaxis()
 plt.show()
+print(f"area: {-np.trapezoid(0.5 * error, log_snr):.2f} nats")
 
 # %% [markdown]
 # ## Digits
