@@ -339,7 +339,7 @@ print(f"{len(count)} years, mean {count.mean():.1f}, variance {count.var(ddof=1)
 # The variance is far too large, and high years come together. So we let a hidden chain change the
 # rate, $p(x_t \mid z_t = k) = \text{Poisson}(λ_k)$, and ask how many states the data support. With
 # $K$ states there are $p = K + K (K - 1) + (K - 1) = K^2 + K - 1$ parameters. More states always
-# fit the training data better, so the fit has to be charged for them. Two common charges are
+# fit the training data better, so a criterion has to penalise them. Two common criteria are
 #
 # $$\text{AIC} = -2 \log L + 2 p, \qquad \text{BIC} = -2 \log L + p \log T,$$
 #
@@ -384,9 +384,9 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Look for the lowest value of each. AIC prefers three states, and BIC, which charges more for a
-# parameter, finds two and three nearly equal. With three states the hidden chain tells calm,
-# average and active years: the colours are the most probable path, and the black line is the
+# Look for the lowest value of each. AIC prefers three states, and BIC, whose penalty for a
+# parameter is larger, finds two and three nearly equal. With three states the hidden chain tells
+# calm, average and active years: the colours are the most probable path, and the black line is the
 # expected rate given all of the data.
 
 # %%

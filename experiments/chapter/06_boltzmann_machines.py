@@ -213,9 +213,10 @@ plots.grid(np.concatenate(rows), 12, titles)
 #
 # $\log p(v) = -F(v) - \log Z$, and $\log Z$ is a sum over $2^{200}$ states. Annealed importance
 # sampling (AIS) estimates it by chains that slowly cool from a machine without weights, whose $Z$
-# is known. Run from both ends it brackets $\log Z$: if the two ends agree, we may trust the value.
-# An estimate of this kind is marked AIS, because it is neither exact nor a bound. The package also
-# states its doubts, such as `uncertain` where few chains carry most of the weight.
+# is known. Run from both ends it brackets $\log Z$: if the two ends agree, that is a good sign,
+# though no proof: both may miss the same states. An estimate of this kind is marked AIS, because it
+# is neither exact nor a bound. The package also states its doubts, such as `uncertain` where few
+# chains carry most of the weight.
 
 # %%
 for name, (model, state) in machines.items():
@@ -411,6 +412,12 @@ for name, values in scores.items():
         delay = f"{measured['delay'].value:8.1f}" if "delay" in measured else f"{'–':>8s}"
         print(f"{name:24s}{title:12s}{measured['found'].value:8.0%}{delay}{false:8.0%}")
 
+# %% [markdown]
+# The chart of single sensors misses nearly all decoupled sensors, because each value is plausible
+# by itself. The machine notices the missing agreement sooner than the chart of all sensors does:
+# that chart has one covariance for all regimes, while the hidden units of the machine can tell the
+# regimes apart. A slow drift of one sensor takes all of them long.
+
 # %%
 example = np.flatnonzero(label == 2)[2]
 figure, axes = plt.subplots(2, 1, figsize=(9, 4), layout="constrained", sharex=True)
@@ -439,5 +446,5 @@ plt.show()
 #    of PCD, and what does it cost?
 # 4. Give `AIS_TEMPERATURES` the value 100 and then 10,000. How does the bracket of $\log Z$ change?
 # 5. Ask for the words that follow from `("space", "god")`. Does the machine mix the topics?
-# 6. The threshold of the plant charges 5 % false alarms for a whole *series*. What changes if the
-#    mean is taken over 5 or over 50 steps?
+# 6. The threshold allows 5 % false alarms for a whole *series*. What changes if the mean is taken
+#    over 5 or over 50 steps?

@@ -21,9 +21,10 @@
 # trained. The second half takes digits of 8 × 8 pixels. They are so small that every family, also
 # those of the chapter whose large models need a GPU, is at its best within a minute on a CPU.
 
-# %% tags=["parameters"] quick={"SHARE": 0.01, "TEST_IMAGES": 20}
+# %% tags=["parameters"] quick={"SHARE": 0.01, "TEST_IMAGES": 20, "COMPLETIONS": 2}
 SHARE = 1.0  # of the training steps of the small models
 TEST_IMAGES = 1_000
+COMPLETIONS = 20  # of each digit
 
 # %%
 from dataclasses import replace
@@ -122,14 +123,17 @@ through(large, ten, mnist.train["x"][:10])
 
 # %%
 def mean_completions(runs, ten):
-    """Draw the mean of 20 completions of the lower halves, a row for each model."""
+    """Draw the mean of several completions of the lower halves, a row for each model."""
     mask = occlusion_mask("lower", ten.shape[1:], seed=0)
-    repeated = np.repeat(ten.astype(np.float32), 20, axis=0)  # equal rows are drawn independently
+    repeated = np.repeat(
+        ten.astype(np.float32), COMPLETIONS, axis=0
+    )  # equal rows are drawn independently
     rows = {"test digits": ten.astype(np.float32)}
     for name, run in runs.items():
         if "complete" in run.abilities:
             drawn = run.complete(repeated, mask)
-            rows[name] = (drawn / max(1, drawn.max())).reshape(10, 20, *ten.shape[1:]).mean(axis=1)
+            drawn = (drawn / max(1, drawn.max())).reshape(10, COMPLETIONS, *ten.shape[1:])
+            rows[name] = drawn.mean(axis=1)
     return plots.grid(np.concatenate(list(rows.values())), 10, list(rows))
 
 
