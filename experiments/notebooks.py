@@ -127,7 +127,9 @@ def with_palettes(notebook: Any) -> Any:
     for data in (output.data for output in outputs if "image/png" in output.get("data", {})):
         picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
         file = io.BytesIO()
-        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        # Median cut, the default, would merge rare colours, such as the ends of a colour bar.
+        cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        picture.quantize(COLOURS, cover, dither=none).save(file, "PNG", optimize=True)
         data["image/png"] = base64.b64encode(file.getvalue()).decode()
     return notebook
 

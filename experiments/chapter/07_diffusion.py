@@ -21,7 +21,7 @@
 STEPS_TOY = 5_000
 STEPS_LIKELIHOOD = 5_000
 STEPS_DIGITS = 8_000
-POINTS = 2_000
+POINTS = 1_000
 FEW = [3, 6, 12, 24, 48]  # steps of the samplers of points
 FEW_DIGITS = [4, 8, 32]  # steps of the samplers of digits
 
@@ -221,7 +221,7 @@ for sampler in samplers:
         draw = jax.jit(traced.sample, static_argnums=2)
         drawn[sampler, count] = np.asarray(draw(state, jax.random.key(4), POINTS))
 
-figure, axes = plt.subplots(4, 4, figsize=(8, 8), layout="constrained")
+figure, axes = plt.subplots(4, 4, figsize=(6.8, 7), layout="constrained")
 for row, sampler in zip(axes, samplers, strict=True):
     for axis, count in zip(row, FEW, strict=False):
         axis.scatter(*drawn[sampler, count].T, s=1, alpha=0.5)
