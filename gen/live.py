@@ -51,6 +51,7 @@ def fit(
     batch_size: int,
     seed: Any = 0,
     show: bool = True,
+    on_progress: Callable[[train.Progress], None] | None = None,
     **options: Any,
 ) -> Fitted:
     """Train a model to the end of its run, and return its state and its metrics.
@@ -65,6 +66,8 @@ def fit(
       batch_size: examples in a step.
       seed: one seed, or several that train at once; then the results have an axis of seeds.
       show: whether to show the progress.
+      on_progress: is called after every dispatch, to draw samples during training, for example. Its
+        carry is valid until the function returns.
       options: the other arguments of `gen.train.fit`, such as `decode`, `report_every`, or
         `validation` with `validate_every`.
 
@@ -86,6 +89,8 @@ def fit(
             if progress.metrics:
                 reports.append((progress.step, progress.metrics))
             shown.show(progress.step, progress.metrics)
+            if on_progress:
+                on_progress(progress)
     assert carry is not None
     return Fitted(carry.chosen, history_of(reports))
 
