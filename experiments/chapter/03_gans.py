@@ -57,8 +57,8 @@ from gen.uses import judge
 from gen.uses.classifier import predict
 
 # %% tags=["parameters"] quick={"STEPS": 20, "CONV_STEPS": 10, "COLLAPSE_STEPS": 20, "SAMPLES": 200}
-STEPS = 11_000  # training steps of the dense GAN, 20 epochs
-CONV_STEPS = 3_000  # training steps of the convolutional GAN
+STEPS = 6_000  # training steps of the dense GAN
+CONV_STEPS = 2_000  # training steps of the convolutional GAN
 COLLAPSE_STEPS = 2_000  # training steps of the GAN that collapses
 SAMPLES = 2_000  # samples that are judged
 
@@ -288,4 +288,4 @@ plots.grid(np.concatenate([few, training[rows]]), columns=12, labels=["sample", 
 # 3. Is the path between two latent points a path of digits? Take `latent.interpolate` from the
 #    notebook on VAEs and `conv.decode`.
 # 4. `GAN(classes=10)` gives both players the label. Draw one row of each digit.
-# 5. Does the dense GAN become better with more steps? Judge it at 11,000 and at 55,000 steps.
+# 5. Does the dense GAN become better with more steps? Judge it at 6,000 and at 55,000 steps.
