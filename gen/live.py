@@ -236,10 +236,10 @@ def history_of(reports: list[tuple[int, Mapping[str, np.ndarray]]]) -> dict[str,
 
 
 def curves_of(history: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the steps and the values of each metric, as `gen.plots.curves` takes them."""
+    """Return the steps and the values of each metric, the loss first, for `gen.plots.curves`."""
     steps, found = history["step"], {}
-    for name, values in history.items():
-        if name != "step":
-            taken = ~np.isnan(values.reshape(len(steps), -1)).all(axis=1)
-            found[name] = steps[taken], values[taken]
+    for name in sorted(history.keys() - {"step"}, key=lambda name: (name != "loss", name)):
+        values = history[name]
+        taken = ~np.isnan(values.reshape(len(steps), -1)).all(axis=1)
+        found[name] = steps[taken], values[taken]
     return found

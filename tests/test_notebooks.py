@@ -1,10 +1,14 @@
 """The notebooks of `experiments/chapter`: their outputs belong to their sources, and they run."""
 
+import base64
 import re
+from io import BytesIO
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import notebooks
 from experiments.__main__ import main
@@ -13,6 +17,11 @@ from gen.core import UserError
 NAMES = notebooks.names()
 LARGEST = 400_000
 """Bytes of a notebook with its outputs, at most."""
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def executed(name):
@@ -130,6 +139,21 @@ def test_short_parameters_follow_the_cell_of_the_parameters(folder):
         "STEPS = 2",
         "print(STEPS)",
     ]
+
+
+def test_pictures_are_reduced_to_few_colours_once(rng):
+    file = BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": picture})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
+    (cell,) = notebooks.with_small_pictures(notebook).cells
+    small = cell.outputs[0].data["image/png"]
+    with Image.open(BytesIO(base64.b64decode(small))) as reduced:
+        assert reduced.size == (40, 40)
+        assert len(reduced.getcolors() or ()) == notebooks.COLOURS
+    (again,) = notebooks.with_small_pictures(notebook).cells
+    assert again.outputs[0].data["image/png"] == small
 
 
 def test_an_unknown_notebook_is_refused_with_the_nearest(folder):

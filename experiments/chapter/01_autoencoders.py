@@ -163,8 +163,8 @@ plots.grid(flat.decode(flat_trained.state, square), columns=12)
 #
 # A **denoising** autoencoder is given a corrupted image $\tilde x$, and its reconstruction
 # $g(f(\tilde x))$ is compared with the clean image $x$. It cannot copy its input, so it must know
-# how digits look. Here half of the pixels are set to 0 in training (`noise="masking"`), and the loss
-# is the cross-entropy between the pixels and the reconstruction.
+# how digits look. Here half of the pixels are set to 0 in training (`noise="masking"`), and the
+# loss is the cross-entropy between the pixels and the reconstruction.
 
 # %%
 denoising = Autoencoder(

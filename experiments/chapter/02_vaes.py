@@ -113,11 +113,10 @@ trained = gen.fit(
 )
 
 # %% [markdown]
-# The loss is −ELBO in nats per image, the sum of the two terms in the other panels. At first the
-# model reconstructs badly and its codes say little. Then the KL rises: the codes carry more
-# information about the image than a draw from the prior does, and the reconstructions gain more
-# than the KL costs. The dashed line is the same loss on images that are not used in training, and
-# `gen.fit` returns the state at which it was lowest.
+# The loss is −ELBO in nats per image, the sum of the two terms in the other panels. The
+# reconstruction term falls and the KL rises: the codes carry more and more information about the
+# image, and the reconstructions gain more than the KL costs. The dashed line is the same loss on
+# images that are not used in training, and `gen.fit` returns the state at which it was lowest.
 #
 # ## Samples
 #
@@ -173,7 +172,7 @@ plots.grid(rows.reshape(-1, *model.shape), columns=12)
 # ## A code of two numbers
 #
 # With `latent=2` the codes can be drawn as they are. The means $\mu(x)$ of the digits lie around 0
-# without the wide gaps of a plain autoencoder, because the KL pulls them towards $N(0, I)$.
+# without wide gaps, because the KL pulls them towards $N(0, I)$.
 
 # %%
 flat = VAE(
