@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def fit(
     *,
     steps: int,
     batch_size: int,
-    seed: Any = 0,
+    seed: int | Sequence[int] = 0,
     show: bool = True,
     on_progress: Callable[[train.Progress], None] | None = None,
     **options: Any,
