@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
-import io
 import json
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from experiments.folder import write_text
 from gen.core import UserError
@@ -24,7 +26,7 @@ from gen.core import UserError
 FOLDER = Path(__file__).parent / "chapter"
 """folder of the notebooks"""
 COLOURS = 128
-"""colours, at most, of a picture in a notebook"""
+"""colours of a picture, at most, in the file of a notebook, which is small then"""
 SUM = "code_sha256"
 """key, in the metadata of an executed notebook, of the checksum of its code"""
 
@@ -116,21 +118,25 @@ def execute(notebook: Any, name: str) -> Any:
     return notebook
 
 
-def with_palettes(notebook: Any) -> Any:
-    """Return an executed notebook whose pictures have at most `COLOURS` colours.
+def with_small_pictures(notebook: Any) -> Any:
+    """Return the notebook with its pictures as PNG files of a palette of COLOURS colours.
 
-    A PNG file of a palette has about a third of the size, and the eye does not tell the two apart.
+    They take about a third of the space. Pictures that have a palette stay as they are.
     """
-    from PIL import Image
-
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    for data in (output.data for output in outputs if "image/png" in output.get("data", {})):
-        picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-        file = io.BytesIO()
-        # Median cut, the default, would merge rare colours, such as the ends of a colour bar.
-        cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-        picture.quantize(COLOURS, cover, dither=none).save(file, "PNG", optimize=True)
-        data["image/png"] = base64.b64encode(file.getvalue()).decode()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                with Image.open(BytesIO(base64.b64decode(data["image/png"]))) as picture:
+                    if picture.mode == "P":
+                        continue
+                    # Median cut, the default, would merge rare colours, such as the ends of a
+                    # colour bar.
+                    cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+                    small = picture.convert("RGB").quantize(COLOURS, cover, dither=none)
+                file = BytesIO()
+                small.save(file, "PNG", optimize=True)
+                data["image/png"] = base64.b64encode(file.getvalue()).decode()
     return notebook
 
 
@@ -158,8 +164,8 @@ def write(name: str, anew: bool = False) -> str:
         notebook.metadata = old.metadata
         line = f"{target.name}: the code is unchanged, so its outputs are kept"
     else:
-        notebook = with_palettes(execute(notebook, name))
+        notebook = execute(notebook, name)
         notebook.metadata[SUM] = code_sum(notebook)
         line = f"{target.name}: executed in {time.perf_counter() - began:.0f} s"
-    write_text(target, nbformat.writes(notebook) + "\n")
+    write_text(target, nbformat.writes(with_small_pictures(notebook)) + "\n")
     return line

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -49,8 +49,9 @@ def fit(
     *,
     steps: int,
     batch_size: int,
-    seed: Any = 0,
+    seed: int | Sequence[int] = 0,
     show: bool = True,
+    on_progress: Callable[[train.Progress], None] | None = None,
     **options: Any,
 ) -> Fitted:
     """Train a model to the end of its run, and return its state and its metrics.
@@ -65,6 +66,8 @@ def fit(
       batch_size: examples in a step.
       seed: one seed, or several that train at once; then the results have an axis of seeds.
       show: whether to show the progress.
+      on_progress: is called after every dispatch, to draw samples during training, for example. Its
+        carry is valid until the function returns.
       options: the other arguments of `gen.train.fit`, such as `decode`, `report_every`, or
         `validation` with `validate_every`.
 
@@ -86,6 +89,8 @@ def fit(
             if progress.metrics:
                 reports.append((progress.step, progress.metrics))
             shown.show(progress.step, progress.metrics)
+            if on_progress:
+                on_progress(progress)
     assert carry is not None
     return Fitted(carry.chosen, history_of(reports))
 
@@ -231,10 +236,10 @@ def history_of(reports: list[tuple[int, Mapping[str, np.ndarray]]]) -> dict[str,
 
 
 def curves_of(history: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return the steps and the values of each metric, as `gen.plots.curves` takes them."""
+    """Return the steps and the values of each metric, the loss first, for `gen.plots.curves`."""
     steps, found = history["step"], {}
-    for name, values in history.items():
-        if name != "step":
-            taken = ~np.isnan(values.reshape(len(steps), -1)).all(axis=1)
-            found[name] = steps[taken], values[taken]
+    for name in sorted(history.keys() - {"step"}, key=lambda name: (name != "loss", name)):
+        values = history[name]
+        taken = ~np.isnan(values.reshape(len(steps), -1)).all(axis=1)
+        found[name] = steps[taken], values[taken]
     return found

@@ -598,6 +598,37 @@ def by_labels(
     return figure
 
 
+def defects(
+    x: np.ndarray,
+    masks: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    chosen: Sequence[int] | np.ndarray,
+) -> Figure:
+    """Draw images, and below each its defect and its heat maps.
+
+    Args:
+      x: decoded images, [N, H, W, C].
+      masks: pixels of defects, [N, H, W].
+      maps: heat maps [N, H, W] by name. The colours of each go from its 50 % to its 99.8 % quantile
+        over all images.
+      chosen: numbers of the images to draw.
+    """
+    rows = ("image", "defect", *maps)
+    figure = Figure(figsize=(1.05 * len(chosen) + 1.4, 1.1 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for column, i in enumerate(chosen):
+        axes[0, column].imshow(x[i].mean(axis=-1), cmap="gray", vmin=0, vmax=1)
+        axes[1, column].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
+        for row, of_kind in enumerate(maps.values(), 2):
+            low, high = np.quantile(of_kind, (0.5, 0.998))
+            axes[row, column].imshow(of_kind[i], cmap="inferno", vmin=low, vmax=high)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[])
+    for row, name in enumerate(rows):
+        axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    return figure
+
+
 def is_geometric(numbers: Sequence[float]) -> bool:
     """Return whether the ratios of successive numbers differ less than their differences do.
 

@@ -38,6 +38,16 @@ def test_fit_gives_the_state_and_the_reports_of_the_generator(seed):
     assert result.history["loss"].shape == (5, *np.shape(seed))
 
 
+def test_a_function_sees_every_step():
+    seen = {}
+
+    def see(progress):
+        seen[progress.step] = np.asarray(progress.carry.count)
+
+    gen.fit(MODEL, DATA, steps=3, batch_size=8, on_progress=see)
+    assert seen == {1: 1, 2: 2, 3: 3}
+
+
 def test_a_fit_continues_from_a_carry():
     *_, half = train.fit(MODEL, DATA, steps=20, batch_size=8)
     rest = gen.fit(MODEL, DATA, steps=30, batch_size=8, start=(20, half.carry))

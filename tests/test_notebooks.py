@@ -1,8 +1,8 @@
 """The notebooks of `experiments/chapter`: their outputs belong to their sources, and they run."""
 
 import base64
-import io
 import re
+from io import BytesIO
 
 import jupytext
 import nbformat
@@ -17,6 +17,11 @@ from gen.core import UserError
 NAMES = notebooks.names()
 LARGEST = 400_000
 """Bytes of a notebook with its outputs, at most."""
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def executed(name):
@@ -136,6 +141,21 @@ def test_short_parameters_follow_the_cell_of_the_parameters(folder):
     ]
 
 
+def test_pictures_are_reduced_to_few_colours_once(rng):
+    file = BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": picture})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
+    (cell,) = notebooks.with_small_pictures(notebook).cells
+    small = cell.outputs[0].data["image/png"]
+    with Image.open(BytesIO(base64.b64decode(small))) as reduced:
+        assert reduced.size == (40, 40)
+        assert len(reduced.getcolors() or ()) == notebooks.COLOURS
+    (again,) = notebooks.with_small_pictures(notebook).cells
+    assert again.outputs[0].data["image/png"] == small
+
+
 def test_an_unknown_notebook_is_refused_with_the_nearest(folder):
     assert [notebooks.full_name(name) for name in ("1", "01", "small", "01_small")] == [
         "01_small"
@@ -151,17 +171,3 @@ def test_a_source_is_what_jupytext_writes():
         body = path.read_text().partition("# ---\n\n")[2]
         written = jupytext.writes(jupytext.read(path), fmt="py:percent")
         assert written.partition("# ---\n\n")[2] == body, name
-
-
-def test_a_picture_of_few_colours_is_the_same_with_a_palette():
-    pixels = np.arange(100, dtype=np.uint8)[None, :, None] + np.array([0, 50, 155], np.uint8)
-    pixels = np.repeat(pixels, 40, axis=0)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    picture = {"image/png": base64.b64encode(file.getvalue()).decode()}
-    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", picture)])
-    notebook = notebooks.with_palettes(nbformat.v4.new_notebook(cells=[cell]))
-    smaller = base64.b64decode(notebook.cells[0].outputs[0].data["image/png"])
-    read = Image.open(io.BytesIO(smaller))
-    assert read.mode == "P"
-    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
