@@ -270,6 +270,9 @@ for given in (
     print(f"{' + '.join(given):16s} {answer}")
 
 # %% [markdown]
+# Medical words are rare in these data. The 50 hidden units have learned no topic for them, and the
+# answer for `disease` is hardly better than a guess.
+#
 # The same for each pair of words, as a matrix: the rise of the log odds of word $j$ in a posting
 # that has only word $i$. Sorted by hierarchical clustering, the matrix falls into blocks: the
 # groups of words that the machine has found without any label.
