@@ -102,7 +102,14 @@ plots.grid(x_test[:20].astype(float), 10)
 
 # %%
 def train(name, net, steps, learning_rate):
-    """Train a network, and wrap it with the format of its data, for NumPy in and out."""
+    """Train a network, and wrap it with the format of its data, for NumPy in and out.
+
+    Args:
+      name: the name of the model.
+      net: the causal network.
+      steps: training steps.
+      learning_rate: the first learning rate of Adam.
+    """
     optimizer = Optimizer("adam", learning_rate=learning_rate, schedule="cosine")
     model = Autoregressive(net, optimizer=optimizer)
     result = gen.fit(model, mnist.train, steps=steps, batch_size=100)
@@ -143,8 +150,8 @@ plt.show()
 #
 # We compute $-\log p(x)$ of the same test images under all five, in nats. The mean over $n$ images
 # has the standard error $s / \sqrt{n}$, where $s$ is the standard deviation over images. Divided by
-# $\log 2$ the mean is a number of bits: a coder that uses the model needs so many bits for an
-# image, where the plain image needs 784 bits.
+# $\log 2$ the mean is a number of bits: a coder that uses the model needs this number for an image,
+# where the plain image needs 784 bits.
 
 # %%
 runs = {

@@ -18,8 +18,8 @@
 # of the same models.
 #
 # The first half takes the 28 × 28 digits of MNIST and models with published weights; nothing is
-# trained. The second half takes digits of 8 × 8 pixels. They are so small that every family, also
-# those of the chapter whose large models need a GPU, is at its best within a minute on a CPU.
+# trained. The second half takes digits of 8 × 8 pixels. They are so small that every family is at
+# its best within a minute on a CPU, also a family whose large models need a GPU.
 
 # %% tags=["parameters"] quick={"SHARE": 0.01, "TEST_IMAGES": 20, "COMPLETIONS": 2}
 SHARE = 1.0  # of the training steps of the small models
@@ -190,7 +190,14 @@ ten_small = x_small[where]
 
 
 def trained(name, model, steps, batch_size):
-    """Train a model on the small digits, and wrap it for NumPy in and out."""
+    """Train a model on the small digits, and wrap it for NumPy in and out.
+
+    Args:
+      name: the name of the model.
+      model: the model.
+      steps: training steps, before they are multiplied by `SHARE`.
+      batch_size: images in a step.
+    """
     steps = max(1, round(SHARE * steps))
     x = {"x": train["x"]}
     result = gen.fit(
