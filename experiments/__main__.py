@@ -56,6 +56,7 @@ usage: python -m experiments COMMAND ...
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
   table            write all published results to experiments/results/RESULTS.md
   bench [NAME...]  measure the speed of training and sampling
+  chapter [NAME...] execute notebooks of experiments/chapter and write their outputs
 
 python -m experiments COMMAND --help lists the flags of a command.
 """
@@ -178,6 +179,20 @@ class Table:
 
     data: tuple[str, ...] = ()
     """data sets whose likelihoods are printed (default: all)"""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Execute the notebooks whose sources are experiments/chapter/NN_name.py, and write each with
+    its outputs as NN_name.ipynb (extra: notebooks).
+
+    A notebook whose code has not changed keeps its outputs, and its text is replaced.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """notebooks by name or number, such as vaes or 2 (default: all)"""
+    anew: bool = False
+    """execute notebooks whose code has not changed, too"""
 
 
 @dataclass(frozen=True)
@@ -490,6 +505,15 @@ def bench_command(arguments: list[str]) -> int:
     return 0
 
 
+def chapter_command(arguments: list[str]) -> int:
+    chosen = parse(Chapter, arguments, "chapter")
+    from experiments import notebooks
+
+    for name in [notebooks.full_name(each) for each in chosen.names] or notebooks.names():
+        print(notebooks.write(name, chosen.anew), flush=True)
+    return 0
+
+
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
     """Print each warning of the body as one line."""
@@ -534,6 +558,7 @@ COMMANDS = {
     "export": export_command,
     "table": table_command,
     "bench": bench_command,
+    "chapter": chapter_command,
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from experiments import fitting, interruption
 from experiments import folder as files
 from experiments.experiment import Experiment, Options, to_config
 from experiments.interruption import INTERRUPTED, Interruption
-from gen import parallel, train, trained
+from gen import live, parallel, train, trained
 from gen.checkpoint import open_checkpoints
 from gen.core import UserError, capabilities, facts
 from gen.data import Dataset
 from gen.files import delete_leftovers
+from gen.live import Display, as_text, spread
 from gen.trained import Trained
 
 LAST_METRICS = ("loss", "validation")
@@ -37,13 +38,6 @@ LINE_EVERY = 30.0
 """Seconds between two lines about the progress of a run, where there is no terminal."""
 LAST_PICTURE = "curves.png"
 """The picture that is drawn last: a finished run that has it has all pictures."""
-
-
-class Display(NamedTuple):
-    """The functions that tell how far a run is, on a terminal or elsewhere."""
-
-    show: Callable[[int, dict[str, np.ndarray] | None], None]  # of the steps done and a report
-    say: Callable[[str], None]  # of what the run does next
 
 
 class Run(NamedTuple):
@@ -206,7 +200,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         return INTERRUPTED
     if stalled:
         _say(f"stopped early: {experiment.early_stop} validations brought no better state")
-    last = [f"{each} {_spread(reported[each])}" for each in LAST_METRICS if each in reported]
+    last = [f"{each} {spread(reported[each])}" for each in LAST_METRICS if each in reported]
     _say("; ".join([f"{done} steps in {seconds:.1f} s", *last, f"pictures in {folder}/samples"]))
     _say(f"next: python -m experiments evaluate {folder}")
     return 0
@@ -475,38 +469,11 @@ def show_progress(name: str, done: int, steps: int) -> Iterator[Display]:
     if not sys.stdout.isatty():
         yield Display(_line_writer(done, steps), _say)
         return
-    from rich import progress as bars
-    from rich.console import Group
-    from rich.live import Live
-    from rich.text import Text
-
-    bar = bars.Progress(
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(bar_width=None),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[speed]}"),
-        bars.TimeRemainingColumn(),
-    )
-    task = bar.add_task(name, total=steps, completed=done, speed="")
-    report = Text()
-
-    def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
-        bar.update(task, completed=step)
-        if metrics:
-            report.plain = _report(metrics)
-            speed = bar.tasks[task].speed
-            bar.update(task, speed=f"{speed:.0f} steps/s" if speed else "")
-
-    def say(text: str) -> None:
-        report.plain = text  # Live draws it within a quarter of a second
-
-    with Live(Group(bar, report)):
-        yield Display(show, say)
+    with live.bar(name, done, steps) as display:
+        yield display
 
 
-def _line_writer(
-    done: int, steps: int, clock: Callable[[], float] = time.monotonic
-) -> Callable[[int, dict[str, np.ndarray] | None], None]:
+def _line_writer(done: int, steps: int, clock: Callable[[], float] = time.monotonic) -> live.Show:
     """Return a function that prints the step, the report, the speed and the time that is left.
 
     It prints a line at most every `LINE_EVERY` seconds.
@@ -519,7 +486,7 @@ def _line_writer(
     last: tuple[int, float] | None = None  # step and time of the last line
     latest: dict[str, np.ndarray] = {}
 
-    def show(step: int, metrics: dict[str, np.ndarray] | None) -> None:
+    def show(step: int, metrics: Mapping[str, np.ndarray] | None) -> None:
         nonlocal last
         latest.update(metrics or {})
         now = clock()
@@ -528,7 +495,7 @@ def _line_writer(
         elif now - last[1] >= LINE_EVERY:
             speed = (step - last[0]) / (now - last[1])
             left = _duration((steps - step) / speed)
-            parts = [f"step {step:,} of {steps:,}", _report(latest)]
+            parts = [f"step {step:,} of {steps:,}", as_text(latest)]
             _say("  ".join(filter(None, [*parts, f"{speed:.3g} steps/s", f"{left} left"])))
             last = step, now
 
@@ -542,18 +509,6 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
-
-
-def _report(metrics: dict[str, np.ndarray]) -> str:
-    """Return the metrics of a report as text."""
-    return "  ".join(f"{key} {_spread(value)}" for key, value in metrics.items())
-
-
-def _spread(values: np.ndarray) -> str:
-    """Return a value as text, or the mean ± standard error over seeds."""
-    if values.size == 1:
-        return f"{values.item():.4g}"
-    return f"{values.mean():.4g} ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}"
 
 
 def _pictures_done(folder: Path) -> bool:

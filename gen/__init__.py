@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gen.live import fit
     from gen.trained import Trained, load
 
-__all__ = ["Trained", "load"]
+__all__ = ["Trained", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `Trained` at their first use: `import gen` itself stays quick."""
+    """Import `fit`, `load` and `Trained` at their first use: `import gen` itself stays quick."""
+    if name == "fit":
+        from gen import live
+
+        return live.fit
     if name in __all__:
         from gen import trained
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from gen import train
+from gen.checks import check_not_donated
 
 BLOCK = 64
 """Rows, at most, that are computed at a time."""
@@ -65,6 +66,7 @@ def rows(
       smallest: the rows of the smallest block, a power of two. With `BLOCK` all blocks have the
         same shape, and subsets give the same bits. A smaller one computes few rows in less time.
     """
+    check_not_donated(state)
     batch = {name: _narrow(np.asarray(array)) for name, array in batch.items()}
     n = len(next(iter(batch.values())))
     checksums = _checksums(batch, method) if method in KEYED else np.zeros(n, np.uint32)
@@ -90,6 +92,7 @@ def draws(
       seed: the seed of the draws.
       condition: further arguments of `sample`, such as `"label"`, [n].
     """
+    check_not_donated(state)
     key = train.streams(seed).sample
     return np.asarray(_sample_program(model, n)(state, key, dict(condition or {})))
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gen.core import LARGEST, UserError, capabilities, facts
 from gen.levels import check_levels, conversion, infer_levels, span
@@ -512,6 +513,17 @@ def check_early_stop(model: Any, early_stop: int, validate_every: int) -> None:
         raise UserError(
             f"{type(model).__name__} has no objective by which a state is better: early_stop 0"
         )
+
+
+def check_not_donated(tree: Any) -> None:
+    """Raise `UserError` if training has reused the memory of an array of the tree."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise UserError(
+                "later training steps have overwritten this state: copy a state that must outlive "
+                "its step, jax.tree.map(jax.numpy.copy, progress.carry.state), or use gen.fit, "
+                "which returns the last one"
+            )
 
 
 def _described(value: Any) -> str:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.checks import check_data
+from gen.checks import check_data, check_not_donated
 from gen.core import Data, facts
 from gen.levels import as_values
 
@@ -137,8 +137,10 @@ def evaluate(
       levels: the number of levels of x, 0 for continuous data, None to infer it.
 
     Raises:
-      UserError: the data are not of the model's kind, see `checks.check_data`.
+      UserError: the data are not of the model's kind, see `checks.check_data`, or later training
+        steps have overwritten the state.
     """
+    check_not_donated(state)
     check_data(model, data, levels, any_length=True)
     return model.evaluate(state, as_values(data, facts(model).levels), key)
 

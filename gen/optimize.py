@@ -171,7 +171,9 @@ def transformation(optimizer: AnyOptimizer) -> optax.GradientTransformation:
 
 
 def init(optimizer: AnyOptimizer, params: Any) -> optax.OptState:
-    """Return the optimiser's state before the first step."""
+    """Return the optimiser's state before the first step, which no length of a schedule changes."""
+    if isinstance(optimizer, Optimizer):
+        optimizer = for_run(optimizer, optimizer.warmup_steps + 1)
     return transformation(optimizer).init(params)
 
 

@@ -1,19 +1,37 @@
-"""Figures of matplotlib from arrays, without global state and without a window."""
+"""Figures of matplotlib from arrays, without global state and without a window.
+
+A notebook shows them as the last expression of a cell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from matplotlib import figure as mpl_figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 MOST_NAMES = 40
 """Largest number of symbols that an axis names."""
 FEW_VALUES = 12
 """Largest number of different values of a column that are drawn as a bar each."""
+
+
+class Figure(mpl_figure.Figure):
+    """A figure of matplotlib that a notebook shows as the last expression of a cell.
+
+    Matplotlib registers the display of its own figures when `pyplot` is imported, which this
+    package does not do. `_repr_png_` is the method that IPython asks an object for.
+    """
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a PNG file."""
+        file = BytesIO()
+        self.savefig(file, format="png", pil_kwargs={"optimize": True})
+        return file.getvalue()
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -40,6 +58,21 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return canvas
 
 
+def _enlarged(images: np.ndarray, columns: int, width: int) -> np.ndarray:
+    """Return images with each pixel repeated along both axes, if they are small.
+
+    Drawn `width` pixels wide, a tile of them then has lines of about two pixels. Without this, the
+    lines between images of 8 × 8 pixels would be as wide as an eighth of an image.
+
+    Args:
+      images: [N, H, W, C].
+      columns: images in a row.
+      width: the width of the tile, in pixels of the screen.
+    """
+    factor = max(1, round(width / (columns * (images.shape[2] + 1) + 1)) // 2)
+    return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
+
+
 def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure:
     """Draw a grid of images.
 
@@ -48,7 +81,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
       columns: images in a row.
       labels: texts to the left of the rows, at most one for each row.
     """
-    canvas = tile(images, columns)
+    canvas = tile(_enlarged(images, columns, 600), columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
     margin = max(110, 8 * max(map(len, labels))) if labels else 0
@@ -75,7 +108,9 @@ def panels_of_images(panels: Mapping[str, np.ndarray], labels: Sequence[str]) ->
       labels: texts to the left of the rows.
     """
     canvases = {
-        title: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        title: tile(
+            _enlarged(images.reshape(-1, *images.shape[2:]), images.shape[1], 300), images.shape[1]
+        )
         for title, images in panels.items()
     }
     height, width = next(iter(canvases.values())).shape[:2]
@@ -100,7 +135,7 @@ def signed(weights: np.ndarray) -> np.ndarray:
 
 
 def curves(
-    metrics: Mapping[str, tuple[Sequence[int], np.ndarray]],
+    metrics: Mapping[str, tuple[Sequence[int] | np.ndarray, np.ndarray]],
     units: Mapping[str, str] | None = None,
     chosen: Sequence[int] = (),
 ) -> Figure:
@@ -141,7 +176,7 @@ def curves(
 
 
 def _validation(
-    axes: Axes, steps: Sequence[int], values: np.ndarray, chosen: Sequence[int]
+    axes: Axes, steps: Sequence[int] | np.ndarray, values: np.ndarray, chosen: Sequence[int]
 ) -> None:
     """Draw the validation line of each seed, and a dot at the step that it chose."""
     by_seed = values.reshape(len(steps), -1)
@@ -560,6 +595,37 @@ def by_labels(
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.grid(which="both", axis="y", alpha=0.2)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def defects(
+    x: np.ndarray,
+    masks: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    chosen: Sequence[int] | np.ndarray,
+) -> Figure:
+    """Draw images, and below each its defect and its heat maps.
+
+    Args:
+      x: decoded images, [N, H, W, C].
+      masks: pixels of defects, [N, H, W].
+      maps: heat maps [N, H, W] by name. The colours of each go from its 50 % to its 99.8 % quantile
+        over all images.
+      chosen: numbers of the images to draw.
+    """
+    rows = ("image", "defect", *maps)
+    figure = Figure(figsize=(1.05 * len(chosen) + 1.4, 1.1 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for column, i in enumerate(chosen):
+        axes[0, column].imshow(x[i].mean(axis=-1), cmap="gray", vmin=0, vmax=1)
+        axes[1, column].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
+        for row, of_kind in enumerate(maps.values(), 2):
+            low, high = np.quantile(of_kind, (0.5, 0.998))
+            axes[row, column].imshow(of_kind[i], cmap="inferno", vmin=low, vmax=high)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[])
+    for row, name in enumerate(rows):
+        axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     return figure
 
 

@@ -5,6 +5,8 @@
             print(progress.step, progress.metrics)
     state = progress.carry.state
 
+`gen.fit` runs this loop to its end, shows how far it is, and returns the state and the metrics.
+
 Training is a pure function of (model, data, seed): keys and row order come from (seed, step) alone,
 so a run continues from (step, carry) as if it had never stopped. Grouping steps into dispatches,
 using several devices and training several seeds at once change results by rounding only.
@@ -29,6 +31,7 @@ from gen.checks import (
     check_batch_size,
     check_data,
     check_early_stop,
+    check_not_donated,
     check_seeds,
     check_settings,
     check_validated,
@@ -66,13 +69,33 @@ class Best(NamedTuple):
     step: jax.Array  # steps done then, []
 
 
-class Carry(NamedTuple):
-    """Everything that training carries from one step to the next; [S, ...] for several seeds."""
-
+class _Carry(NamedTuple):
     state: Any  # the model's
     sums: Metrics  # each metric, summed over the steps since the last report
     count: jax.Array  # the number of those steps
     best: Best | tuple[()] = ()  # empty without validation
+
+
+class Carry(_Carry):
+    """Everything that training carries from one step to the next; [S, ...] for several seeds.
+
+    A dispatch reuses the memory of the carry that it takes. Asking the old carry for its `state`,
+    `best` or `chosen` then raises `UserError`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> Any:
+        """The state of the model after the last step."""
+        check_not_donated(tuple(self))
+        return self[0]
+
+    @property
+    def best(self) -> Best | tuple[()]:
+        """The state with the lowest validation objective; empty without validation."""
+        check_not_donated(tuple(self))
+        return self[3]
 
     @property
     def chosen(self) -> Any:
@@ -97,7 +120,7 @@ class Progress(NamedTuple):
     """The state of training after a dispatch."""
 
     step: int  # steps done
-    carry: Carry  # donated to the next dispatch: copy what must outlive it
+    carry: Carry  # donated to the next dispatch: copy its state, if the state must outlive it
     metrics: dict[str, np.ndarray] | None  # at a report: means since the last, [] or [S]; at a
     # validation the mean objective there
 
@@ -498,7 +521,7 @@ def fit(
       UserError: the decoded data are not of the model's kind (`checks.check_data`), such as a
         density's with levels; a batch is larger than the data, or the mesh cannot split it; a
         setting is no integer or out of its range; rates are out of their range, or none of the
-        model's (`optimize.check_rates`).
+        model's (`optimize.check_rates`); `start` has a carry that later steps have overwritten.
       NonFiniteError: a metric was NaN, or beyond LARGEST_METRIC, at a report.
     """
     check_settings(steps, report_every, pause_every, steps_per_dispatch, validate_every)
@@ -549,6 +572,8 @@ def fit(
         assert validation is not None
         validation = jax.device_put(dict(validation), placement)
 
+    if start is not None:
+        check_not_donated(start[1])
     step, carry = start or (0, programs.begin(data, seeds))
     epoch, order = -1, None
     while step < steps and not stalled(step, carry, validate_every, early_stop):

@@ -127,6 +127,17 @@ def test_decode_scales_and_binarises():
     assert draws[:, 1].std() > 0
 
 
+def test_a_split_is_decoded_as_a_whole(digits):
+    test = digits.decoded("test")
+    np.testing.assert_allclose(test["x"] * 16, digits.test["x"], atol=1e-6)
+    assert test["x"].dtype == np.float32
+    np.testing.assert_array_equal(test["label"], digits.test["label"])
+    binary = [digits.decoded("test", "dynamic", seed)["x"] for seed in (0, 0, 1)]
+    assert {*np.unique(binary[0])} == {0, 1}
+    np.testing.assert_array_equal(binary[0], binary[1])
+    assert np.any(binary[0] != binary[2])
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown data set 'mnits'.*binarized_mnist"):
         data.load("mnits")

@@ -177,8 +177,11 @@ COSINE = Optimizer(schedule="cosine")
 
 def test_a_falling_schedule_needs_a_length():
     model = VAE(shape=(2,), encoder=MLP(()), decoder=MLP(()), latent=1, optimizer=COSINE)
+    batch: Any = {"x": jnp.zeros((1, 2))}
+    state = jax.eval_shape(model.init, jax.random.key(0))  # the first state has no schedule
+    assert state == jax.eval_shape(optimize.for_run(model, 9).init, jax.random.key(0))
     with pytest.raises(UserError, match="the cosine schedule has no length: set decay_steps"):
-        jax.eval_shape(model.init, jax.random.key(0))
+        jax.eval_shape(model.step, state, batch, jax.random.key(0))
 
 
 def test_a_warm_up_must_end_before_the_run():

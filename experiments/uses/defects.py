@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from experiments.uses.base import Outcome, Row, Subject, of_training
@@ -36,6 +34,8 @@ def locate(subject: Subject) -> Outcome:
     Args:
       subject: a model of images, on data whose test split has the array `"defects"`.
     """
+    from gen import plots
+
     experiment, dataset = subject.experiment, subject.dataset
     seeds = list(subject.states)
     test, _ = experiment.decoded(dataset, "test", seeds[0])
@@ -73,32 +73,4 @@ def locate(subject: Subject) -> Outcome:
         "share_of_defective_pixels": float(masks[is_anomaly].mean()),
     }
     defective = np.flatnonzero(is_anomaly)[:SHOWN]
-    return Outcome(record, rows, picture(images["x"], masks, shown, defective))
-
-
-def picture(x: np.ndarray, masks: np.ndarray, maps: dict[str, np.ndarray], chosen: Any) -> Any:
-    """Draw images with a row for the truth and for each heat map below them.
-
-    Args:
-      x: decoded images, [N, H, W, C].
-      masks: pixels of defects, [N, H, W].
-      maps: heat maps [N, H, W] by name. The colours of each go from its 50 % to its 99.8 % quantile
-        over all images.
-      chosen: numbers of the images to draw.
-    """
-    from matplotlib.figure import Figure
-
-    rows = ("image", "defect", *maps)
-    figure = Figure(figsize=(1.05 * len(chosen) + 1.4, 1.1 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
-    for column, i in enumerate(chosen):
-        axes[0, column].imshow(x[i].mean(axis=-1), cmap="gray", vmin=0, vmax=1)
-        axes[1, column].imshow(masks[i], cmap="gray", vmin=0, vmax=1)
-        for row, of_kind in enumerate(maps.values(), 2):
-            low, high = np.quantile(of_kind, (0.5, 0.998))
-            axes[row, column].imshow(of_kind[i], cmap="inferno", vmin=low, vmax=high)
-    for each in axes.flat:
-        each.set(xticks=[], yticks=[])
-    for row, name in enumerate(rows):
-        axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-    return figure
+    return Outcome(record, rows, plots.defects(images["x"], masks, shown, defective))

@@ -167,12 +167,7 @@ def figure_of(results: Sequence[Result], name: str) -> Any:
     """
     from gen import plots
 
-    lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
-    for result in results:
-        value, stderr = result.estimate.value, result.estimate.stderr
-        points = lines.setdefault((result.features, result.classifier), [])
-        points.append((result.labels, value, stderr))
-    return plots.by_labels(lines, f"{name}: labels predicted from features")
+    return plots.by_labels(features.error_lines(results), f"{name}: labels predicted from features")
 
 
 def command(arguments: list[str]) -> int:

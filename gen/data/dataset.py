@@ -163,6 +163,20 @@ class Dataset:
         """Return the three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def decoded(
+        self, split: str, binarize: Binarize = "none", seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Return all arrays of a split as a model takes them, on the host.
+
+        Args:
+          split: train, validation or test.
+          binarize: the rule by which x is binarised, as in `Format.decode`.
+          seed: the seed of the draws of dynamic binarisation.
+        """
+        rows = {name: jnp.asarray(values) for name, values in self.splits[split].items()}
+        decoded = self.format.decode(rows, jax.random.key(seed), binarize)
+        return {name: np.asarray(values) for name, values in decoded.items()}
+
     @property
     def classes(self) -> int:
         """Return 1 + the largest label over all splits, or 0 if there are no labels."""

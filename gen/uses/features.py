@@ -444,6 +444,20 @@ def label_errors(
     return results
 
 
+def error_lines(results: Sequence[Result]) -> dict[tuple[str, str], list[tuple[int, float, float]]]:
+    """Return the lines of the figure of errors by the number of labels, for `gen.plots.by_labels`.
+
+    A line has the names of the features and of the classifier, and points (number of labels, error
+    rate, standard error).
+    """
+    lines: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for result in results:
+        value, stderr = result.estimate.value, result.estimate.stderr
+        points = lines.setdefault((result.features, result.classifier), [])
+        points.append((result.labels, value, stderr))
+    return lines
+
+
 def check_features(model: Any) -> None:
     """Raise `UserError` unless a model has features from which labels can be predicted."""
     name, known = type(model).__name__, facts(model)
