@@ -527,7 +527,7 @@ def _line_writer(
             last = step, now
         elif now - last[1] >= LINE_EVERY:
             speed = (step - last[0]) / (now - last[1])
-            left = _duration((steps - step) / speed)
+            left = duration((steps - step) / speed)
             parts = [f"step {step:,} of {steps:,}", _report(latest)]
             _say("  ".join(filter(None, [*parts, f"{speed:.3g} steps/s", f"{left} left"])))
             last = step, now
@@ -535,7 +535,7 @@ def _line_writer(
     return show
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time in its two largest units, such as `3 min 20 s`."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
@@ -626,10 +626,11 @@ def _final_pictures(
         dataset.format.restore if dataset.format.scale else np.asarray,
         dataset.format.labels,
     )
-    pictures.metric_curves(
-        folder / "samples" / LAST_PICTURE,
+    chosen = np.atleast_1d(train.chosen_step(step, carry)).tolist()
+    curves = pictures.metric_figure(
         files.read_metrics(folder),
         facts(experiment.model).metric_units,
-        np.atleast_1d(train.chosen_step(step, carry)).tolist() if experiment.validate_every else (),
+        chosen if experiment.validate_every else (),
     )
+    pictures.save(curves, folder / "samples" / LAST_PICTURE)
     signals.end()
