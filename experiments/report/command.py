@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -35,27 +36,43 @@ class Flags:
     """keep compiled programs in the cache folder for later commands"""
 
 
-def write_report(
-    runs: Sequence[Path], out: Path, data_dir: Path | None = None, deadline: float = math.inf
-) -> int:
+def write_report(runs: Sequence[Path], out: Path, data_dir: Path | None = None) -> int:
     """Write the page of a report, and return its size in bytes.
 
     Args:
       runs: run folders, or names of experiments whose weights are published.
       out: the file of the page.
       data_dir: folder of prepared data sets, as `gen.data.load` takes it.
-      deadline: the value of `time.monotonic()` after which sections are left out.
 
     Raises:
       UserError: a run cannot be read, or the file cannot be written.
     """
     check_out(out)
-    from experiments.report import page, sections
     from experiments.report import runs as loading
 
-    entries = loading.load(runs, data_dir)
-    footer = f"Made by python -m experiments report at commit {commit()} on {device_name()}."
-    return page.write(sections.page_of(entries, footer, deadline), out)
+    return write_page(loading.load(runs, data_dir), out, COMMAND)
+
+
+def write_page(
+    entries: Sequence[Any],
+    out: Path,
+    made_by: str,
+    deadline: float = math.inf,
+    left_out: Sequence[str] = (),
+) -> int:
+    """Write the page about loaded runs, and return its size in bytes.
+
+    Args:
+      entries: the runs, as `experiments.report.runs` loads them.
+      out: the file of the page.
+      made_by: the command that makes it.
+      deadline: the value of `time.monotonic()` after which sections are left out.
+      left_out: a line for each model that the command left out.
+    """
+    from experiments.report import page, sections
+
+    footer = f"Made by python -m experiments {made_by} at commit {commit()} on {device_name()}."
+    return page.write(sections.page_of(entries, footer, deadline, left_out), out)
 
 
 def check_out(out: Path) -> None:

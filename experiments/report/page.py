@@ -71,7 +71,14 @@ class Paragraph(NamedTuple):
     kind: str = "note"  # note, warning or command
 
 
-Piece = Picture | Table | Passages | Terms | Paragraph
+class Pair(NamedTuple):
+    """Two pieces, side by side where there is room."""
+
+    first: Picture | Table | Terms
+    second: Picture | Table | Terms
+
+
+Piece = Picture | Table | Passages | Terms | Paragraph | Pair
 
 
 class Card(NamedTuple):
@@ -207,7 +214,7 @@ def recolour(figure: Figure, ink: str, paper: str) -> None:
         text.set_color(ink)  # type: ignore[attr-defined]
     for line in figure.findobj(Line2D):
         assert isinstance(line, Line2D)
-        if to_hex(line.get_color()) in inks:
+        if to_hex(line.get_color()) in inks:  # type: ignore
             line.set_color(ink)
     for lines in figure.findobj(Collection):
         assert isinstance(lines, Collection)

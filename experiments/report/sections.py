@@ -23,6 +23,7 @@ from experiments.listing import DENSITIES, HEADLINES
 from experiments.report.page import (
     Card,
     Page,
+    Pair,
     Paragraph,
     Passages,
     Picture,
@@ -107,13 +108,19 @@ class Gathering(NamedTuple):
         return [Section(title, intro if cards else "", cards, absent, wide)]
 
 
-def page_of(entries: Sequence[Entry], footer: str, deadline: float = math.inf) -> Page:
+def page_of(
+    entries: Sequence[Entry],
+    footer: str,
+    deadline: float = math.inf,
+    left_out: Sequence[str] = (),
+) -> Page:
     """Return the page of a report.
 
     Args:
       entries: the runs, the runs of one family side by side.
       footer: the text at the end.
       deadline: the value of `time.monotonic()` after which sections are left out.
+      left_out: a line for each model that was left out of the report.
     """
     gathered = Gathering(entries, deadline)
     sections = [
@@ -133,6 +140,7 @@ def page_of(entries: Sequence[Entry], footer: str, deadline: float = math.inf) -
             "neighbour is a copy.",
             samples,
             always=True,
+            wide=any(len(entry.subject.dataset.shape) == 1 for entry in entries),
         ),
         *gathered.section(
             "Reconstructions",
@@ -152,11 +160,13 @@ def page_of(entries: Sequence[Entry], footer: str, deadline: float = math.inf) -
         ),
         cost_section(entries),
     ]
+    if left_out:
+        sections.append(Section("Left out", "", [], left_out))
     names = list(dict.fromkeys(entry.subject.dataset.name for entry in entries))
     families = list(dict.fromkeys(entry.family for entry in entries))
     title = f"{entries[0].label} on {names[0]}"
     if len(entries) > 1:
-        title = f"{len(entries)} models of {_listed(names)}"
+        title = f"{len(entries)} models trained on {_listed(names)}"
     lead = f"{_listed(families)}. Estimates are means over the test split, and ± is the standard "
     lead += "error over its examples."
     alarms = [(entry.label, text) for entry in entries for text in entry.warnings]
@@ -192,14 +202,17 @@ def overview(entries: Sequence[Entry]) -> Section:
         name = headline(entry)
         rank = order.get(name, {}).get(entry.label)
         value = entry.estimates.get(name)
-        row = {"model": entry.label, "family": entry.family}
+        row = {
+            "model": entry.label,
+            "main estimate": f"{name} {marked(value)} {unit_of(entry, name)}" if value else "–",
+            "kind": value.kind if value else "–",
+        }
+        if any(order.values()):
+            row["rank"] = f"{rank[0]} of {rank[1]}" if rank else "–"
+        row["family"] = entry.family
         if several:
             row["data"] = entry.subject.dataset.name
         row |= {
-            "main estimate": f"{name} {marked(value)} {unit_of(entry, name)}" if value else "–",
-            "kind": value.kind if value else "–",
-            "rank": f"{rank[0]} of {rank[1]}" if rank else "–",
-            "p(x)": DENSITIES[entry.subject.experiment.model.density].partition(":")[0],
             "parameters": f"{entry.cost.parameters:,}",
             "steps": f"{entry.cost.steps:,}",
             "training": _time(entry.cost.seconds),
@@ -209,8 +222,13 @@ def overview(entries: Sequence[Entry]) -> Section:
     if len(entries) > 1:
         intro = (
             "Only estimates of the same name and the same kind, on the same data, are ranked, and "
-            "1 is the lowest: an exact value and a bound have no order. A rank says nothing about "
-            "the errors; python -m experiments compare takes paired differences of runs."
+            "1 is the lowest: an exact value and a bound have no order. "
+        )
+        intro += (
+            "A rank says nothing about the errors; python -m experiments compare takes paired "
+            "differences of runs."
+            if any(order.values())
+            else "Here no two estimates can be ranked."
         )
     return Section("Overview", intro, [Card("", "", [Table(rows)])], wide=True)
 
@@ -285,17 +303,20 @@ def data_section(entries: Sequence[Entry]) -> Section:
         terms = properties(dataset)
         if treated:
             terms["binarised"] = f"{', '.join(sorted(treated))}, for the models that say so"
-        pieces: list[Piece] = [Terms(terms)]
         x = dataset.format.decode(
             {"x": jax.numpy.asarray(dataset.train["x"][:IMAGES])}, jax.random.key(0)
         )["x"]
+        examples: list[Piece] = []
         if len(dataset.shape) == 1 and dataset.format.words:
-            pieces.append(Table(column_summary(dataset)))
+            examples.append(Table(column_summary(dataset)))
         else:
             length = dataset.train.get("length")
             rows = {"training row": np.asarray(x)}
             alt = f"Rows of the training split of {dataset.name}"
-            pieces += beside(dataset, rows, alt, length)
+            examples += beside(dataset, rows, alt, length)
+        pieces: list[Piece] = [Terms(terms), *examples]
+        if len(examples) == 1 and isinstance(examples[0], Picture | Table):
+            pieces = [Pair(Terms(terms), examples[0])]
         cards.append(Card(dataset.name, "", pieces))
     return Section("Data", "", cards, wide=True)
 
@@ -343,8 +364,11 @@ def _differences(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     changed = {}
     for name, value in values.items():
         default = defaults.get(name)
-        alike = isinstance(value, dict) and isinstance(default, dict)
-        if alike and value.get("class") == default.get("class"):
+        if (
+            isinstance(value, dict)
+            and isinstance(default, dict)
+            and value.get("class") == default.get("class")
+        ):
             parts = _differences(value, default)
             changed |= {f"{name}.{part}": text for part, text in parts.items()}
         elif name not in defaults or value != default:
@@ -475,13 +499,13 @@ def samples(entry: Entry) -> list[Piece]:
     dataset, pieces = subject.dataset, []
     alt = f"Samples of {entry.label}, each beside its nearest training row"
     if len(model.shape) == 1:
-        restored = {"test examples": test, "samples": drawn}
+        restored = {"training rows": training, "samples": drawn}
         restored = {name: np.asarray(dataset.format.restore(x)) for name, x in restored.items()}
         if model.shape == (2,):
-            pieces.append(Picture(plots.clouds(restored, 2), f"Test points and {alt.lower()}"))
+            pieces.append(Picture(plots.clouds(restored, 2), f"Training rows and {alt.lower()}"))
         else:
             figure = pictures.column_histograms(restored, dataset.format.words)
-            described = f"Histograms of the columns of samples of {entry.label} and test examples"
+            described = f"Histograms of the columns of samples of {entry.label} and training rows"
             pieces.append(Picture(figure, described))
     pieces += beside(dataset, groups, alt)
     if subject.binary:  # a model can return means, and binary rows have other distances
@@ -492,8 +516,8 @@ def samples(entry: Entry) -> list[Piece]:
     of_test = judge.nearest_distances(flat[1], flat[2])
     near = 1 - judge.NEAREST
     text = (
-        f"Mean distance to the nearest training row: {own.value:.3g} of {SAMPLES} samples, "
-        f"{of_test.mean():.3g} of the test examples. {copies.value:.1%} of the samples are nearer "
+        f"Mean distance to the nearest training row: {own.value:.3g} for {SAMPLES} samples and "
+        f"{of_test.mean():.3g} for the test examples. {copies.value:.1%} of the samples are nearer "
         f"to a training row than {near:.0%} of the test examples are."
     )
     return [*pieces, Paragraph(text)]
@@ -569,7 +593,9 @@ def reconstructions(entry: Entry) -> list[Piece]:
     """Return test examples beside their reconstructions."""
     subject, model = entry.subject, entry.subject.experiment.model
     if "reconstruct" not in capabilities(model):
-        raise UserError(f"no reconstructions, since {type(model).__name__} has no codes to decode")
+        raise UserError(
+            f"no reconstructions, since {type(model).__name__} reconstructs no examples"
+        )
     test = rows_of(entry)
     rows = np.resize(np.arange(len(test["x"])), IMAGES)
     batch = {name: jax.numpy.asarray(values[rows]) for name, values in test.items()}
@@ -598,20 +624,21 @@ def codes(entry: Entry) -> list[Piece]:
     if known.sequences:
         require("encode" in able, f"no codes, since {name} has no method encode")
         symbols = subject.dataset.format.symbols
-        figure = pictures.posterior_figure(model, entry.state, rows_of(entry), symbols, LONGEST)
+        test: Any = rows_of(entry)
+        figure = pictures.posterior_figure(model, entry.state, test, symbols, LONGEST)
         alt = f"A test sequence and the posterior of its hidden states under {entry.label}"
         return [Picture(figure, alt)]
     if "encode" not in able and not (known.normal_codes and "decode" in able):
-        raise UserError(f"no codes, since {name} has neither encode nor normal codes to decode")
+        raise UserError(f"no codes, since {name} has no method encode")
     require(
         "encode" not in able or known.codes == "features",
         f"no map of codes, since the codes of {name} are the noise of its sampler",
     )
     flags = latent.Flags(runs=(Path(entry.label),), examples=CODES)
-    outcome = latent.latent_subject(subject, flags)
+    outcome = latent.latent_subject(subject._replace(name=entry.label), flags)
     alt = f"Map of the codes of {entry.label}, the sizes of their dimensions and decoded paths"
-    rows = row_cells(outcome.rows)
-    return [Picture(outcome.figure, alt), Table(rows)]
+    (row,) = row_cells(outcome.rows)
+    return [Pair(Picture(outcome.figure, alt), Terms(row))]
 
 
 def completions_section(gathered: Gathering) -> list[Section]:
@@ -648,8 +675,9 @@ def completions_section(gathered: Gathering) -> list[Section]:
         return []
     intro = (
         "The hidden part of test examples, filled in by draws from the model. The last row has the "
-        "nearest training example. The squared error is that of the mean of the draws, and the "
-        "coverage is the share of examples whose truth lies in the central 90 % of the draws."
+        "nearest training example, and a row is empty where a model does not draw from p(hidden | "
+        "shown). The squared error is of the mean of the draws. The coverage is the share of "
+        "examples whose truth lies in the central 90 % of the draws."
     )
     return [Section("Completions", intro if cards else "", cards, absent, wide=True)]
 
@@ -677,7 +705,7 @@ def strangest(entry: Entry) -> list[Piece]:
     flags = anomalies.Flags(
         run=Path(entry.label),
         score=kinds[0],
-        false_alarm_rate=max(FALSE_ALARMS, 1.001 / (held_out + 1)),
+        false_alarm_rate=max(FALSE_ALARMS, math.ceil(100 / (held_out + 1)) / 100),
         examples=SCORED if len(batch["x"]) > 2 * SCORED else 0,
         shown=STRANGEST,
     )
@@ -688,10 +716,8 @@ def strangest(entry: Entry) -> list[Piece]:
     unit = facts(model).metric_units.get("score", unit) if kinds[0] == "default" else ""
     meaning = f"The score, {unit}" if unit else f"The score, {anomaly.KINDS[kinds[0]]}"
     alt = f"Histograms of the scores of {entry.label} for scored and held-out test examples"
-    pieces: list[Piece] = [
-        Picture(outcome.figure, alt),
-        Table(rows, f"{meaning}: higher is stranger."),
-    ]
+    scores = Table(rows, f"{meaning}: higher is stranger.")
+    pieces: list[Piece] = [Pair(Picture(outcome.figure, alt), scores)]
     if len(model.shape) != 3:
         places = np.array([each["row"] for each in strange])
         length = batch["length"][places] if "length" in batch else None
