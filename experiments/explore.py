@@ -7,11 +7,16 @@ time.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import multiprocessing
+import os
 import shlex
+import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +28,7 @@ from tyro import MISSING
 
 from experiments import fitting, interruption
 from experiments.compilation import keep_programs
-from experiments.evaluation import evaluate_state
+from experiments.evaluation import evaluate_run
 from experiments.experiment import Experiment, Options, to_config
 from experiments.fitting import Candidate, candidates, describe, seconds_of, with_absolute_path
 from experiments.flags import parse
@@ -32,8 +37,8 @@ from experiments.interruption import INTERRUPTED, Interruption
 from experiments.own import flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from experiments.report.command import write_page
-from experiments.report.runs import Entry, entry_of
-from experiments.run import duration, train_run
+from experiments.report.runs import Entry, entry_of, is_of_users
+from experiments.run import duration, load_run, train_run
 from experiments.uses.base import load_subject
 from gen import data, optimize, train
 from gen.core import UserError, capabilities, check_fields, require
@@ -62,8 +67,12 @@ PATIENCE = 5
 """Validations without a better state after which a training ends."""
 FEWEST_STEPS = 10
 """Steps below which a model is left out."""
-ROWS = 500
-"""Test examples, at most, on which the time of the evaluation is measured."""
+LARGE = 20_000_000
+"""Numbers in the state of a model from which smaller ones of its family are preferred."""
+LEAST_EVALUATION = 5.0
+"""Seconds that an evaluation has, at least."""
+EVALUATION_SHARE = 0.4
+"""Share of the time of a model that is kept for its evaluation."""
 DEMONSTRATIONS = ("gan_collapsed_digits",)
 """Experiments that show a failure on purpose."""
 OVER = "the time is over"
@@ -109,11 +118,10 @@ class Choice(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """The time that a model takes."""
+    """The time that a training takes."""
 
     compiling: float  # seconds until the first step is done
     step: float  # seconds of a step
-    evaluation: float  # seconds of an evaluation
 
 
 class Plan(NamedTuple):
@@ -129,6 +137,8 @@ def command(arguments: list[str]) -> int:
     begun = time.monotonic()
     chosen = parse(Flags, arguments, COMMAND, Flags(MISSING, Reading()))
     keep_programs(chosen.keep_programs)
+    # Two processes share a GPU, whose memory the first one would take as a whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     end = begun + 60 * chosen.minutes - START
     dataset = data.load(chosen.data, chosen.data_dir, chosen.reading)
     for line in describe(dataset, chosen.data, chosen.reading):
@@ -208,6 +218,7 @@ def train_all(
     entries, left_out, waiting = [], [], []
     end_of_training = end - REPORT_SHARE * (end - time.monotonic())
     paces: dict[str, Pace] = {}
+    evaluator = Evaluator(flags, signals)
 
     def attempt(candidate: Candidate, models: int, last: bool) -> None:
         name, folder = candidate.name, out / candidate.name
@@ -227,7 +238,9 @@ def train_all(
         run_plan(plan, name, folder, flags.data_dir, signals, end_of_training)
         if signals.received not in ("", OVER):
             raise UserError(f"{signals.received} came before its end")
-        entries.append(entry_of(load_subject(folder, flags.data_dir), name, flags.data_dir))
+        texts, without = evaluator.evaluate(folder, begun + share)
+        entry = entry_of(load_subject(folder, flags.data_dir), name, without=without)
+        entries.append(entry._replace(warnings=[*entry.warnings, *texts]))
 
     for last in (False, True):
         queue, waiting = (waiting if last else list(chosen)), []
@@ -243,6 +256,7 @@ def train_all(
                 print(f"left out: {left_out[-1]}", flush=True)
             if signals.received == OVER:
                 signals.received = ""
+    evaluator.stop()
     families = list(dict.fromkeys(entry.family for entry in entries))
     return sorted(entries, key=lambda entry: families.index(entry.family)), left_out
 
@@ -253,7 +267,8 @@ def choose(
     """Return up to `MOST` models of different families, in the order of their cost.
 
     Of a family, the first is taken by this order: with a likelihood of these data before others,
-    registered on data of the same form before others, cheap before expensive.
+    registered on data of the same form before others, small before large, and cheap before
+    expensive.
 
     Args:
       dataset: the data set.
@@ -289,7 +304,8 @@ def _preference(candidate: Candidate, dataset: Dataset) -> tuple[Any, ...]:
     table = len(dataset.shape) == 1 and bool(dataset.format.scale)
     points = dataset.shape == (2,) and not table
     other_form = (registered in ODDS) != table or (registered == "eight_gaussians") != points
-    return not candidate.likelihood, other_form, seconds_of(candidate.name), candidate.size
+    large, seconds = candidate.size > LARGE, seconds_of(candidate.name)
+    return not candidate.likelihood, other_form, large, seconds, candidate.size
 
 
 def is_generative(model: Any) -> bool:
@@ -346,7 +362,7 @@ def plan_of(
     # A validation takes about as long as the steps that see as many rows.
     blocks = math.ceil(len(dataset.validation["x"]) / experiment.batch_size)
     validations = REPORTS * blocks * pace.step if validated else 0.0
-    left = end - time.monotonic() - pace.evaluation
+    left = (1 - EVALUATION_SHARE) * (end - time.monotonic())
     # The length of a falling learning rate is part of the compiled step.
     falls = optimize.for_run(experiment.model, 1) != optimize.for_run(experiment.model, 2)
     steps = experiment.steps
@@ -356,8 +372,7 @@ def plan_of(
     if steps < min(FEWEST_STEPS, experiment.steps):
         return (
             f"{steps} of its {experiment.steps:,} steps fit into the time, beside "
-            f"{duration(pace.compiling)} for compiling and {duration(pace.evaluation)} for the "
-            "evaluation"
+            f"{duration(pace.compiling)} for compiling"
         )
     every = max(1, steps // REPORTS)
     steps = steps // every * every
@@ -374,8 +389,7 @@ def plan_of(
     command = shlex.join(["python", "-m", "experiments", "train", candidate.name, *source, *words])
     print(
         f"{candidate.name}: {steps:,} of {experiment.steps:,} steps, about "
-        f"{duration(steps * pace.step + validations)}; evaluation about "
-        f"{duration(pace.evaluation)}",
+        f"{duration(steps * pace.step + validations)}",
         flush=True,
     )
     return Plan(replace(candidate.experiment, **changed), command, left)
@@ -394,28 +408,23 @@ def _different(name: str, changed: dict[str, Any]) -> dict[str, Any]:
 
 
 def pace_of(experiment: Experiment, dataset: Dataset, seconds: float) -> Pace:
-    """Measure the speed of the training and of the evaluation of a model.
+    """Measure the speed of the training of a model.
 
     Args:
       experiment: the experiment, on its data.
       dataset: the data.
       seconds: the time of the measured steps, at most.
     """
-    begun, marks, state = time.monotonic(), [], None
+    begun, marks = time.monotonic(), []
     for progress in experiment.fit(dataset, validate_every=0):
-        state = jax.block_until_ready(progress.carry).state
+        jax.block_until_ready(progress.carry)
         marks.append((progress.step, time.monotonic()))
         if len(marks) > 1 and marks[-1][1] - marks[0][1] > seconds:
             break
     first, last = marks[0], marks[-1]
     compiling = first[1] - begun
     step = (last[1] - first[1]) / (last[0] - first[0]) if len(marks) > 1 else compiling / first[0]
-    rows = len(dataset.test["x"])
-    few = replace(dataset, test={name: values[:ROWS] for name, values in dataset.test.items()})
-    before = time.monotonic()
-    evaluate_state(experiment, few, state, "test", experiment.seed)
-    evaluation = (time.monotonic() - before) * max(1.0, rows / ROWS)
-    return Pace(compiling, max(step, 1e-6), evaluation)
+    return Pace(compiling, max(step, 1e-6))
 
 
 def run_plan(
@@ -455,3 +464,78 @@ def run_plan(
     finally:
         clock.cancel()
     require(code in (0, INTERRUPTED), "its training diverged")
+
+
+class Evaluator:
+    """A process that evaluates runs, so that an evaluation which takes too long can be ended.
+
+    It is started at once, and again after it was ended.
+    """
+
+    def __init__(self, flags: Flags, signals: Interruption):
+        self.flags, self.signals = flags, signals
+        self.start()
+
+    def start(self) -> None:
+        """Start the process."""
+        context = multiprocessing.get_context("spawn")  # a fork of JAX's threads can deadlock
+        self.connection, other = context.Pipe()
+        arguments = (other, self.flags.data_dir, self.flags.keep_programs)
+        self.process = context.Process(target=evaluate_received, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def evaluate(self, folder: Path, end: float) -> tuple[list[str], str]:
+        """Evaluate a run into its folder.
+
+        Args:
+          folder: the run folder.
+          end: the value of `time.monotonic()` at which the evaluation is ended.
+
+        Returns:
+          The warnings of the evaluation, and the reason why there are no estimates or "".
+        """
+        begun = time.monotonic()
+        print(f"{folder.name}: evaluating", flush=True)
+        self.connection.send(folder)
+        while not self.connection.poll(0.1):
+            reason = self.signals.received if self.signals.received != OVER else ""
+            if time.monotonic() > max(end, begun + LEAST_EVALUATION):
+                reason = f"it takes longer than {duration(time.monotonic() - begun)}"
+            if not self.process.is_alive():
+                reason = "its process has ended, probably without memory"
+            if reason:
+                self.stop()
+                self.start()
+                return [], f"no estimates, since the evaluation was ended: {reason}"
+        return self.connection.recv()
+
+
+def evaluate_received(connection: Any, data_dir: Path | None, keep: bool) -> None:
+    """Evaluate the runs whose folders come through a connection, and answer for each.
+
+    Args:
+      connection: the connection. An answer has the warnings of the evaluation, and an error or "".
+      data_dir: folder of prepared data sets.
+      keep: whether to keep compiled programs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
+    keep_programs(keep)
+    with contextlib.suppress(EOFError, OSError):  # that process has ended
+        while True:
+            folder = connection.recv()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    evaluate_run(load_run(folder, data_dir), "test")
+                    error = ""
+                except (UserError, MemoryError, RuntimeError) as raised:  # of JAX and of NumPy
+                    error = (str(raised) or "out of memory").splitlines()[0]
+            texts = [f"evaluation: {each.message}" for each in caught if is_of_users(each)]
+            connection.send((texts, error))

@@ -219,5 +219,5 @@ def recolour(figure: Figure, ink: str, paper: str) -> None:
     for lines in figure.findobj(Collection):
         assert isinstance(lines, Collection)
         edges = lines.get_edgecolor()
-        if len(edges) and {to_hex(edge) for edge in edges} <= inks:
+        if len(edges) and {to_hex(edge) for edge in edges} <= inks:  # type: ignore
             lines.set_edgecolor(ink)

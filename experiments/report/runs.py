@@ -89,16 +89,20 @@ def load(paths: Sequence[Path], data_dir: Path | None = None) -> list[Entry]:
     return sorted(entries, key=lambda entry: families.index(entry.family))
 
 
-def entry_of(subject: Subject, label: str, data_dir: Path | None = None) -> Entry:
+def entry_of(
+    subject: Subject, label: str, data_dir: Path | None = None, without: str = ""
+) -> Entry:
     """Return a run of a report with its estimates, which are computed if they are not stored.
 
     Args:
       subject: the model with its data.
       label: the name of the run on the page.
       data_dir: folder of prepared data sets.
+      without: why they are not computed, or an empty text.
     """
-    texts, without = list(recorded_warnings(subject)), ""
-    record = stored_record(subject)
+    texts, record = list(recorded_warnings(subject)), stored_record(subject)
+    if record is None and without:
+        record = {"estimates": {}}
     if record is None:
         print(f"{label}: evaluating", flush=True)
         with warnings.catch_warnings(record=True) as caught:
