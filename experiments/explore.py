@@ -48,7 +48,9 @@ COMMAND = "explore"
 MOST = 6
 """Models, at most, each of another family where there are enough families."""
 LEAST = 3
-"""Models, at least, if so many fit: further ones of the same families are taken."""
+"""Models, at least, if as many fit: further ones of the same families are taken."""
+MODEL_SECONDS = 30.0
+"""Seconds of training and evaluation for each model, from which the number of models follows."""
 REPORT_SHARE = 0.25
 """Share of the time that is kept for the report."""
 SHORTEST = 0.5
@@ -69,7 +71,7 @@ FEWEST_STEPS = 10
 """Steps below which a model is left out."""
 LARGE = 20_000_000
 """Numbers in the state of a model from which smaller ones of its family are preferred."""
-LEAST_EVALUATION = 5.0
+LEAST_EVALUATION = 10.0
 """Seconds that an evaluation has, at least."""
 EVALUATION_SHARE = 0.4
 """Share of the time of a model that is kept for its evaluation."""
@@ -141,12 +143,12 @@ def command(arguments: list[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     end = begun + 60 * chosen.minutes - START
     dataset = data.load(chosen.data, chosen.data_dir, chosen.reading)
-    for line in describe(dataset, chosen.data, chosen.reading):
-        print(line)
     name = with_own_data(COMMAND, Experiment(None, data=chosen.data))
     out = chosen.out or Path("runs") / f"{name}-seed{chosen.seed}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: choose another --out, or remove it")
+    for line in describe(dataset, chosen.data, chosen.reading):
+        print(line)
     return explore(dataset, chosen, out, end)
 
 
@@ -167,7 +169,9 @@ def explore(dataset: Dataset, flags: Flags, out: Path, end: float) -> int:
         bool(fitting_ones),
         f"no experiment fits {flags.data}: python -m experiments data says what it holds",
     )
-    choice = choose(dataset, fitting_ones, flags.data, flags.reading)
+    seconds = (1 - REPORT_SHARE) * (end - time.monotonic())
+    most = max(LEAST, min(MOST, int(seconds / MODEL_SECONDS)))
+    choice = choose(dataset, fitting_ones, flags.data, flags.reading, most)
     left_out = list(choice.left_out)
     print(f"\nTraining {', '.join(each.name for each in choice.chosen)}", flush=True)
     for line in left_out:
@@ -262,9 +266,13 @@ def train_all(
 
 
 def choose(
-    dataset: Dataset, fitting_ones: Sequence[Candidate], source: str, reading: Reading
+    dataset: Dataset,
+    fitting_ones: Sequence[Candidate],
+    source: str,
+    reading: Reading,
+    most: int = MOST,
 ) -> Choice:
-    """Return up to `MOST` models of different families, in the order of their cost.
+    """Return models of different families, in the order of their cost.
 
     Of a family, the first is taken by this order: with a likelihood of these data before others,
     registered on data of the same form before others, small before large, and cheap before
@@ -275,6 +283,7 @@ def choose(
       fitting_ones: the experiments that fit.
       source: the path or the name of the data.
       reading: how they are read.
+      most: the number of models, at most.
     """
     families: dict[str, list[Candidate]] = {}
     for candidate in sorted(fitting_ones, key=lambda each: _preference(each, dataset)):
@@ -283,13 +292,13 @@ def choose(
             families.setdefault(model.family, []).append(candidate)
     firsts = [members[0] for members in families.values()]
     firsts.sort(key=lambda each: (_preference(each, dataset)[0], seconds_of(each.name)))
-    chosen, late = firsts[:MOST], firsts[MOST:]
+    chosen, late = firsts[:most], firsts[most:]
     others = (each for members in families.values() for each in members[1:])
     for candidate in sorted(others, key=lambda each: _preference(each, dataset)):
         if len(chosen) < LEAST:
             chosen.append(candidate)
     left_out = [
-        f"{each.experiment.model.family}: {MOST} families are enough, and it takes longer"
+        f"{each.experiment.model.family}: {most} families have the time, and it takes longest"
         for each in late
     ]
     for family in dict.fromkeys(each.model.family for each in EXPERIMENTS.values()):
@@ -482,7 +491,11 @@ class Evaluator:
         self.connection, other = context.Pipe()
         arguments = (other, self.flags.data_dir, self.flags.keep_programs)
         self.process = context.Process(target=evaluate_received, args=arguments, daemon=True)
+        # Ctrl-C reaches all processes of a terminal. This one inherits the mask, and its starter
+        # decides when it ends.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         other.close()
 
     def stop(self) -> None:
@@ -525,7 +538,6 @@ def evaluate_received(connection: Any, data_dir: Path | None, keep: bool) -> Non
       data_dir: folder of prepared data sets.
       keep: whether to keep compiled programs.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it decides
     keep_programs(keep)
     with contextlib.suppress(EOFError, OSError):  # that process has ended
         while True:
