@@ -31,7 +31,7 @@ def table(tmp_path_factory) -> Path:
     """A table of 150 rows with four columns and a label."""
     random = np.random.default_rng(0)
     x = random.normal(size=(150, 4)) @ random.normal(size=(4, 4))
-    lines = [",".join([*(f"{value:.4f}" for value in row), "ab"[row[0] > 0]]) for row in x]
+    lines = [",".join([*(f"{value:.4f}" for value in row), "ab"[int(row[0] > 0)]]) for row in x]
     path = tmp_path_factory.mktemp("table") / "table.csv"
     path.write_text("\n".join(["p,q,r,s,class", *lines]))
     return path
