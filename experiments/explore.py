@@ -472,6 +472,7 @@ def run_plan(
         code = train_run(name, with_absolute_path(plan.experiment), options, plan.command, signals)
     finally:
         clock.cancel()
+        signals.say = interruption.write_line  # in place of the training's progress bar
     require(code in (0, INTERRUPTED), "its training diverged")
 
 

@@ -181,7 +181,7 @@ def test_refusals_are_one_line(arguments, message, table, tmp_path, monkeypatch,
 @pytest.mark.slow
 def test_a_table_is_explored_within_the_time(table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = [str(table), "--label-column", "class", "--minutes", "2", "--out", "out"]
+    arguments = [str(table), "--label-column", "class", "--minutes", "1.5", "--out", "out"]
     assert main(["explore", *arguments]) == 0
     assert "150 rows of 4 (columns)" in capsys.readouterr().out
     text = check_page(tmp_path / "out" / "report.html")

@@ -343,12 +343,9 @@ KINDS = {
     "images, mixture": ("mixture_binarized_mnist", "--data", "digits", "--binarize", "threshold"),
     "images, classifier": ("classifier_digits", "--validate-every", "0"),
     "images in colour": ("vae_conv_mnist", "--data", "photos"),
-    "images in colour, flow matching": ("flow_matching_mnist", "--data", "photos"),
     "table, mixture": ("gaussians_odds", "--data", "table.csv", "--label-column", "class"),
-    "table, RBM": ("rbm_odds", "--data", "table.csv", "--label-column", "class"),
     "points": ("diffusion_toy", "--validate-every", "0"),
     "text": ("hmm_letters", "--data", "story.txt"),
-    "words": ("hmm_letters_2", "--data", "story.txt", "--split-words"),
     "sequences": ("hmm_regimes", "--data", "series.npz"),
     "documents": ("rbm_digits_nudged", "--data", "words.csv"),
 }
