@@ -233,9 +233,10 @@ RUN = ("--steps", "4", "--report-every", "2", "--checkpoint-every", "4", "--no-p
 
 @pytest.fixture
 def few(monkeypatch):
-    """Let the sections show few examples."""
+    """Let the sections show few examples, in small pictures."""
     for name, value in {"SAMPLES": 20, "CODES": 40, "COMPLETED": 8, "SCORED": 60}.items():
         monkeypatch.setattr(sections, name, value)
+    monkeypatch.setattr(page, "RESOLUTIONS", (50,))
 
 
 def test_two_runs_stand_side_by_side(tmp_path, few, capsys):
