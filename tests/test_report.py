@@ -334,8 +334,11 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
+QUICK = ("--model.sample-steps", "5", "--model.time-draws", "2", "--model.ode-examples", "0")
+"""Few steps of a diffusion model."""
+
 KINDS = {
-    "images in grey, diffusion": ("diffusion_digits",),
+    "images in grey, diffusion": ("diffusion_digits", *QUICK),
     "images in grey, GAN": ("gan_digits",),
     "images in grey, labels": ("cvae_mnist", "--data", "digits"),
     "images, RBM": ("rbm_tempered_digits", "--validate-every", "0"),
@@ -345,7 +348,7 @@ KINDS = {
     "images, classifier": ("classifier_digits", "--validate-every", "0"),
     "images in colour": ("vae_conv_mnist", "--data", "photos"),
     "table, mixture": ("gaussians_odds", "--data", "table.csv", "--label-column", "class"),
-    "points": ("diffusion_toy", "--validate-every", "0"),
+    "points": ("diffusion_toy", *QUICK, "--validate-every", "0"),
     "text": ("hmm_letters", "--data", "story.txt"),
     "sequences": ("hmm_regimes", "--data", "series.npz"),
     "documents": ("rbm_digits_nudged", "--data", "words.csv"),
