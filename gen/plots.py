@@ -138,6 +138,7 @@ def curves(
     metrics: Mapping[str, tuple[Sequence[int] | np.ndarray, np.ndarray]],
     units: Mapping[str, str] | None = None,
     chosen: Sequence[int] = (),
+    columns: int = 3,
 ) -> Figure:
     """Draw one panel for each metric, with one line for each seed.
 
@@ -148,11 +149,12 @@ def curves(
       units: the unit of each metric, by its name.
       chosen: the step of the state that validation chose, one or one for each seed, which a dot
         marks on the line.
+      columns: panels in a row, at most.
     """
     units = units or {}
     shared = {"loss", "validation"} <= {*metrics} and units.get("loss") == units.get("validation")
     panels = [name for name in metrics if not (shared and name == "validation")]
-    columns = min(3, len(panels))
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.8 * columns, 2.8 * rows), dpi=100, layout="constrained")
     for i, name in enumerate(panels):
