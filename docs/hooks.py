@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.resources
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from nbconvert import MarkdownExporter
 
 from experiments import gallery
 from experiments.gallery import CHAPTER, FILES, RESULTS, ROOT, located, page_of, sections
+
+WIDE = "---\nhide: [navigation]\n---\n\n"
+"""The head of a page that stands alone, without a list of pages at its side."""
 
 
 def modules() -> Iterator[str]:
@@ -39,19 +43,22 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages made of other files of the repository, the pictures, and MathJax."""
 
-    def add(uri: str, content: str | bytes | None = None, source: Path | None = None) -> None:
-        path = str(source) if source else None
-        files.append(File.generated(config, uri, content=content, abs_src_path=path))
+    def add(uri: str, content: str | bytes) -> None:
+        files.append(File.generated(config, uri, content=content))
+
+    def copy(uri: str, source: Path) -> None:
+        files.append(File.generated(config, uri, abs_src_path=str(source)))
 
     for name, page in FILES.items():
-        add(page, located((ROOT / name).read_text(), name, depth=0))
+        text = WIDE + located((ROOT / name).read_text(), name, depth=0)
+        add(page, re.sub(r"```mermaid\n.*?```\n", lambda _: gallery.cards(), text, flags=re.DOTALL))
     for title, text in sections("BUILD.md").items():
         if manual_page(title):
             add(page_of(title), f"# {title}\n" + located(text, "BUILD.md", depth=1))
     for name in modules():
         add(f"api/{name}.md", f"# `{name}`\n\n::: {name}\n")
     for path in RESULTS.glob("*/*.png"):
-        add(f"results/{path.relative_to(RESULTS)}", source=path)
+        copy(f"results/{path.relative_to(RESULTS)}", path)
     for path in notebooks():
         text, resources = MarkdownExporter().from_filename(
             str(path), resources={"unique_key": path.stem}
@@ -59,16 +66,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         add(f"chapter/{path.stem}.md", text)
         for name, content in resources["outputs"].items():
             add(f"chapter/{name}", content)
-    mathjax = importlib.util.find_spec("mathjax")
-    assert mathjax and mathjax.submodule_search_locations
-    script = Path(mathjax.submodule_search_locations[0], "static/mathjax/es5/tex-svg.js")
-    add("javascripts/tex-svg.js", source=script)
+    folder = Path(str(importlib.resources.files("mathjax")))
+    copy("javascripts/tex-svg.js", folder / "static" / "mathjax" / "es5" / "tex-svg.js")
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Replace the lines of a page that call functions of `experiments.gallery`."""
-    return gallery.render(markdown) if not page.file.generated_by else markdown
+    if page.file.generated_by:
+        return markdown
+    uri = page.file.src_uri
+    return gallery.render(located(markdown, f"docs/{uri}", depth=uri.count("/")))
 
 
 def manual_page(title: str) -> bool:

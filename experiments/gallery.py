@@ -8,10 +8,10 @@ of them is replaced with what the function of that name returns; `PARTS` lists t
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +22,7 @@ from experiments.flags import field_texts
 from experiments.folder import read_json
 from experiments.registry import EXPERIMENTS
 from gen import config
-from gen.core import CAPABILITIES, capabilities
-from gen.estimate import from_json
+from gen.core import CAPABILITIES, capabilities, require
 from gen.trained import WEIGHTS
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +30,9 @@ RESULTS = ROOT / "experiments" / "results"
 CHAPTER = ROOT / "experiments" / "chapter"
 SOURCES = "https://github.com/OWNER/gen/blob/main/"
 """Address of the files of the repository, for links to files that have no page."""
+
+HIDDEN = ("seeds", "parameters", "seconds", "commit")
+"""Columns of the table of estimates that are the same for all estimates of a run."""
 
 CAPTIONS = {
     "samples": "samples",
@@ -107,55 +109,46 @@ def family_of(family: str) -> dict[str, Any]:
 
 
 def experiments(family: str) -> str:
-    """Return a table of the experiments of a family, and a block with the details of each."""
-    found = family_of(family)
-    head = "| experiment | data | test result | parameters | minutes |\n|---|---|---|---|---|\n"
-    blocks = [details(name) for name in found]
-    return head + "".join(map(row, found)) + "\n" + "\n\n".join(blocks)
-
-
-def row(name: str) -> str:
-    """Return the row of an experiment in the table of its family."""
-    record = read_json(RESULTS / f"{name}.json", *table.NEEDED)
-    cells = ("–", "–", "–")
-    if record:
-        cells = (listing.headline(record), f"{record['parameters']:,}", listing.minutes(record))
-    link = f"[`{name}`](#{name})"
-    return f"| {' | '.join((link, f'`{EXPERIMENTS[name].data}`', *cells))} |\n"
+    """Return a block that unfolds for each experiment of a family, with all about it."""
+    return "\n\n".join(map(details, family_of(family)))
 
 
 def details(name: str) -> str:
-    """Return a block that unfolds, with all about an experiment."""
+    """Return a block that unfolds: the summary of an experiment, its command and its results."""
     comment, experiment = comments()[name], EXPERIMENTS[name]
     record = read_json(RESULTS / f"{name}.json", *table.NEEDED)
-    command = record["command"] if record else comment.command
-    text = [
-        f'<details class="example" id="{name}" markdown>\n'
-        f'<summary markdown="span">`{name}`: {listing.headline(record) if record else ""}'
-        f"</summary>".replace(": </summary>", "</summary>"),
-        linked(comment.description),
+    cells = [f"<code>{name}</code>", experiment.data, "not published"]
+    command = comment.command
+    facts = [f"{experiment.steps:,} steps of {experiment.batch_size:,} examples"]
+    estimates: list[dict[str, str]] = []
+    if record:
+        cells[2] = f"{listing.headline(record)}, {listing.minutes(record)} min"
+        command = record["command"]
+        facts += [
+            f"{record['parameters']:,} parameters",
+            f"seeds: {table.seeds(record)}",
+            f"{record['train_seconds']:,.0f} s on {record['device']}",
+            f"commit {table.commit(record)}".replace("commit commit", "commit"),
+        ]
+        estimates = [
+            {key: row[key] for key in row if key not in ("experiment", *HIDDEN)}
+            for row in table.estimate_rows([record])
+        ]
+    if (RESULTS / name / WEIGHTS).exists():
+        facts.append(f'published weights, `gen.load("{name}")`')
+    stems = [stem for stem in CAPTIONS if (RESULTS / name / f"{stem}.png").exists()]
+    text = (
+        f'<details class="experiment" id="{name}" markdown>',
+        f"<summary>{''.join(f'<span>{cell}</span>' for cell in cells)}</summary>",
+        comment.description,
         f"```sh\n{command}\n```",
         comment.result,
-    ]
-    if record:
-        estimates = [
-            (f"`{each}`", table.number(value), value.kind, f"{value.n:,}", table.spread(value))
-            for each, value in ((k, from_json(v)) for k, v in record["estimates"].items())
-        ]
-        head = ("estimate", "test value", "kind", "n", "± over seeds")
-        text.append(table.rows_as_markdown([dict(zip(head, row, strict=True)) for row in estimates]))
-        text.append(
-            f"{record['parameters']:,} parameters; seeds: {table.seeds(record)}; "
-            f"{record['train_seconds']:,.0f} s on {record['device']}; {experiment.steps:,} steps "
-            f"of {experiment.batch_size:,} examples; commit {table.commit(record)}."
-        )
-    else:
-        text.append(f"{experiment.steps:,} steps of {experiment.batch_size:,} examples.")
-    if (RESULTS / name / WEIGHTS).exists():
-        text.append(f'The weights are published: `gen.load("{name}")`.')
-    stems = [stem for stem in CAPTIONS if (RESULTS / name / f"{stem}.png").exists()]
-    text.append(pictures(*(f"{name}/{stem}" for stem in stems)))
-    return "\n\n".join(filter(None, text)) + "\n\n</details>"
+        table.rows_as_markdown(estimates),
+        "; ".join(facts) + ".",
+        pictures(*(f"{name}/{stem}" for stem in stems)),
+        "</details>",
+    )
+    return "\n\n".join(filter(None, text))
 
 
 def pictures(*names: str) -> str:
@@ -169,7 +162,8 @@ def pictures(*names: str) -> str:
     figures = []
     for name in names:
         experiment, _, stem = name.partition("/")
-        caption = f"`{experiment}`: {CAPTIONS[stem]}"
+        several = len({each.partition("/")[0] for each in names}) > 1
+        caption = f"`{experiment}`: {CAPTIONS[stem]}" if several else CAPTIONS[stem]
         image = f"![{CAPTIONS[stem]}](../results/{name}.png){{ loading=lazy }}"
         figures.append(
             f"<figure markdown>\n{image}\n<figcaption markdown>{caption}</figcaption>\n</figure>"
@@ -200,7 +194,9 @@ def can(family: str) -> str:
                 for name, count in having.items()
             }
             signature, _, explanation = text.partition(" -> ")
-            rows.append({"method": f"`{signature}`", **marks, "result": explanation})
+            rows.append(
+                {"method": f"`{signature}`", **marks, "result": explanation.replace("|", "\\|")}
+            )
     return table.rows_as_markdown(rows)
 
 
@@ -213,17 +209,20 @@ def model_fields(*names: str) -> str:
     parts = []
     for name in names:
         kind = getattr(import_module(config.PARTS[name]), name)
+        (tree,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(tree, ast.ClassDef)
         texts = field_texts(kind)
         rows = [
             {
-                "field": f"`{each.name}`",
-                "default": f"`{each.default!r}`".replace("|", "\\|"),
-                "meaning": " ".join(texts[each.name].split()).replace("|", "\\|"),
+                "field": f"`{ast.unparse(field.target)}`",
+                "default": f"`{ast.unparse(field.value)}`" if field.value else "",
+                "meaning": " ".join(texts[ast.unparse(field.target)].split()),
             }
-            for each in fields(kind)
-            if each.name in texts
+            for field in tree.body
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) in texts
         ]
-        parts.append(f"**`{name}`**\n\n" + table.rows_as_markdown(rows))
+        cells = [{key: cell.replace("|", "\\|") for key, cell in row.items()} for row in rows]
+        parts.append(f"**`{name}`**\n\n{table.rows_as_markdown(cells)}")
     return "\n".join(parts)
 
 
@@ -251,12 +250,10 @@ def deviations(*paths: str) -> str:
     for path in (file for each in paths for file in python_files(each)):
         for name, text in docstrings(path):
             for start in re.finditer(r"^Deviations? from [^:]+:", text, re.MULTILINE):
-                listed = re.match(
-                    r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :]
-                )
+                listed = re.match(r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :])
                 body = listed[1] if listed else text[start.end() :].partition("\n\n")[0].strip()
                 title = " ".join(start[0].split())
-                parts.append(f"**{title.removesuffix(':')}** (`{name}`)\n\n{linked(body)}\n")
+                parts.append(f"**{title.removesuffix(':')}** (`{name}`)\n\n{body}\n")
     return "\n".join(parts)
 
 
@@ -272,7 +269,9 @@ CITATION = re.compile(  # authors, year, at most a title and a venue without a y
 def text_of(path: Path) -> str:
     """Return the docstrings and comments of a Python file as text without line breaks."""
     comments = re.findall(r"#\s(.*)", path.read_text())
-    return " ".join([*(text for _, text in docstrings(path)), " ".join(comments)]).replace("\n", " ")
+    return " ".join([*(text for _, text in docstrings(path)), " ".join(comments)]).replace(
+        "\n", " "
+    )
 
 
 @cache
@@ -285,7 +284,7 @@ def paper_list(*paths: str) -> tuple[Paper, ...]:
     texts: dict[str, str] = {}
     places: dict[str, list[str]] = {}
     for path in (file for each in paths for file in python_files(each)):
-        text = re.sub(r"\s+", " ", text_of(path))
+        text = text_of(path)
         for url in map(clean, LINK.findall(text)):
             if "OWNER" not in url:
                 texts.setdefault(url, "")
@@ -322,11 +321,6 @@ def short(url: str) -> str:
     return re.sub(r"https?://(www\.)?", "", url).rstrip("/")
 
 
-def linked(text: str) -> str:
-    """Return text whose bare addresses are Markdown links."""
-    return re.sub(LINK, lambda match: f"<{clean(match[0])}>{match[0][len(clean(match[0])) :]}", text)
-
-
 def notebook(number: int) -> str:
     """Return a link to a notebook of the chapter, or nothing if there is none of this number."""
     found = sorted(CHAPTER.glob(f"{number:02}_*.ipynb"))
@@ -359,7 +353,11 @@ def speed() -> str:
         for task, row in bench["em"].items()
     ]
     rbm = [
-        {"RBM": row["machine"], "gen": f"{row['gen']:,.0f}", "scikit-learn": f"{row['sklearn']:,.0f}"}
+        {
+            "RBM": row["machine"],
+            "gen": f"{row['gen']:,.0f}",
+            "scikit-learn": f"{row['sklearn']:,.0f}",
+        }
         for row in bench["rbm"]["training"]
     ]
     steps = [
@@ -390,6 +388,11 @@ def section(title: str) -> str:
     return located(sections("BUILD.md")[title], "BUILD.md", depth=1)
 
 
+def readme(title: str) -> str:
+    """Return a section of README.md, for a page beside the start page."""
+    return located(sections("README.md")[title], "README.md", depth=0)
+
+
 def slug(title: str) -> str:
     """Return the anchor of a heading, as GitHub makes it."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -415,17 +418,22 @@ def located(text: str, file: str, depth: int) -> str:
         path, _, anchor = address.partition("#")
         if re.match(r"\w+:", address):
             return address
-        path = str((ROOT / file).parent.joinpath(path).resolve().relative_to(ROOT)) if path else file
+        if path:
+            path = str((ROOT / file).parent.joinpath(path).resolve().relative_to(ROOT))
+        else:
+            path = file
         if path == "BUILD.md":
             return up + (anchors[anchor] if anchor else "manual/install.md")
         if path in FILES:
             return up + FILES[path] + ("#" + anchor) * bool(anchor)
-        if path.startswith("experiments/results/") and path.endswith(".png"):
-            return up + path.removeprefix("experiments/")
         if path.startswith("docs/"):
             return up + path.removeprefix("docs/")
+        if path.startswith("experiments/results/") and path.endswith(".png"):
+            return up + path.removeprefix("experiments/")
         if path.startswith("experiments/chapter/") and path.endswith(".ipynb"):
             return up + path.removeprefix("experiments/").replace(".ipynb", ".md")
+        if path.startswith("gen/"):
+            return f"{up}api/{path.removesuffix('.py').replace('/', '.')}.md"
         return SOURCES + path
 
     text = re.sub(r"\]\(([^)\s]+)\)", lambda match: f"]({target(match[1])})", text)
@@ -435,30 +443,38 @@ def located(text: str, file: str, depth: int) -> str:
 def cards() -> str:
     """Return a card for each family, in the groups of the taxonomy."""
     groups: dict[str, list[str]] = {}
-    for page in sorted((ROOT / "docs" / "families").glob("*.md")):
-        text = page.read_text()
-        title = re.search(r"^# (.+)$", text, re.MULTILINE)
-        family = re.search(r'^\{\{ experiments\("([^"]+)"\) \}\}', text, re.MULTILINE)
-        picture = re.search(r'^\{\{ pictures\("([^"]+)"', text, re.MULTILINE)
-        assert title and family and picture, page
-        density = next(iter(family_of(family[1]).values())).model.density
-        groups.setdefault(density, []).append(
-            f"- [![{title[1]}](results/{picture[1]}.png){{ loading=lazy }}"
-            f"**{title[1]}**](families/{page.name})\n"
-        )
-    return "\n".join(
-        f"**p(x) is {text}**\n\n" + '<div class="cards" markdown>\n\n' + "".join(groups[density])
-        + "\n</div>\n"
+    for page in family_pages():
+        picture = argument(page, "pictures")
+        density = next(iter(family_of(argument(page, "experiments")).values())).model.density
+        title = page.read_text().partition("\n")[0].removeprefix("# ")
+        image = f"![{title}](results/{picture}.png){{ loading=lazy }}"
+        groups.setdefault(density, []).append(f"- [{image}{title}](families/{page.name})\n")
+    parts = [
+        f"<div markdown>\n\n**p(x) is {text}**\n\n{''.join(groups[density])}\n</div>\n"
         for density, text in listing.DENSITIES.items()
         if density in groups
-    )
+    ]
+    return '<div class="cards" markdown>\n\n' + "\n".join(parts) + "\n</div>\n"
+
+
+def family_pages() -> list[Path]:
+    """Return the hand-written page of each family."""
+    return sorted((ROOT / "docs" / "families").glob("*.md"))
+
+
+def argument(page: Path, function: str) -> str:
+    """Return the first argument of the first call of a function on a page."""
+    call = re.search(rf'^\{{\{{ {function}\("([^"]+)"', page.read_text(), re.MULTILINE)
+    require(call is not None, f"{page}: no line {{{{ {function}(...) }}}}")
+    assert call
+    return call[1]
 
 
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
         *(experiments, pictures, can, model_fields, deviations, papers, notebook),
-        *(use, speed, section, cards),
+        *(use, speed, section, readme),
     )
 }
 """Functions that a page can call."""
