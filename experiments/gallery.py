@@ -268,10 +268,8 @@ CITATION = re.compile(  # authors, year, at most a title and a venue without a y
 
 def text_of(path: Path) -> str:
     """Return the docstrings and comments of a Python file as text without line breaks."""
-    comments = re.findall(r"#\s(.*)", path.read_text())
-    return " ".join([*(text for _, text in docstrings(path)), " ".join(comments)]).replace(
-        "\n", " "
-    )
+    remarks = re.findall(r"#\s(.*)", path.read_text())
+    return " ".join(" ".join([*(text for _, text in docstrings(path)), *remarks]).split())
 
 
 @cache

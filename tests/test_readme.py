@@ -81,8 +81,8 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     those that name their folder, are parsed only."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for i in range(40):
-        Image.new("L", (8, 8), 6 * i).save(tmp_path / "photos" / f"{i}.png")
+    for i in range(150):
+        Image.new("L", (8, 8), i).save(tmp_path / "photos" / f"{i}.png")
     monkeypatch.setattr(fitting, "candidates", lambda *_: [])  # which compiles every model
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
     shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
