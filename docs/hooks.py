@@ -29,7 +29,7 @@ def modules() -> Iterator[str]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the generated pages to the navigation."""
     manual = [{title: page_of(title)} for title in sections("BUILD.md") if manual_page(title)]
-    chapter = [{path.stem: f"chapter/{path.stem}.md"} for path in notebooks()]
+    chapter = [f"chapter/{path.stem}.md" for path in notebooks()]
     assert config.nav is not None
     for part in config.nav:
         if "Guide" in part:

@@ -31,6 +31,9 @@ CHAPTER = ROOT / "experiments" / "chapter"
 SOURCES = "https://github.com/OWNER/gen/blob/main/"
 """Address of the files of the repository, for links to files that have no page."""
 
+TEXT_LINES, TEXT_WIDTH = 10, 160
+"""Largest numbers of lines, and of letters in a line, that a page shows of a text."""
+
 HIDDEN = ("seeds", "parameters", "seconds", "commit")
 """Columns of the table of estimates that are the same for all estimates of a run."""
 
@@ -137,7 +140,7 @@ def details(name: str) -> str:
     if (RESULTS / name / WEIGHTS).exists():
         facts.append(f'published weights, `gen.load("{name}")`')
     stems = [stem for stem in CAPTIONS if (RESULTS / name / f"{stem}.png").exists()]
-    text = (
+    parts = (
         f'<details class="experiment" id="{name}" markdown>',
         f"<summary>{''.join(f'<span>{cell}</span>' for cell in cells)}</summary>",
         comment.description,
@@ -146,9 +149,10 @@ def details(name: str) -> str:
         table.rows_as_markdown(estimates),
         "; ".join(facts) + ".",
         pictures(*(f"{name}/{stem}" for stem in stems)),
+        *(text(f"{name}/{path.name}") for path in sorted((RESULTS / name).glob("*.txt"))),
         "</details>",
     )
-    return "\n\n".join(filter(None, text))
+    return "\n\n".join(filter(None, parts))
 
 
 def pictures(*names: str) -> str:
@@ -163,12 +167,23 @@ def pictures(*names: str) -> str:
     for name in names:
         experiment, _, stem = name.partition("/")
         several = len({each.partition("/")[0] for each in names}) > 1
-        caption = f"`{experiment}`: {CAPTIONS[stem]}" if several else CAPTIONS[stem]
-        image = f"![{CAPTIONS[stem]}](../results/{name}.png){{ loading=lazy }}"
+        title = CAPTIONS.get(stem, stem)
+        caption = f"`{experiment}`: {title}" if several else title
+        image = f"![{title}](../results/{name}.png){{ loading=lazy }}"
         figures.append(
             f"<figure markdown>\n{image}\n<figcaption markdown>{caption}</figcaption>\n</figure>"
         )
     return '<div class="pictures" markdown>\n\n' + "\n\n".join(figures) + "\n\n</div>"
+
+
+def text(name: str) -> str:
+    """Return the first lines of a text of results as a block of code.
+
+    Args:
+      name: `EXPERIMENT/FILE`, the path in the folder of the results.
+    """
+    lines = (RESULTS / name).read_text().splitlines()
+    return "```text\n" + "\n".join(line[:TEXT_WIDTH] for line in lines[:TEXT_LINES]) + "\n```"
 
 
 def models(family: str) -> dict[str, list[Any]]:
@@ -325,17 +340,26 @@ def notebook(number: int) -> str:
     return f"[Notebook {number}](../chapter/{found[0].stem}.md) works through it." if found else ""
 
 
-def use(command: str) -> str:
-    """Return the published results of a command that uses trained models."""
-    if command == "judge":
-        parts = [
+def use(*commands: str) -> str:
+    """Return the published results and pictures of commands that use trained models.
+
+    Args:
+      commands: `judge`, or keys of `table.USES`.
+    """
+    parts = []
+    if "judge" in commands:
+        parts += [
             f"**{title}**\n\n{table.rows_as_markdown(table.judgement_rows(records))}"
             for title, records in table.judgements(RESULTS).items()
         ]
-        return "\n".join(parts)
-    rows = table.use_rows(RESULTS, command)
-    heading, explanation = table.USES[command]
-    return f"**{heading}**\n\n{explanation}\n{table.rows_as_markdown(rows)}" if rows else ""
+    for command in commands:
+        if rows := command in table.USES and table.use_rows(RESULTS, command):
+            heading, explanation = table.USES[command]
+            parts.append(f"**{heading}**\n\n{explanation}\n{table.rows_as_markdown(rows)}")
+        records = [*RESULTS.glob(f"*/{command}.json"), *RESULTS.glob(f"*/{command}-*.json")]
+        drawn = [path for path in sorted(records) if path.with_suffix(".png").exists()]
+        parts.append(pictures(*(f"{path.parent.name}/{path.stem}" for path in drawn)))
+    return "\n\n".join(filter(None, parts)) or "No results are published."
 
 
 def speed() -> str:
@@ -471,7 +495,7 @@ def argument(page: Path, function: str) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
-        *(experiments, pictures, can, model_fields, deviations, papers, notebook),
+        *(experiments, pictures, text, can, model_fields, deviations, papers, notebook),
         *(use, speed, section, readme),
     )
 }
