@@ -63,7 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text, resources = MarkdownExporter().from_filename(
             str(path), resources={"unique_key": path.stem}
         )
-        add(f"chapter/{path.stem}.md", text)
+        place = str(path.relative_to(ROOT))
+        add(f"chapter/{path.stem}.md", located(text, place, depth=1))
         for name, content in resources["outputs"].items():
             add(f"chapter/{name}", content)
     folder = Path(str(importlib.resources.files("mathjax")))

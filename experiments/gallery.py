@@ -149,7 +149,7 @@ def details(name: str) -> str:
         table.rows_as_markdown(estimates),
         "; ".join(facts) + ".",
         pictures(*(f"{name}/{stem}" for stem in stems)),
-        *(text(f"{name}/{path.name}") for path in sorted((RESULTS / name).glob("*.txt"))),
+        *(excerpt(f"{name}/{path.name}") for path in sorted((RESULTS / name).glob("*.txt"))),
         "</details>",
     )
     return "\n\n".join(filter(None, parts))
@@ -176,7 +176,7 @@ def pictures(*names: str) -> str:
     return '<div class="pictures" markdown>\n\n' + "\n\n".join(figures) + "\n\n</div>"
 
 
-def text(name: str) -> str:
+def excerpt(name: str) -> str:
     """Return the first lines of a text of results as a block of code.
 
     Args:
@@ -425,6 +425,10 @@ def page_of(section: str) -> str:
     return SECTIONS.get(section, f"manual/{slug(section)}.md")
 
 
+LINKS = r"""```.*?```|`[^`]*`|(?P<before>\]\(|src=")(?P<address>[^)"\s]+)(?P<after>[)"])"""
+"""A block or span of code, or the address of a link or a picture."""
+
+
 def located(text: str, file: str, depth: int) -> str:
     """Return a document of the repository with links that hold in the documentation.
 
@@ -450,16 +454,18 @@ def located(text: str, file: str, depth: int) -> str:
             return up + FILES[path] + ("#" + anchor) * bool(anchor)
         if path.startswith("docs/"):
             return up + path.removeprefix("docs/")
-        if path.startswith("experiments/results/") and path.endswith(".png"):
-            return up + path.removeprefix("experiments/")
-        if path.startswith("experiments/chapter/") and path.endswith(".ipynb"):
-            return up + path.removeprefix("experiments/").replace(".ipynb", ".md")
+        if path.startswith(("experiments/results/", "experiments/chapter/")):
+            name = path.removeprefix("experiments/").replace(".ipynb", ".md")
+            return up + name if name.endswith((".md", ".png")) else SOURCES + path
         if path.startswith("gen/"):
             return f"{up}api/{path.removesuffix('.py').replace('/', '.')}.md"
         return SOURCES + path
 
-    text = re.sub(r"\]\(([^)\s]+)\)", lambda match: f"]({target(match[1])})", text)
-    return re.sub(r'src="([^"]+)"', lambda match: f'src="{target(match[1])}"', text)
+    def replaced(match: re.Match[str]) -> str:
+        before, address, after = match.group("before", "address", "after")
+        return match[0] if address is None else f"{before}{target(address)}{after}"
+
+    return re.sub(LINKS, replaced, text, flags=re.DOTALL)
 
 
 def cards() -> str:
@@ -495,7 +501,7 @@ def argument(page: Path, function: str) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
-        *(experiments, pictures, text, can, model_fields, deviations, papers, notebook),
+        *(experiments, pictures, excerpt, can, model_fields, deviations, papers, notebook),
         *(use, speed, section, readme),
     )
 }

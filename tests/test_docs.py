@@ -112,7 +112,8 @@ def test_links_lead_to_pages_of_the_site():
     text = gallery.located(
         "[a](README.md) [b](#judging-samples) [c](BUILD.md#your-own-data) [d](gen/models/vae.py) "
         "[e](docs/families/vae.md) [f](LICENSE) [g](https://a.b/c.md) "
-        "[h](experiments/chapter/01_a.ipynb) ![i](experiments/results/a/b.png)",
+        "[h](experiments/chapter/01_a.ipynb) ![i](experiments/results/a/b.png) `f[0](x)` "
+        "\n```python\nf[0](x)\n```\n",
         "BUILD.md",
         depth=1,
     )
@@ -126,6 +127,8 @@ def test_links_lead_to_pages_of_the_site():
         "https://a.b/c.md",
         "../chapter/01_a.md",
         "../results/a/b.png",
+        "x",
+        "x",
     ]
 
 
