@@ -125,7 +125,7 @@ def details(name: str) -> str:
     facts = [f"{experiment.steps:,} steps of {experiment.batch_size:,} examples"]
     estimates: list[dict[str, str]] = []
     if record:
-        cells[2] = f"{listing.headline(record)}, {listing.minutes(record)} min"
+        cells[2] = f"{listing.headline(record)}, {listing.minutes(record)}\N{NO-BREAK SPACE}min"
         command = record["command"]
         facts += [
             f"{record['parameters']:,} parameters",
@@ -234,7 +234,9 @@ def model_fields(*names: str) -> str:
                 "meaning": " ".join(texts[ast.unparse(field.target)].split()),
             }
             for field in tree.body
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) in texts
+            if isinstance(field, ast.AnnAssign)
+            and ast.unparse(field.target) in texts
+            and "ClassVar" not in ast.unparse(field.annotation)
         ]
         cells = [{key: cell.replace("|", "\\|") for key, cell in row.items()} for row in rows]
         parts.append(f"**`{name}`**\n\n{table.rows_as_markdown(cells)}")
