@@ -113,7 +113,7 @@ EXPERIMENTS = {
     # 20 newsgroups, each posting with its group as four further variables.
     #
     # python -m experiments train mixture_news_groups --seeds 0 1 2
-    # Three seeds in 9 s on 2 busy cores.
+    # Error of the group 17.4 %; three seeds in 18 s on a busy core.
     "mixture_news_groups": Experiment(
         Mixture(components=50, smoothing=1e-4),
         data="news_groups",
