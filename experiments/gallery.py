@@ -155,11 +155,12 @@ def details(name: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def pictures(*names: str) -> str:
-    """Return pictures of results side by side.
+def pictures(*names: str, style: str = "pictures") -> str:
+    """Return pictures of results side by side, each a link to the picture alone.
 
     Args:
       names: `EXPERIMENT/PICTURE`, the path in the folder of the results without `.png`.
+      style: classes of the style sheet.
     """
     if not names:
         return ""
@@ -169,11 +170,12 @@ def pictures(*names: str) -> str:
         several = len({each.partition("/")[0] for each in names}) > 1
         title = CAPTIONS.get(stem, stem)
         caption = f"`{experiment}`: {title}" if several else title
-        image = f"![{title}](../results/{name}.png){{ loading=lazy }}"
+        address = f"../results/{name}.png"
+        image = f"[![{title}]({address}){{ loading=lazy }}]({address})"
         figures.append(
             f"<figure markdown>\n{image}\n<figcaption markdown>{caption}</figcaption>\n</figure>"
         )
-    return '<div class="pictures" markdown>\n\n' + "\n\n".join(figures) + "\n\n</div>"
+    return f'<div class="{style}" markdown>\n\n' + "\n\n".join(figures) + "\n\n</div>"
 
 
 def excerpt(name: str) -> str:
@@ -360,7 +362,8 @@ def use(*commands: str) -> str:
             parts.append(f"**{heading}**\n\n{explanation}\n{table.rows_as_markdown(rows)}")
         records = [*RESULTS.glob(f"*/{command}.json"), *RESULTS.glob(f"*/{command}-*.json")]
         drawn = [path for path in sorted(records) if path.with_suffix(".png").exists()]
-        parts.append(pictures(*(f"{path.parent.name}/{path.stem}" for path in drawn)))
+        names = (f"{path.parent.name}/{path.stem}" for path in drawn)
+        parts.append(pictures(*names, style="pictures large"))
     return "\n\n".join(filter(None, parts)) or "No results are published."
 
 
