@@ -25,7 +25,7 @@ from gen.core import UserError
 
 FOLDER = Path(__file__).parent / "chapter"
 """folder of the notebooks"""
-COLOURS = 64
+COLOURS = 256
 """colours of a picture, at most, in the file of a notebook, which is small then"""
 SUM = "code_sha256"
 """key, in the metadata of an executed notebook, of the checksum of its code"""
@@ -121,7 +121,7 @@ def execute(notebook: Any, name: str) -> Any:
 def with_small_pictures(notebook: Any) -> Any:
     """Return the notebook with its pictures as PNG files of a palette of COLOURS colours.
 
-    They take about a third of the space. Pictures that have a palette stay as they are.
+    They take less than half of the space. Pictures that have a palette stay as they are.
     """
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
