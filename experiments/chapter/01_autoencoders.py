@@ -148,9 +148,10 @@ plots.scatter(flat_codes, labels, "codes of two numbers")
 # %% [markdown]
 # The decoder can be asked for the image of any point of the plane, also of points that are the code
 # of no image. The points below have equal numbers of codes between them in each direction. Between
-# the regions of two digits the decoder often draws something that is neither. An autoencoder gives
-# no law for its codes, so nothing tells where to draw a code from. The variational autoencoder of
-# the next notebook does.
+# the regions of two digits the decoder often draws something that is neither, and in the upper left
+# corner, where there are no codes, it draws no digits at all. An autoencoder gives no law for its
+# codes, so nothing tells where to draw a code from. The variational autoencoder of the next
+# notebook does.
 
 # %%
 right, up = np.quantile(flat_codes, np.linspace(0.02, 0.98, 12), axis=0).T
