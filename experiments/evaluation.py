@@ -236,8 +236,9 @@ def publish_weights(
     """Write the weights of a published result, experiments/results/NAME/weights.safetensors.
 
     The header has the model and the format of the data, so that `gen.load` needs nothing else. The
-    weights are float16 if no estimate on the test split moves by a tenth of its standard error, and
-    float32 otherwise.
+    weights are float16 if no estimate of the model on the test split moves by a tenth of its
+    standard error, and float32 otherwise. Estimates of the probe have no part in it: fine-tuning
+    amplifies the rounding of its first weights, and takes longer than everything else.
 
     Args:
       name: the name of the experiment.
@@ -251,7 +252,8 @@ def publish_weights(
       The path of the file.
     """
     seed = published["seed"]
-    halved = evaluate_state(experiment, dataset, weights.halved(state), "test", seed)
+    unprobed = replace(experiment, probe=False)
+    halved = evaluate_state(unprobed, dataset, weights.halved(state), "test", seed)
     shifts = [
         abs(value.value - published[of]["value"]) / value.stderr
         for of, value in halved.items()

@@ -33,7 +33,7 @@ FINAL = (
     "chains.png",
     "bracket.png",
     "words.txt",
-    "latent.png",
+    "codes.png",
     "interpolations.png",
     "tables.png",
     "posterior.png",
@@ -619,7 +619,7 @@ def latent_picture(
     points, projection = plane(encode_all(model, state, shown, block=500), "tsne")
     labels = np.asarray(shown["label"])
     title = f"{model.family}: codes of {len(labels)} test examples, {projection}"
-    save(plots.scatter(points, labels, title, names), folder / "latent.png")
+    save(plots.scatter(points, labels, title, names), folder / "codes.png")
 
 
 def metric_curves(

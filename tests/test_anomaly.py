@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import NAMES, batch_of, entry_of
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -18,6 +19,7 @@ from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
 from experiments.uses import anomaly as command
 from experiments.uses import protocol
+from experiments.uses.anomaly import halves
 from experiments.uses.base import Subject
 from gen import core, data, estimate
 from gen.core import UserError
@@ -31,7 +33,8 @@ from gen.models.gaussian_mixture import MixtureOfGaussians
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
 from gen.nets import MLP
-from gen.uses import anomaly, baselines
+from gen.train import fit
+from gen.uses import anomaly, baselines, defects, onset
 
 SHAPE = (4, 4, 1)
 NETS = {"encoder": MLP((5,)), "decoder": MLP((5,)), "latent": 2, "shape": SHAPE}
@@ -234,20 +237,43 @@ def test_p_values_count_the_held_out_scores_above():
         anomaly.p_values([1.0], [])
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.2])
-def test_false_alarms_are_as_frequent_as_stated(rate):
-    """Each seed draws a test row and held-out rows of its own, which makes the alarms independent.
+@pytest.fixture(scope="module")
+def normal_scores():
+    """Scores of 60 normal rows by each of 200 trained models, [200, 60].
 
-    With n held-out rows, the probability of a false alarm is ⌊rate (n + 1)⌋ / (n + 1).
+    Each model is trained from a seed of its own and scores rows of its own.
     """
-    n, seeds, alarms = 59, 200, 0
-    for seed in range(seeds):
-        scores = np.random.default_rng(seed).exponential(size=n + 1)
-        alarms += anomaly.p_values(scores[:1], scores[1:])[0] <= rate
+    rng = np.random.default_rng(0)
+    training = rng.standard_normal((40, 2)).astype(np.float32)
+    model = MixtureOfGaussians((2,), 3, prior=0.1)
+    *_, last = fit(model, {"x": training}, steps=10, batch_size=40, seed=range(200))
+    rows = rng.standard_normal((200, 60, 2)).astype(np.float32)
+    scores = jax.jit(jax.vmap(lambda state, x: -model.log_prob(state, {"x": x})))
+    return np.asarray(scores(last.carry.state, rows))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_false_alarms_are_as_frequent_as_stated(normal_scores, rate):
+    """One row of each of 200 seeds is tested, which makes the alarms independent.
+
+    The n other rows are held out. The probability of a false alarm is ⌊rate (n + 1)⌋ / (n + 1).
+    """
+    n = normal_scores.shape[1] - 1
+    alarms = [anomaly.p_values(s[:1], s[1:])[0] <= rate for s in normal_scores]
     exact = math.floor(rate * (n + 1) + 1e-9) / (n + 1)
-    low, high = binom.interval(0.999, seeds, exact)
-    assert low <= alarms <= high
+    low, high = binom.interval(0.999, len(alarms), exact)
+    assert low <= np.sum(alarms) <= high
     assert exact <= rate
+
+
+def test_no_series_has_windows_on_both_sides_of_the_calibration():
+    series, normal = np.repeat(np.arange(10), 5), np.arange(48)
+    held_out, scored = halves(normal, series, 0)
+    assert len(held_out) == len(set(series[held_out])) == 5
+    assert set(series[scored]) == set(range(10)) - set(series[held_out])
+    independent = halves(normal, None, 7)
+    assert [len(rows) for rows in independent] == [7, 7]
+    assert not set(independent[0]) & set(independent[1])
 
 
 def test_discoveries_are_the_rows_below_the_line_of_benjamini_and_hochberg(rng):
@@ -373,6 +399,41 @@ def test_real_tables_have_their_rows(split):
         assert sum(len(part["x"]) for part in dataset.splits.values()) == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_model_has_the_scores_that_its_methods_allow(name, digits):
+    """All models, small and in their first state, found by capability.
+
+    A score is one finite number an example. The heat map by `log_prob` and the scores of the steps
+    of a sequence add up to −log p of the example.
+    """
+    entry = entry_of(name, digits)
+    model, able = entry.model, core.capabilities(entry.model)
+    properties = core.facts(model)
+    state = jax.jit(model.init)(jax.random.key(0))
+    batch = {part: np.asarray(values) for part, values in batch_of(entry, 6).items()}
+    kinds = anomaly.kinds(model, state, batch, entry.levels)
+    assert ("default" in kinds) == ("score" in able)
+    assert ("log_prob" in kinds) == ("log_prob" in able)
+    for kind in kinds:
+        scores = anomaly.score(
+            model, state, batch, jax.random.key(1), kind, batch, entry.levels, block=4
+        )
+        assert scores.shape == (6,)
+        assert np.isfinite(scores).all()
+    exact = -np.asarray(model.log_prob(state, batch)) if "log_prob" in able else np.zeros(6)
+    for kind in defects.kinds(model):
+        maps = defects.heat_maps(model, state, batch, kind)
+        assert maps.shape == (6, 8, 8)
+        assert np.isfinite(maps).all()
+        if kind == "log_prob":
+            np.testing.assert_allclose(maps.sum((1, 2)), exact, rtol=1e-4)
+    if onset.has_step_scores(model):
+        steps = onset.step_scores(model, state, batch)
+        np.testing.assert_allclose(steps.sum(1), exact, rtol=1e-4)
+    assert properties.sequences or "encode" not in able or "mahalanobis" in kinds
+
+
 # Commands
 
 
@@ -416,6 +477,7 @@ def test_the_command_scores_the_rows_of_a_file(folder, monkeypatch, capsys):
         (["rbm_tempered_digits", "--false-alarm-rate", "0.001"], "no p-value below"),
         (["rbm_tempered_digits", "--against", "eight_gaussians"], "has examples of shape [2]"),
         (["rbm_tempered_digits", "a.npz", "--against", "digits"], "give one of them"),
+        (["rbm_tempered_digits", "a.npz", "--publish"], "leave the FILE out"),
         (["rbm_tempered_digits", "--score", "elbo"], "no score 'elbo'"),
     ],
 )

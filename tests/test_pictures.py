@@ -302,7 +302,7 @@ def test_normal_codes_are_joined_by_great_circles_and_others_by_straight_lines(
     test = {"x": x, "label": jnp.arange(16)}
     codes = "noise" if normal else "features"
     pictures.final_pictures(tmp_path, Codes(codes, normal), None, test, jax.random.key(1))
-    assert names_in(tmp_path) == {"interpolations.png", *(() if normal else ("latent.png",))}
+    assert names_in(tmp_path) == {"interpolations.png", *(() if normal else ("codes.png",))}
     path = np.asarray(grids[0][0]).reshape(8, 11, 16)
     a, b = np.asarray(x).reshape(2, 8, 16)
     np.testing.assert_allclose(path[:, 0], a, rtol=1e-5)
@@ -369,7 +369,7 @@ def test_pictures_of_points_are_drawn(tmp_path, monkeypatch):
         pictures.snapshot(tmp_path, step, model, state, jax.random.key(1))
     density = data.eight_gaussians_log_prob
     pictures.final_pictures(tmp_path, model, state, test, jax.random.key(1), log_prob=density)
-    final = {"points.png", "steps.png", "strip.png", "latent.png"}
+    final = {"points.png", "steps.png", "strip.png", "codes.png"}
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == final | {"step_0000005.png", "step_0000010.png"}
     assert final <= set(pictures.FINAL)
@@ -493,8 +493,8 @@ def test_the_columns_of_a_table_are_drawn_as_histograms_of_data_and_samples(tmp_
         restore=lambda x: x * np.array([100, 1, 1, 1]),
         labels=("no", "yes"),
     )
-    (name, figure), (latent, scatter) = drawn
-    assert (name, latent) == ("samples.png", "latent.png")
+    (name, figure), (codes, scatter) = drawn
+    assert (name, codes) == ("samples.png", "codes.png")
     by_title = {axes.get_title(): axes for axes in figure.axes}
     assert list(by_title) == ["height", "adult", "kind"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [

@@ -5,6 +5,13 @@ from gen.models.autoencoder import Autoencoder, StackedAutoencoder
 from gen.nets import MLP, ConvDecoder, ConvEncoder
 from gen.optimize import Optimizer
 
+TEXTURE_AUTOENCODER = Autoencoder(
+    encoder=ConvEncoder((16, 32), (64,)),
+    decoder=ConvDecoder((), (32, 16)),
+    output="sigmoid",
+    optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
+)
+
 EXPERIMENTS = {
     # python -m experiments train ae_mnist --seeds 0 1 2
     # Test error 0.0182 per pixel; three seeds in 2 minutes, beside other work.
@@ -94,6 +101,8 @@ EXPERIMENTS = {
     # rates selected on the validation split. Several --seeds compute all three layers in each step.
     #
     # python -m experiments train sda_mnist
+    # Error rate 1.28 % after fine-tuning; 3 minutes of pretraining on one core, and about 10 of
+    # fine-tuning in `evaluate`.
     "sda_mnist": Experiment(
         StackedAutoencoder(
             hidden=(1_000, 1_000, 1_000),
@@ -110,6 +119,7 @@ EXPERIMENTS = {
     # Convolutional, on salt-and-pepper noise.
     #
     # python -m experiments train ae_conv_digits --seeds 0 1 2
+    # Squared error 0.0196; three seeds in a minute on a busy core.
     "ae_conv_digits": Experiment(
         Autoencoder(
             encoder=ConvEncoder((8, 16), (24,)),
@@ -127,6 +137,8 @@ EXPERIMENTS = {
     # Denoising, with tied weights.
     #
     # python -m experiments train dae_digits --seeds 0 1 2
+    # Error rate 3.6 % of a linear classifier on the code, 2.8 % after fine-tuning; three seeds in
+    # 17 s on a busy core.
     "dae_digits": Experiment(
         Autoencoder(
             encoder=MLP((64,), "sigmoid"),
@@ -148,6 +160,7 @@ EXPERIMENTS = {
     # k-sparse, with tied weights.
     #
     # python -m experiments train sae_digits --seeds 0 1 2
+    # Squared error 0.0119; three seeds in 18 s on a busy core.
     "sae_digits": Experiment(
         Autoencoder(
             encoder=MLP((100,), "linear"),
@@ -167,6 +180,7 @@ EXPERIMENTS = {
     # Contractive, and sparse by the KL of the units' mean activity.
     #
     # python -m experiments train cae_digits --seeds 0 1 2
+    # Squared error 0.0119; three seeds in 8 s on one core.
     "cae_digits": Experiment(
         Autoencoder(
             encoder=MLP((64,), "sigmoid"),
@@ -188,6 +202,7 @@ EXPERIMENTS = {
     # Stacked and denoising, then fine-tuned on the labels.
     #
     # python -m experiments train sda_digits --seeds 0 1 2
+    # Error rate 3.9 % after fine-tuning; three seeds in 53 s on a busy core.
     "sda_digits": Experiment(
         StackedAutoencoder(
             hidden=(100, 100, 100),
@@ -201,22 +216,46 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
         probe=True,
     ),
-    # Patches of a texture without defects; `anomaly` locates defects in the test patches. With
-    # --data textures_brick the texture is a photograph.
+    # Patches of a texture without defects; `anomaly` locates defects in the test patches.
     #
-    # python -m experiments train ae_textures
-    # AUROC 0.963 of pixels after smoothing, 0.996 of images, by PCA 0.970 and 0.999; 97 s on 2 busy
-    # cores.
+    # python -m experiments train ae_textures --seeds 0 1 2
+    # AUROC 0.960 of pixels after smoothing, 0.997 of images, by PCA 0.970 and 0.999; three seeds in
+    # 6 minutes on a busy core.
     "ae_textures": Experiment(
-        Autoencoder(
-            encoder=ConvEncoder((16, 32), (64,)),
-            decoder=ConvDecoder((), (32, 16)),
-            output="sigmoid",
-            optimizer=Optimizer(learning_rate=2e-3, schedule="cosine"),
-        ),
+        TEXTURE_AUTOENCODER,
         data="textures",
         steps=1_200,  # 30 epochs
         report_every=100,
         checkpoint_every=600,
+    ),
+    # The same on patches of a photograph of bricks.
+    #
+    # python -m experiments train ae_textures_brick --seeds 0 1 2
+    # AUROC 0.964 of pixels after smoothing, 0.973 of images, by PCA 0.951 and 0.967; three seeds in
+    # 5 minutes on a busy core.
+    "ae_textures_brick": Experiment(
+        TEXTURE_AUTOENCODER,
+        data="textures_brick",
+        steps=1_200,  # 30 epochs
+        report_every=100,
+        checkpoint_every=600,
+    ),
+    # Images of one class are normal, and the other classes are anomalies:
+    # `protocol one_class_mnist ae_one_class` trains it on each class. A code of 16 or of 64 units
+    # and noise at the input are worse on the class 2.
+    #
+    # python -m experiments train ae_one_class
+    "ae_one_class": Experiment(
+        Autoencoder(
+            encoder=MLP((256, 32), "relu"),
+            decoder=MLP((256,), "relu"),
+            output="sigmoid",
+            optimizer=Optimizer(learning_rate=1e-3, schedule="cosine"),
+        ),
+        data="mnist_class_2",
+        steps=2_500,
+        report_every=100,
+        checkpoint_every=500,
+        steps_per_dispatch=50,
     ),
 }

@@ -4,6 +4,10 @@ from experiments.experiment import Experiment
 from gen.models.autoregressive import FVSBN, MADE, NADE, Autoregressive, GatedPixelCNN, PixelCNN
 from gen.optimize import Optimizer
 
+GREY_PIXELCNN = Autoregressive(
+    PixelCNN(16, 2), levels=256, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
+)
+
 EXPERIMENTS = {
     # MNIST, binarised once.
     #
@@ -334,7 +338,7 @@ EXPERIMENTS = {
         steps_per_dispatch=50,
     ),
     # Patches of a texture without defects, 16 grey levels; `anomaly` locates defects in the test
-    # patches. With --data textures_brick the texture is a photograph.
+    # patches.
     #
     # python -m experiments train pixelcnn_textures
     # AUROC 0.928 of pixels after smoothing, 0.997 of images by −log p; 6 minutes on 2 busy cores.
@@ -350,14 +354,24 @@ EXPERIMENTS = {
         checkpoint_every=300,
     ),
     # Grey images, for the likelihoods of images of another set: `anomaly RUN --against mnist`, with
-    # --score complexity for the correction by a compressor. --data mnist is the other direction.
+    # --score complexity for the correction by a compressor.
     #
     # python -m experiments train pixelcnn_fashion_mnist
     "pixelcnn_fashion_mnist": Experiment(
-        Autoregressive(
-            PixelCNN(16, 2), levels=256, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
-        ),
+        GREY_PIXELCNN,
         data="fashion_mnist",
+        batch_size=32,
+        steps=2_000,
+        report_every=50,
+        validate_every=500,
+        checkpoint_every=250,
+    ),
+    # The other direction: `anomaly RUN --against fashion_mnist`.
+    #
+    # python -m experiments train pixelcnn_mnist
+    "pixelcnn_mnist": Experiment(
+        GREY_PIXELCNN,
+        data="mnist",
         batch_size=32,
         steps=2_000,
         report_every=50,

@@ -227,7 +227,7 @@ EXPERIMENTS = {
     # The group of a posting is four further visible units: p(group | words) is exact.
     #
     # python -m experiments train rbm_news_groups --seeds 0 1 2
-    # Error of the group 16.7 %, as of logistic regression; three seeds in 91 s on 2 busy cores.
+    # Error of the group 16.7 %, as of logistic regression; three seeds in 144 s on a busy core.
     "rbm_news_groups": Experiment(
         RBM(
             hidden=50,
@@ -244,7 +244,7 @@ EXPERIMENTS = {
     # Three groups of four are normal; postings of the fourth are to be found.
     #
     # python -m experiments train rbm_news_foreign --seeds 0 1 2
-    # AUROC 0.745 of the free energy (seed 0).
+    # AUROC 0.745 of the free energy; three seeds in 65 s on a busy core.
     "rbm_news_foreign": Experiment(
         RBM(
             hidden=50,
@@ -261,8 +261,8 @@ EXPERIMENTS = {
     # Windows of 8 steps of the same series as for `hmm_sensors`.
     #
     # python -m experiments train rbm_sensors --seeds 0 1 2
-    # 24 % of the drifts are found and 2 % of the decoupled sensors: σ stays at the deviation of the
-    # data, and so the machine sees little of the coupling. One seed in 37 s on 2 busy cores.
+    # 25 % of the drifts are found and 2 % of the decoupled sensors: σ stays at the deviation of the
+    # data, and so the machine sees little of the coupling. Three seeds in 31 s on a busy core.
     "rbm_sensors": Experiment(
         RBM(
             hidden=100,

@@ -228,7 +228,7 @@ EXPERIMENTS = {
     #
     # python -m experiments train hmm_sensors --seeds 0 1 2
     # A decoupled sensor is found 9.5 steps after the onset and a drift after 28.6, as by the true
-    # law; one seed in 57 s on 2 busy cores.
+    # law; three seeds in 102 s on a busy core.
     "hmm_sensors": Experiment(
         HMM(states=3, emission=Gaussian(covariance="full")),
         data="sensors",

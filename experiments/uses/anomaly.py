@@ -72,7 +72,7 @@ class Flags:
     data_dir: Path | None = None
     """prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)"""
     publish: bool = False
-    """also write the JSON file to experiments/results/NAME"""
+    """also write the files to experiments/results/NAME"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 
@@ -85,6 +85,10 @@ class Flags:
         require(
             not (self.file and self.against),
             "a FILE and --against both say what to score: give one of them",
+        )
+        require(
+            not (self.publish and self.file),
+            "--publish is for the test examples and for --against: leave the FILE out",
         )
 
 
@@ -229,8 +233,8 @@ def find_anomalies(subject: Subject, flags: Flags) -> Outcome:
 def examples_of(subject: Subject, flags: Flags) -> Examples:
     """Return the examples to score and the held-out normal test examples.
 
-    With a file, all normal test examples are held out. Otherwise every second one is, and the
-    others are scored.
+    With a file, all normal test examples are held out. Otherwise `halves` says which are held out
+    and which are scored.
     """
     experiment, dataset, seed = subject.experiment, subject.dataset, next(iter(subject.states))
     batch, _ = experiment.decoded(dataset, "test", seed)
@@ -254,11 +258,7 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
         held_out = stored[normal]
         return Examples(flags.file.name, decoded, given, is_anomaly, calibration, held_out, rows)
 
-    rng = np.random.default_rng(0)  # the order of a test split can have a meaning
-    shuffled = rng.permutation(normal)
-    if flags.examples:
-        shuffled = shuffled[: 2 * flags.examples]
-    held_out, scored = np.sort(shuffled[::2]), np.sort(shuffled[1::2])
+    held_out, scored = halves(normal, dataset.test.get("series"), flags.examples)
     calibration = of_rows(test, held_out)
     if flags.against:
         other = data.load(flags.against, flags.data_dir)
@@ -288,6 +288,32 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
     return Examples(
         "test", of_rows(test, rows), stored[rows], is_anomaly, calibration, stored[held_out], rows
     )
+
+
+def halves(
+    normal: np.ndarray, series: np.ndarray | None, examples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of normal examples that are held out, and of those that are scored.
+
+    Every second one is held out, after a permutation, because the order of a test split can have a
+    meaning. Windows of a series are dependent, and no series has windows on both sides: of every
+    second series one window is held out, drawn at random, and all windows of the others are scored.
+
+    Args:
+      normal: rows of the normal examples, [n].
+      series: the series of each test example, [N]; None where examples are independent.
+      examples: the number of each kind, at most; 0 for all.
+    """
+    rng = np.random.default_rng(0)
+    if series is None:
+        shuffled = rng.permutation(normal)[: 2 * examples or None]
+        return np.sort(shuffled[::2]), np.sort(shuffled[1::2])
+    shuffled = rng.permutation(np.unique(series[normal]))
+    windows = rng.permutation(normal)
+    _, first = np.unique(series[windows], return_index=True)
+    held_out = windows[first][np.isin(series[windows[first]], shuffled[::2])]
+    scored = windows[np.isin(series[windows], shuffled[1::2])]
+    return np.sort(held_out[: examples or None]), np.sort(scored[: examples or None])
 
 
 def check_takes_rows(subject: Subject) -> None:

@@ -122,15 +122,7 @@ def write(subject: Subject, command: str, outcome: Outcome) -> list[Path]:
     Returns:
       The paths of the files: COMMAND.json, and COMMAND.png if there is a figure.
     """
-    path = folder_of(subject) / f"{command}.json"
-    write_json(path, to_json(outcome))
-    if outcome.figure is None:
-        return [path]
-    from experiments import pictures
-
-    picture = path.with_suffix(".png")
-    pictures.save(outcome.figure, picture)
-    return [path, picture]
+    return _write_files(folder_of(subject), command, outcome)
 
 
 def check_use_publishable(subject: Subject) -> None:
@@ -160,17 +152,31 @@ def finish(subject: Subject, command: str, outcome: Outcome, published: bool) ->
 
 
 def publish(name: str, command: str, outcome: Outcome) -> Path:
-    """Write the record to experiments/results/NAME/COMMAND.json, and return the path.
+    """Write the record to experiments/results/NAME/COMMAND.json, with the figure as COMMAND.png.
 
     Args:
       name: the experiment, or a simple detector beside it.
-      command: the name of the command, which the file has.
+      command: the name of the command, which the files have.
       outcome: its result.
+
+    Returns:
+      The path of the record.
     """
-    path = RESULTS / name / f"{command}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write_files(RESULTS / name, command, outcome)[0]
+
+
+def _write_files(folder: Path, command: str, outcome: Outcome) -> list[Path]:
+    """Write the record, with its rows, and the figure if there is one, and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{command}.json"
     write_json(path, to_json(outcome))
-    return path
+    if outcome.figure is None:
+        return [path]
+    from experiments import pictures
+
+    picture = path.with_suffix(".png")
+    pictures.save(outcome.figure, picture)
+    return [path, picture]
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
