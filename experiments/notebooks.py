@@ -27,6 +27,8 @@ FOLDER = Path(__file__).parent / "chapter"
 """folder of the notebooks"""
 COLOURS = 128
 """colours of a picture, at most, in the file of a notebook, which is small then"""
+GREYS = 64
+"""grey levels of a picture without colours"""
 SUM = "code_sha256"
 """key, in the metadata of an executed notebook, of the checksum of its code"""
 
@@ -119,21 +121,26 @@ def execute(notebook: Any, name: str) -> Any:
 
 
 def with_small_pictures(notebook: Any) -> Any:
-    """Return the notebook with its pictures as PNG files of a palette of COLOURS colours.
+    """Return the notebook with its pictures as smaller PNG files.
 
-    They take about a third of the space. Pictures that have a palette stay as they are.
+    Pictures in colour get a palette of COLOURS colours, and grey ones GREYS equally spaced levels.
+    A picture that has been made smaller stays as it is.
     """
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
                 with Image.open(BytesIO(base64.b64decode(data["image/png"]))) as picture:
-                    if picture.mode == "P":
-                        continue
-                    # Median cut, the default, would merge rare colours, such as the ends of a
-                    # colour bar.
+                    rgb, mode = picture.convert("RGB"), picture.mode
+                red, green, blue = rgb.split()
+                if red.tobytes() == green.tobytes() == blue.tobytes():
+                    step = 255 / (GREYS - 1)
+                    small = red.point([round(round(v / step) * step) for v in range(256)])
+                elif mode == "P":
+                    continue
+                else:  # median cut, the default, would merge rare colours, such as a colour bar's
                     cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-                    small = picture.convert("RGB").quantize(COLOURS, cover, dither=none)
+                    small = rgb.quantize(COLOURS, cover, dither=none)
                 file = BytesIO()
                 small.save(file, "PNG", optimize=True)
                 data["image/png"] = base64.b64encode(file.getvalue()).decode()

@@ -259,6 +259,7 @@ def stacked(
 def histograms(
     columns: Mapping[str, Mapping[str, np.ndarray]],
     categories: Mapping[str, Sequence[str]] | None = None,
+    pooled: bool = False,
 ) -> Figure:
     """Draw the histograms of several samples of each column, one panel for each column.
 
@@ -269,16 +270,17 @@ def histograms(
     Args:
       columns: by the name of a column, its values [N] by the name of the sample.
       categories: names of the values 0, 1, … of a categorical column, by the name of the column.
+      pooled: all samples of a column together determine the bins, in place of the first one.
     """
     categories = categories or {}
     width = min(4, len(columns))
     height = -(-len(columns) // width)
-    size = (2.8 * width, 2.3 * height + 0.3)
+    size = (2.8 * width, 2.3 * height + 0.3) if len(columns) > 1 else (6.0, 3.2)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     for i, (title, samples) in enumerate(columns.items()):
         axes = figure.add_subplot(height, width, i + 1)
         seen = {name: values[np.isfinite(values)] for name, values in samples.items()}
-        first = next(iter(seen.values()))
+        first = np.concatenate([*seen.values()]) if pooled else next(iter(seen.values()))
         edges = bins(np.arange(len(categories[title])) if title in categories else first)
         for j, (name, values) in enumerate(seen.items()):
             inside = np.clip(values, edges[0], edges[-1])

@@ -141,17 +141,23 @@ def test_short_parameters_follow_the_cell_of_the_parameters(folder):
     ]
 
 
-def test_pictures_are_reduced_to_few_colours_once(rng):
+@pytest.mark.parametrize("grey", [False, True])
+def test_pictures_are_reduced_to_few_colours_once(rng, grey):
+    pixels = rng.integers(0, 256, (80, 80, 1 if grey else 3), np.uint8)
+    pixels[0, :2] = [[0], [255]]
     file = BytesIO()
-    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    Image.fromarray(np.broadcast_to(pixels, (80, 80, 3))).save(file, "PNG")
     picture = base64.b64encode(file.getvalue()).decode()
     output = nbformat.v4.new_output("display_data", {"image/png": picture})
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
     (cell,) = notebooks.with_small_pictures(notebook).cells
     small = cell.outputs[0].data["image/png"]
     with Image.open(BytesIO(base64.b64decode(small))) as reduced:
-        assert reduced.size == (40, 40)
-        assert len(reduced.getcolors() or ()) == notebooks.COLOURS
+        assert reduced.size == (80, 80)
+        assert len(reduced.getcolors() or ()) == (notebooks.GREYS if grey else notebooks.COLOURS)
+        if grey:
+            np.testing.assert_allclose(np.asarray(reduced), pixels[..., 0], atol=3)
+            assert reduced.getextrema() == (0, 255)
     (again,) = notebooks.with_small_pictures(notebook).cells
     assert again.outputs[0].data["image/png"] == small
 

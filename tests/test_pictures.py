@@ -542,3 +542,13 @@ def test_a_sequence_of_symbols_names_them():
     many = [f"w{i}" for i in range(500)]
     (axes,) = plots.stacked({"words": np.array([7, 499, 7])}, {"words": many}).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["w7", "w499"]
+
+
+def test_the_bins_of_a_histogram_can_cover_all_samples():
+    samples = {"a": np.linspace(0, 1, 100), "b": np.linspace(5, 6, 100)}
+    ends = [
+        plots.histograms({"x": samples}, pooled=pooled).axes[0].get_xlim()[1]
+        for pooled in (False, True)
+    ]
+    assert ends[0] < 2
+    assert ends[1] > 5.9
