@@ -52,6 +52,8 @@ usage: python -m experiments COMMAND ...
   complete RUN...  occluded test examples, filled in by several models: RUN/complete.json
   latent RUN       map, paths and dimensions of the codes: RUN/latent.json and .png
   compare RUN RUN  the curves of runs on one figure, and their paired differences
+  report RUN...    one page of HTML about one run or several: --out FILE.html
+  explore FILE     train models of several families on your data, and write their report
   sample RUN       draw samples: a PNG grid and an .npy
   export RUN FILE  write the weights of a run to a .safetensors or an .npz file
   table            write all published results to experiments/results/RESULTS.md
@@ -534,11 +536,11 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown experiment {name!r}: {hint}")
 
 
-def use(name: str) -> Callable[[list[str]], int]:
-    """Return the command of a module of `experiments.uses`, which is imported when it runs."""
+def of_module(name: str) -> Callable[[list[str]], int]:
+    """Return the command of a module of `experiments`, which is imported when it runs."""
 
     def run(arguments: list[str]) -> int:
-        return importlib.import_module(f"experiments.uses.{name}").command(arguments)
+        return importlib.import_module(f"experiments.{name}").command(arguments)
 
     return run
 
@@ -552,8 +554,10 @@ COMMANDS = {
     "train": train_command,
     "sweep": sweep_command,
     "evaluate": evaluate_command,
-    **{name: use(name) for name in USES},
+    **{name: of_module(f"uses.{name}") for name in USES},
     "compare": compare_command,
+    "report": of_module("report.command"),
+    "explore": of_module("explore"),
     "sample": sample_command,
     "export": export_command,
     "table": table_command,

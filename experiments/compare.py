@@ -19,6 +19,7 @@ from experiments.flags import WIDTH
 from experiments.folder import read_metrics
 from experiments.run import Run, load_run
 from experiments.table import estimate_unit, marked, number
+from experiments.uses.base import Subject
 from gen import estimate, plots
 from gen.core import METRIC_UNITS, UserError, facts
 from gen.estimate import MARKS, Difference, Estimate
@@ -132,7 +133,7 @@ def rows(runs: Mapping[str, Run], split: str) -> list[Row]:
     return table
 
 
-def other_data(a: Run, b: Run) -> str:
+def other_data(a: Run | Subject, b: Run | Subject) -> str:
     """Return why two runs have no examples in common; "" if they have the same ones."""
     if a.dataset.name != b.dataset.name:
         return f"different data: {a.dataset.name}, {b.dataset.name}"

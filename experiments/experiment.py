@@ -293,6 +293,8 @@ class Options:
     """send the metrics to TensorBoard or Weights & Biases, too (extras tensorboard and wandb)"""
     config: Path | None = None
     """config.json of any run, whose values are the defaults of the other flags"""
+    pictures: bool = True
+    """draw the pictures of the finished run"""
     keep_programs: bool = True
     """keep compiled programs in the cache folder for later commands"""
 

@@ -41,6 +41,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 LARGEST_STATE = 100_000_000
 """numbers in the state of the largest model that `candidates` names"""
 
+COLUMNS = 20
+"""columns, at most, of which a description has the range and the mean"""
+
 GPU_SECONDS = 25
 """approximate time on two CPU cores in units of the time on a GPU; for the published runs that
 `bench` also measured on a CPU the ratio is 19 to 30"""
@@ -119,6 +122,44 @@ def candidates(dataset: Dataset, source: str, reading: Reading) -> list[Candidat
     return sorted(found, key=lambda candidate: seconds_of(candidate.name))
 
 
+def properties(dataset: Dataset) -> dict[str, str]:
+    """Return what a data set holds, by the name of the property.
+
+    The first property, `rows`, has the number and the form of the examples.
+    """
+    splits, format = dataset.splits, dataset.format
+    x = _all_rows(dataset)
+    shape = " × ".join(map(str, dataset.shape))
+    found = {"rows": f"{len(x):,} rows of {shape} ({_form(dataset)})"}
+    seen = x
+    if "length" in dataset.train:
+        length = np.concatenate([split["length"] for split in splits.values()])
+        found["length"] = f"{length.min()} … {length.max()} steps, {length.sum():,} in all"
+        seen = x[np.arange(x.shape[1])[None] < length[:, None]]
+    found["kind"] = _kind(dataset)
+    finite = seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen
+    found["range"] = f"{finite.min():g} … {finite.max():g}"
+    missing = seen.size - finite.size
+    found["missing"] = f"{missing:,} values" if missing else "none"
+    lengths = {name: split.get("length") for name, split in splits.items()}
+    sums = {name: row_sums(split["x"], lengths[name]) for name, split in splits.items()}
+    distinct = set().union(*sums.values())
+    repeated = len(x) - len(distinct)
+    found["repeated"] = f"{repeated:,} of the rows, of an earlier one" if repeated else "none"
+    if dataset.classes:
+        label = np.concatenate([split["label"] for split in splits.values()])
+        names = format.labels or tuple(map(str, range(dataset.classes)))
+        sizes = np.bincount(label, minlength=dataset.classes)
+        text = ", ".join(f"{names[k]} ({sizes[k]:,})" for k in range(min(dataset.classes, 20)))
+        found["classes"] = f"{dataset.classes}: {text}"
+    sizes = ", ".join(f"{name} {len(split['x']):,}" for name, split in splits.items())
+    training = set(sums["train"])
+    shared = sum(each in training for each in (*sums["validation"], *sums["test"]))
+    warning = f"; {shared:,} rows of the others also stand in train" if shared else ""
+    found["splits"] = f"{sizes}{warning}"
+    return found
+
+
 def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
     """Yield the lines that say what a data set holds and which experiments fit.
 
@@ -127,42 +168,17 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
       source: its path or name.
       reading: how it was read.
     """
-    splits, format = dataset.splits, dataset.format
-    x = np.concatenate([split["x"] for split in splits.values()])
-    shape = " × ".join(map(str, dataset.shape))
-    yield f"{dataset.name}: {len(x):,} rows of {shape} ({_form(dataset)})"
-    seen = x
-    if "length" in dataset.train:
-        length = np.concatenate([split["length"] for split in splits.values()])
-        yield _entry("length", f"{length.min()} … {length.max()} steps, {length.sum():,} in all")
-        seen = x[np.arange(x.shape[1])[None] < length[:, None]]
-    yield from _wrapped("kind", _kind(dataset))
-    finite = seen[~np.isnan(seen)] if seen.dtype.kind == "f" else seen
-    yield _entry("range", f"{finite.min():g} … {finite.max():g}")
-    missing = seen.size - finite.size
-    yield _entry("missing", f"{missing:,} values" if missing else "none")
-    lengths = {name: split.get("length") for name, split in splits.items()}
-    sums = {name: row_sums(split["x"], lengths[name]) for name, split in splits.items()}
-    distinct = set().union(*sums.values())
-    repeated = len(x) - len(distinct)
-    yield _entry("repeated", f"{repeated:,} of the rows, of an earlier one" if repeated else "none")
-    if dataset.classes:
-        label = np.concatenate([split["label"] for split in splits.values()])
-        names = format.labels or tuple(map(str, range(dataset.classes)))
-        sizes = np.bincount(label, minlength=dataset.classes)
-        text = ", ".join(f"{names[k]} ({sizes[k]:,})" for k in range(min(dataset.classes, 20)))
-        yield from _wrapped("classes", f"{dataset.classes}: {text}")
-    sizes = ", ".join(f"{name} {len(split['x']):,}" for name, split in splits.items())
-    training = set(sums["train"])
-    shared = sum(each in training for each in (*sums["validation"], *sums["test"]))
-    warning = f"; {shared:,} rows of the others also stand in train" if shared else ""
-    yield from _wrapped("splits", f"{sizes}{warning}")
-    if format.words and len(dataset.shape) == 1:
-        yield from _columns(dataset, x)
+    found = properties(dataset)
+    yield f"{dataset.name}: {found.pop('rows')}"
+    for name, text in found.items():
+        yield from _wrapped(name, text)
+    if dataset.format.words and len(dataset.shape) == 1:
+        yield ""
+        yield from _columns(dataset)
     yield ""
     fitting = candidates(dataset, source, reading)
     if not fitting:
-        if missing:
+        if found["missing"] != "none":
             yield "No experiment takes the missing values of these columns. Leave their rows out:"
             own = [source, *reading_flags(replace(reading, missing="drop"))]
             yield from _command(["python", "-m", "experiments", "data", *own])
@@ -185,7 +201,7 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
             flags = [*data, *flag_words(each.flags)]
             yield from _command(["python", "-m", "experiments", "train", each.name, *flags])
     yield ""
-    if format.words and columns_of_few_values(dataset):
+    if dataset.format.words and columns_of_few_values(dataset):
         columns = " ".join(map(shlex.quote, columns_for_a_density(dataset)))
         text = f"Models of a density fit with --columns {columns}, too."
         if columns:
@@ -329,22 +345,39 @@ def _kind(dataset: Dataset) -> str:
     return "continuous, scaled to [0, 1]" if format.scale or format.peak > 1 else "continuous"
 
 
-def _columns(dataset: Dataset, x: np.ndarray) -> Iterator[str]:
-    """Yield a line for each of the first columns: range, mean, different and missing values."""
-    yield ""
-    heads = ("smallest", "largest", "mean", "different")
-    yield f"{'column':<26}" + "".join(f"{head:>11}" for head in heads) + f"{'missing':>9}"
-    for title, column in zip(dataset.format.words[:20], x.T, strict=False):
+def _all_rows(dataset: Dataset) -> np.ndarray:
+    """Return the stored x of all splits, [N, *shape]."""
+    return np.concatenate([split["x"] for split in dataset.splits.values()])
+
+
+def column_summary(dataset: Dataset) -> list[dict[str, str]]:
+    """Return a line for each of the first columns: range, mean, different and missing values."""
+    lines = []
+    for title, column in zip(dataset.format.words[:COLUMNS], _all_rows(dataset).T, strict=False):
         values = column[~np.isnan(column)] if column.dtype.kind == "f" else column
-        numbers = (float(values.min()), float(values.max()), float(values.mean()))
-        short = title if len(title) < 26 else title[:24] + "…"
-        yield (
-            f"{short:<26}"
-            + "".join(f"{number:>11.4g}" for number in numbers)
-            + f"{len(np.unique(values)):>11}{len(column) - len(values):>9}"
+        lines.append(
+            {
+                "column": title,
+                "smallest": f"{float(values.min()):.4g}",
+                "largest": f"{float(values.max()):.4g}",
+                "mean": f"{float(values.mean()):.4g}",
+                "different": str(len(np.unique(values))),
+                "missing": str(len(column) - len(values)),
+            }
         )
-    if len(dataset.format.words) > 20:
-        yield f"… and {len(dataset.format.words) - 20} more"
+    return lines
+
+
+def _columns(dataset: Dataset) -> Iterator[str]:
+    """Yield the lines of `column_summary` below a head, and the number of the other columns."""
+    widths = dict.fromkeys(("smallest", "largest", "mean", "different"), 11) | {"missing": 9}
+    yield f"{'column':<26}" + "".join(f"{head:>{width}}" for head, width in widths.items())
+    for line in column_summary(dataset):
+        title = line["column"]
+        short = title if len(title) < 26 else title[:24] + "…"
+        yield f"{short:<26}" + "".join(f"{line[head]:>{width}}" for head, width in widths.items())
+    if len(dataset.format.words) > COLUMNS:
+        yield f"… and {len(dataset.format.words) - COLUMNS} more"
 
 
 def _shown(source: str) -> str:
@@ -355,15 +388,10 @@ def _shown(source: str) -> str:
     return source
 
 
-def _entry(name: str, text: str) -> str:
-    """Return a line of the description."""
-    return f"{name:<10}{text}"
-
-
 def _wrapped(name: str, text: str) -> Iterator[str]:
     """Yield an entry, in several lines where it is longer than one."""
     for i, line in enumerate(textwrap.wrap(text, WIDTH - 10)):
-        yield _entry("" if i else name, line)
+        yield f"{'' if i else name:<10}{line}"
 
 
 def _command(words: list[str]) -> Iterator[str]:

@@ -257,7 +257,9 @@ def check_data(folder: Path, manifest: dict[str, Any], dataset: Dataset) -> None
         )
 
 
-def note_session(folder: Path, name: str, experiment: Experiment, dataset: Dataset) -> None:
+def note_session(
+    folder: Path, name: str, experiment: Experiment, dataset: Dataset, command: str = ""
+) -> None:
     """Write config.json, and append this process's session to manifest.json.
 
     Args:
@@ -265,6 +267,7 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
       name: the name of the experiment.
       experiment: the experiment that is run.
       dataset: its data.
+      command: the command of the session (default: the command of this process).
     """
     sessions = (read_manifest(folder) or {"sessions": []})["sessions"]
     manifest = {
@@ -274,7 +277,7 @@ def note_session(folder: Path, name: str, experiment: Experiment, dataset: Datas
             name: {"dtype": str(values.dtype), "shape": values.shape}
             for name, values in dataset.train.items()
         },
-        "sessions": [*sessions, _session()],
+        "sessions": [*sessions, _session(command)],
     }
     write_json(folder / "manifest.json", manifest)
     write_config(folder, name, experiment)
@@ -462,8 +465,11 @@ def is_clean(commit: str | None) -> bool:
     return bool(re.fullmatch("[0-9a-f]{40}", str(commit)))
 
 
-def _session() -> dict[str, Any]:
-    """Return the command, versions, commit, device and flags of this process."""
+def _session(command: str = "") -> dict[str, Any]:
+    """Return the command, versions, commit, device and flags of this process.
+
+    The command is the command line unless another one is given.
+    """
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy"]
     packages += ["tensorflow-datasets", "scikit-learn", "gen"]
     flags = {
@@ -472,7 +478,7 @@ def _session() -> dict[str, Any]:
         if name in ("XLA_FLAGS", "NPROC", "OMP_NUM_THREADS") or name.startswith("JAX_")
     }
     return {
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "command": command or shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {
             "python": platform.python_version(),

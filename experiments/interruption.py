@@ -45,6 +45,9 @@ class Interruption:
     """name of the activity, such as compiling, during which there is nothing to save; else empty"""
     saved: str = "nothing is saved yet"
     """sentence about the last checkpoint"""
+    patient: bool = False
+    """whether the process has work left after a training, such as a report: then the first signal
+    never ends it"""
     say: Callable[[str], None] = write_line
     """function that tells the user that the signal has come; it must wait for no lock"""
 
@@ -54,6 +57,12 @@ class Interruption:
         Args:
           name: the name of the signal.
         """
+        if self.patient:
+            if self.received:
+                leave(f"{name}: stopped")
+            self.received = name
+            self.say(f"{name}: finishing what is done; a second one ends at once")
+            return
         if self.activity:
             doing = f"{name}: stopped while {self.activity}"
             leave(f"{doing}; {self.saved}; the same command goes on from there")
@@ -65,7 +74,7 @@ class Interruption:
     def begin(self, activity: str) -> None:
         """Begin an activity, unless a signal has come before: then end the process."""
         self.activity = activity
-        if self.received:
+        if self.received and not self.patient:
             self.act(self.received)
 
     def end(self) -> None:

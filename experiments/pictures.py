@@ -192,14 +192,7 @@ def sequence_pictures(
     lengths = np.minimum(np.asarray(test["length"])[: len(rows)], 300)
     real = [panel(test["x"][i], lengths[i]) for i in rows]
     if "encode" in able:
-        one = {name: values[:1] for name, values in test.items()}
-        code = np.asarray(jax.jit(model.encode)(state, one))[0]  # [T, latent]
-        panels = {"test example": real[0], "p(z | x), a row for each state": code[: lengths[0]]}
-        names = {}
-        if symbols:
-            panels["test example"] = indices(real[0], symbols)
-            names["test example"] = list(map(visible, symbols))
-        save(plots.stacked(panels, names), folder / "posterior.png")
+        save(posterior_figure(model, state, test, symbols), folder / "posterior.png")
     if "sample" in able:
         samples = draw_samples(model, state, key, len(rows))
         samples = [panel(samples[i], lengths[i]) for i in rows]
@@ -215,6 +208,29 @@ def sequence_pictures(
             panels = {f"test example {i + 1}": real[i] for i in rows}
             panels |= {f"sample {i + 1}": samples[i] for i in rows}
             save(plots.stacked(panels), folder / "sequences.png")
+
+
+def posterior_figure(
+    model: Any, state: Any, test: Batch, symbols: str | tuple[str, ...], longest: int = 300
+) -> Any:
+    """Return the figure of the codes of the first test sequence below that sequence.
+
+    Args:
+      model: a model of sequences with `encode`.
+      state: a state of it.
+      test: sequences [N, T, ...] with their lengths.
+      symbols: the letter or word of each level, if examples are texts.
+      longest: steps that are drawn, at most.
+    """
+    length = min(longest, int(test["length"][0]))
+    one = {name: jnp.asarray(values[:1]) for name, values in test.items()}
+    code = np.asarray(jax.jit(model.encode)(state, one))[0]  # [T, latent]
+    shown, names = panel(test["x"][0], length), {}
+    if symbols:
+        shown = indices(shown, symbols)
+        names["test example"] = list(map(visible, symbols))
+    panels = {"test example": shown, "p(z | x), a row for each state": code[:length]}
+    return plots.stacked(panels, names)
 
 
 def panel(x: Any, length: int) -> np.ndarray:
@@ -351,12 +367,25 @@ def image_pictures(
 def reconstruction_picture(
     folder: Path, model: Any, state: Any, test: Batch, originals: jax.Array
 ) -> None:
-    """Draw 30 test images, and in the row below each row of 10 their reconstructions.
+    """Draw the picture of `reconstruction_figure`.
+
+    Args:
+      folder: the folder of the pictures.
+      model: a model with `reconstruct`.
+      state: a state of it.
+      test: test images as the model takes them, at least 30.
+      originals: the test images before binarisation, [N, *shape].
+    """
+    figure = reconstruction_figure(model, state, test, originals)
+    save(figure, folder / "reconstructions.png")
+
+
+def reconstruction_figure(model: Any, state: Any, test: Batch, originals: jax.Array) -> Any:
+    """Return the figure of 30 test images, and below each row of 10 their reconstructions.
 
     Between them stand the binarised images that the model was given, if they were binarised.
 
     Args:
-      folder: the folder of the pictures.
       model: a model with `reconstruct`.
       state: a state of it.
       test: test images as the model takes them, at least 30.
@@ -369,7 +398,7 @@ def reconstruction_picture(
     rows["reconstructed"] = jax.jit(model.reconstruct)(state, batch)
     images = np.stack([np.reshape(x, (-1, ROW, *model.shape)) for x in rows.values()], axis=1)
     names = list(rows) * len(images)
-    save(plots.grid(images.reshape(-1, *model.shape), ROW, names), folder / "reconstructions.png")
+    return plots.grid(images.reshape(-1, *model.shape), ROW, names)
 
 
 def completion_picture(
@@ -488,18 +517,29 @@ def column_pictures(
     if "sample" in able and len(test["x"]):
         samples = draw_samples(model, state, key, POINTS)
         rows = {"test examples": restore(np.asarray(test["x"])), "samples": restore(samples)}
-        columns, categories = {}, {}
-        for title, places in columns_of(words or range(1, model.shape[0] + 1)).items():
-            if len(columns) == COLUMNS:
-                break
-            if len(places) > 1:
-                categories[title] = [words[d].partition("=")[2] for d in places]
-                columns[title] = {name: x[:, places].argmax(1) for name, x in rows.items()}
-            else:
-                columns[title] = {name: x[:, places[0]] for name, x in rows.items()}
-        save(plots.histograms(columns, categories), folder / "samples.png")
+        save(column_histograms(rows, words), folder / "samples.png")
     if "label" in test and has_features(model):
         latent_picture(folder, model, state, test, labels)
+
+
+def column_histograms(rows: Mapping[str, np.ndarray], words: Sequence[str]) -> Any:
+    """Return the figure of the histograms of the first `COLUMNS` columns of several tables.
+
+    Args:
+      rows: rows [N, D] in the units of the data, by the name of the table.
+      words: the names of the columns, if they have names.
+    """
+    columns, categories = {}, {}
+    width = next(iter(rows.values())).shape[1]
+    for title, places in columns_of(words or range(1, width + 1)).items():
+        if len(columns) == COLUMNS:
+            break
+        if len(places) > 1:
+            categories[title] = [words[d].partition("=")[2] for d in places]
+            columns[title] = {name: x[:, places].argmax(1) for name, x in rows.items()}
+        else:
+            columns[title] = {name: x[:, places[0]] for name, x in rows.items()}
+    return plots.histograms(columns, categories)
 
 
 def columns_of(words: Iterable[Any]) -> dict[str, list[int]]:
@@ -622,16 +662,19 @@ def latent_picture(
     save(plots.scatter(points, labels, title, names), folder / "codes.png")
 
 
-def metric_curves(
-    path: Path, lines: list[dict[str, Any]], units: Mapping[str, str], chosen: Sequence[int] = ()
-) -> None:
-    """Draw the metrics of a run against the step.
+def metric_figure(
+    lines: list[dict[str, Any]],
+    units: Mapping[str, str],
+    chosen: Sequence[int] = (),
+    columns: int = 3,
+) -> Any:
+    """Return the figure of the metrics of a run against the step.
 
     Args:
-      path: the path of the picture.
       lines: the lines of metrics.jsonl.
       units: the units of the metrics for which `METRIC_UNITS` has none, or another one.
       chosen: the step of the state that validation chose, for each seed.
+      columns: panels in a row, at most.
     """
     names = dict.fromkeys(name for line in lines for name in line if name != "step")
     series = {
@@ -641,7 +684,7 @@ def metric_curves(
         )
         for name in names
     }
-    save(plots.curves(series, METRIC_UNITS | {**units}, chosen), path)
+    return plots.curves(series, METRIC_UNITS | {**units}, chosen, columns)
 
 
 def save(figure: Any, path: Path) -> None:

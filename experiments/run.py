@@ -56,13 +56,21 @@ class Run(NamedTuple):
     stopped_early: bool = False  # whether --early-stop ended the training at `step`
 
 
-def train_run(name: str, experiment: Experiment, options: Options) -> int:
+def train_run(
+    name: str,
+    experiment: Experiment,
+    options: Options,
+    command: str = "",
+    host: Interruption | None = None,
+) -> int:
     """Train an experiment, or resume it where its folder stops.
 
     Args:
       name: its name in the registry.
       experiment: the experiment as the flags have changed it.
       options: where and on which devices it runs.
+      command: the command that repeats the run (default: the command of this process).
+      host: the record of signals of a command that goes on after the training.
 
     Returns:
       The exit code: 0, INTERRUPTED, or 1 if a metric became NaN or infinite.
@@ -100,8 +108,9 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         old = files.read_config(folder)
         _name_missing(folder, old)
         experiment = experiment.for_run()
-        signals = Interruption()
-        stack.callback(interruption.watch(signals.act))
+        signals = host or Interruption()
+        if host is None:
+            stack.callback(interruption.watch(signals.act))
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", experiment.keep_every)
         )
@@ -121,7 +130,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
             if _lead():
                 if stalled:
                     files.note_early_stop(folder, done)
-                if not _pictures_done(folder):
+                if options.pictures and not _pictures_done(folder):
                     _final_pictures(folder, experiment, dataset, start, signals, _say)
             early = "the run stopped early after " if stalled else ""
             _say(f"{folder} is finished: {early}{done} steps. Nothing to do.")
@@ -135,7 +144,7 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
         log, display = _no_log, Display(_no_log, _say)
         if _lead():
             lines = lines_until(done, folder, experiment.report_every, old_interval)
-            files.note_session(folder, name, experiment, dataset)
+            files.note_session(folder, name, experiment, dataset, command)
             log = stack.enter_context(files.open_log(folder, lines, options.logger))
             (folder / "samples" / LAST_PICTURE).unlink(missing_ok=True)
         _say(f"resuming {folder} at step {done}" if done else f"training {name} into {folder}")
@@ -186,9 +195,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
                 if finished and _lead():
                     if stalled:
                         files.note_early_stop(folder, step)
-                    _final_pictures(
-                        folder, experiment, dataset, (step, carry), signals, display.say
-                    )
+                    if options.pictures:
+                        _final_pictures(
+                            folder, experiment, dataset, (step, carry), signals, display.say
+                        )
         except train.NonFiniteError as error:
             last = f"the checkpoint of step {saved} stays" if saved else "there is no checkpoint"
             print(f"stopped: {error}; {last}; try a lower learning rate", file=sys.stderr)
@@ -201,8 +211,10 @@ def train_run(name: str, experiment: Experiment, options: Options) -> int:
     if stalled:
         _say(f"stopped early: {experiment.early_stop} validations brought no better state")
     last = [f"{each} {spread(reported[each])}" for each in LAST_METRICS if each in reported]
-    _say("; ".join([f"{done} steps in {seconds:.1f} s", *last, f"pictures in {folder}/samples"]))
-    _say(f"next: python -m experiments evaluate {folder}")
+    drawn = [f"pictures in {folder}/samples"] if options.pictures else []
+    _say("; ".join([f"{done} steps in {seconds:.1f} s", *last, *drawn]))
+    if host is None:
+        _say(f"next: python -m experiments evaluate {folder}")
     return 0
 
 
@@ -494,7 +506,7 @@ def _line_writer(done: int, steps: int, clock: Callable[[], float] = time.monoto
             last = step, now
         elif now - last[1] >= LINE_EVERY:
             speed = (step - last[0]) / (now - last[1])
-            left = _duration((steps - step) / speed)
+            left = duration((steps - step) / speed)
             parts = [f"step {step:,} of {steps:,}", as_text(latest)]
             _say("  ".join(filter(None, [*parts, f"{speed:.3g} steps/s", f"{left} left"])))
             last = step, now
@@ -502,7 +514,7 @@ def _line_writer(done: int, steps: int, clock: Callable[[], float] = time.monoto
     return show
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time in its two largest units, such as `3 min 20 s`."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
@@ -581,10 +593,11 @@ def _final_pictures(
         dataset.format.restore if dataset.format.scale else np.asarray,
         dataset.format.labels,
     )
-    pictures.metric_curves(
-        folder / "samples" / LAST_PICTURE,
+    chosen = np.atleast_1d(train.chosen_step(step, carry)).tolist()
+    curves = pictures.metric_figure(
         files.read_metrics(folder),
         facts(experiment.model).metric_units,
-        np.atleast_1d(train.chosen_step(step, carry)).tolist() if experiment.validate_every else (),
+        chosen if experiment.validate_every else (),
     )
+    pictures.save(curves, folder / "samples" / LAST_PICTURE)
     signals.end()

@@ -8,10 +8,11 @@ and `facts` returns the properties that change how a caller treats the model.
 Shapes: `[B, *shape]` is a batch of B examples. Units: nats per example, unless a name says
 otherwise.
 
->>> from gen.models.mixture import Mixture
->>> model = Mixture(shape=(4,), components=3)
->>> "log_prob" in capabilities(model), facts(model).levels
-(True, 2)
+Examples:
+  >>> from gen.models.mixture import Mixture
+  >>> model = Mixture(shape=(4,), components=3)
+  >>> "log_prob" in capabilities(model), facts(model).levels
+  (True, 2)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Numbers that say what they are: `Estimate`, and how one is made from values per example.
 
->>> print(mean([1.0, 2.0, 3.0, 4.0], "upper bound"))
-2.50 ± 0.65 (upper bound, n = 4)
+Examples:
+  >>> print(mean([1.0, 2.0, 3.0, 4.0], "upper bound"))
+  2.50 ± 0.65 (upper bound, n = 4)
 """
 
 from __future__ import annotations

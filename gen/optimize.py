@@ -252,9 +252,10 @@ def for_run(config: Config, steps: int) -> Config:
 def rates(config: Any, prefix: str = "") -> dict[str, float]:
     """Return the fields RATES of every `Optimizer` of a model, by their path.
 
-    >>> from gen.models.mixture import Mixture
-    >>> rates(Mixture())["optimizer.learning_rate"]
-    0.01
+    Examples:
+      >>> from gen.models.mixture import Mixture
+      >>> rates(Mixture())["optimizer.learning_rate"]
+      0.01
 
     Args:
       config: a model or a part of one; its optimisers are found in its fields, at any depth.

@@ -58,6 +58,21 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return canvas
 
 
+def _enlarged(images: np.ndarray, columns: int, width: int) -> np.ndarray:
+    """Return images with each pixel repeated along both axes, if they are small.
+
+    Drawn `width` pixels wide, a tile of them then has lines of about two pixels. Without this, the
+    lines between images of 8 × 8 pixels would be as wide as an eighth of an image.
+
+    Args:
+      images: [N, H, W, C].
+      columns: images in a row.
+      width: the width of the tile, in pixels of the screen.
+    """
+    factor = max(1, round(width / (columns * (images.shape[2] + 1) + 1)) // 2)
+    return np.repeat(np.repeat(images, factor, axis=1), factor, axis=2)
+
+
 def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure:
     """Draw a grid of images.
 
@@ -66,7 +81,7 @@ def grid(images: np.ndarray, columns: int, labels: Sequence[str] = ()) -> Figure
       columns: images in a row.
       labels: texts to the left of the rows, at most one for each row.
     """
-    canvas = tile(images, columns)
+    canvas = tile(_enlarged(images, columns, 600), columns)
     height, width = canvas.shape[:2]
     scale = max(1, round(600 / width))
     margin = max(110, 8 * max(map(len, labels))) if labels else 0
@@ -93,7 +108,9 @@ def panels_of_images(panels: Mapping[str, np.ndarray], labels: Sequence[str]) ->
       labels: texts to the left of the rows.
     """
     canvases = {
-        title: tile(images.reshape(-1, *images.shape[2:]), images.shape[1])
+        title: tile(
+            _enlarged(images.reshape(-1, *images.shape[2:]), images.shape[1], 300), images.shape[1]
+        )
         for title, images in panels.items()
     }
     height, width = next(iter(canvases.values())).shape[:2]
@@ -121,6 +138,7 @@ def curves(
     metrics: Mapping[str, tuple[Sequence[int] | np.ndarray, np.ndarray]],
     units: Mapping[str, str] | None = None,
     chosen: Sequence[int] = (),
+    columns: int = 3,
 ) -> Figure:
     """Draw one panel for each metric, with one line for each seed.
 
@@ -131,11 +149,12 @@ def curves(
       units: the unit of each metric, by its name.
       chosen: the step of the state that validation chose, one or one for each seed, which a dot
         marks on the line.
+      columns: panels in a row, at most.
     """
     units = units or {}
     shared = {"loss", "validation"} <= {*metrics} and units.get("loss") == units.get("validation")
     panels = [name for name in metrics if not (shared and name == "validation")]
-    columns = min(3, len(panels))
+    columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.8 * columns, 2.8 * rows), dpi=100, layout="constrained")
     for i, name in enumerate(panels):

@@ -476,12 +476,13 @@ def fit(
 
     With `early_stop` the last one can come before: when `stalled` holds.
 
-    >>> import numpy as np
-    >>> from gen.models.mixture import Mixture
-    >>> x = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 0]], np.float32)
-    >>> model = Mixture(shape=(3,), components=2)
-    >>> [progress.step for progress in fit(model, {"x": x}, steps=3, batch_size=4)]
-    [1, 2, 3]
+    Examples:
+      >>> import numpy as np
+      >>> from gen.models.mixture import Mixture
+      >>> x = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 1], [1, 1, 0]], np.float32)
+      >>> model = Mixture(shape=(3,), components=2)
+      >>> [progress.step for progress in fit(model, {"x": x}, steps=3, batch_size=4)]
+      [1, 2, 3]
 
     Args:
       model: any model of the contract. A falling schedule without a length falls over `steps`.

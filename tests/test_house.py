@@ -20,6 +20,7 @@ NOT_MODELS = {
     "gen/optimize.py": "fields of an optimiser, and the parts of a path in a tree",
     "gen/config.py": "fields of a model and of its parts, to and from JSON",
     "gen/sklearn.py": "fields of a model and of its parts, which are parameters of an estimator",
+    "experiments/gallery.py": "the classes of a module",
     "gen/data/tables.py": "the columns of a data frame",
     "gen/data/prepared.py": "the names of a feature's classes",
     "experiments/experiment.py": "fields of an experiment",

@@ -125,14 +125,26 @@ def test_each_filter_is_scaled_by_its_own_largest_weight_about_grey(scale):
 
 def test_three_channels_are_drawn_in_colour_and_the_mean_of_any_other_number_in_grey():
     red = np.broadcast_to(np.array([1.0, 0.0, 0.0]), (3, 4, 5, 3))
-    (axes,) = plots.grid(red, 2).axes
-    canvas = np.asarray(axes.images[0].get_array())
+    canvas = plots.tile(red, 2)
     assert canvas.shape == (11, 13, 3)
     np.testing.assert_array_equal(canvas[1:5, 1:6], red[0])
     np.testing.assert_array_equal(canvas[6:10, 7:12], 0.5)  # where there is no fourth image
-    (axes,) = plots.grid(red[..., :2], 2).axes
-    canvas = np.asarray(axes.images[0].get_array())
+    canvas = plots.tile(red[..., :2], 2)
     np.testing.assert_array_equal(canvas[1:5, 1:6], 0.5)
+
+
+def test_lines_between_small_images_are_thin():
+    """Those of 8 × 8 images would otherwise be an eighth of an image wide."""
+    for figure in (
+        plots.grid(np.ones((20, 8, 8, 1)), 10),
+        plots.panels_of_images({"": np.ones((2, 10, 8, 8, 1))}, ["", ""]),
+    ):
+        (axes,) = figure.axes
+        canvas = np.asarray(axes.images[0].get_array())
+        rows, columns = (canvas == 0.5).all(axis=1), (canvas == 0.5).all(axis=0)
+        assert (rows.sum(), columns.sum()) == (3, 11)
+        assert rows.mean() < 0.16
+        assert columns.mean() < 0.14
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another shape", "a link to nothing", "text"])

@@ -1147,7 +1147,7 @@ def test_where_there_is_no_terminal_a_line_tells_the_progress_every_30_seconds(c
         "step 1,241 of 4,000  loss 2.5  40 steps/s  1 min 9 s left",
         "step 2,441 of 4,000  loss 1.5 ± 0.5  kl 3 ± 0  40 steps/s  39 s left",
     ]
-    assert run_module._duration(3 * 3600 + 125) == "3 h 2 min"
+    assert run_module.duration(3 * 3600 + 125) == "3 h 2 min"
 
 
 NADE = ["train", "nade_digits", "--model.net.hidden", "4", "--report-every", "10"]

@@ -402,9 +402,15 @@ def draw(
 
 def nearest_distances(x: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the Euclidean distance of each row of x [N, F] to the nearest of `others` [M, F]."""
+    return nearest(x, others)[1]
+
+
+def nearest(x: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the index of the row of `others` [M, F] nearest to each row of x [N, F], and its
+    Euclidean distance, each [N]."""
     from sklearn.metrics import pairwise_distances_argmin_min
 
-    return pairwise_distances_argmin_min(x, others)[1]
+    return pairwise_distances_argmin_min(x, others)
 
 
 def _radii(x: np.ndarray, k: int) -> np.ndarray:

@@ -6,15 +6,16 @@ data, and t is one number for the whole batch.
 
 For data from N(2, ¼) the denoiser has a closed form:
 
->>> from gen.models.diffusion.flow import straight  # α = 1 − t, σ = t
->>> def denoise(x, t):
-...     gain = (1 - t) / 4 / ((1 - t) ** 2 / 4 + t**2)
-...     mean = 2 + gain * (x - 2 * (1 - t))
-...     return Prediction(mean, (x - (1 - t) * mean) / jnp.maximum(t, 1e-6))
->>> noise = jnp.array([[-1.0], [0.0], [1.0]])
->>> x = dpm_solver(straight, denoise, noise, falling(40))
->>> print(jnp.round(x[:, 0], 2))  # mean − sd, mean, mean + sd
-[1.5 2.  2.5]
+Examples:
+  >>> from gen.models.diffusion.flow import straight  # α = 1 − t, σ = t
+  >>> def denoise(x, t):
+  ...     gain = (1 - t) / 4 / ((1 - t) ** 2 / 4 + t**2)
+  ...     mean = 2 + gain * (x - 2 * (1 - t))
+  ...     return Prediction(mean, (x - (1 - t) * mean) / jnp.maximum(t, 1e-6))
+  >>> noise = jnp.array([[-1.0], [0.0], [1.0]])
+  >>> x = dpm_solver(straight, denoise, noise, falling(40))
+  >>> print(jnp.round(x[:, 0], 2))  # mean − sd, mean, mean + sd
+  [1.5 2.  2.5]
 """
 
 from __future__ import annotations
