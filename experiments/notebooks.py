@@ -131,14 +131,6 @@ def with_small_pictures(notebook: Any) -> Any:
             data = output.get("data", {})
             if "image/png" in data:
                 with Image.open(BytesIO(base64.b64decode(data["image/png"]))) as picture:
-<<<<<<< HEAD
-                    if picture.mode == "P":
-                        continue
-                    # Median cut, the default, would merge rare colours, such as the ends of a
-                    # colour bar.
-                    cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-                    small = picture.convert("RGB").quantize(COLOURS, cover, dither=none)
-=======
                     rgb, mode = picture.convert("RGB"), picture.mode
                 red, green, blue = rgb.split()
                 if red.tobytes() == green.tobytes() == blue.tobytes():
@@ -149,7 +141,6 @@ def with_small_pictures(notebook: Any) -> Any:
                 else:  # median cut, the default, would merge rare colours, such as a colour bar's
                     cover, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
                     small = rgb.quantize(COLOURS, cover, dither=none)
->>>>>>> chapterA
                 file = BytesIO()
                 small.save(file, "PNG", optimize=True)
                 data["image/png"] = base64.b64encode(file.getvalue()).decode()
