@@ -20,11 +20,11 @@
 #
 # $$ p(x|z) = \prod_{i=1}^{D} g_i(z)^{x_i} \, (1 - g_i(z))^{1 - x_i} . $$
 #
-# This notebook derives the training objective, trains the chapter's VAE on MNIST, and looks at its
-# samples, its codes and its likelihood. It takes about five minutes on two cores.
-#
 # New images are easy to draw. Training is harder, because the probability of an image is an
 # integral over all codes, $p(x) = \int p(x|z)\,p(z)\,dz$, which no computer can evaluate.
+#
+# This notebook derives the training objective, trains the chapter's VAE on MNIST, and looks at its
+# samples, its codes and its likelihood. It takes about five minutes on two cores.
 #
 # ## The evidence lower bound
 #
