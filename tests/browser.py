@@ -89,16 +89,13 @@ def session() -> Iterator[Session]:
     to_browser, send, receive, from_browser = (fcntl.fcntl(p, fcntl.F_DUPFD, 10) for p in pipes)
     for pipe in pipes:
         os.close(pipe)
-
-    def place() -> None:
-        os.dup2(to_browser, 3)
-        os.dup2(from_browser, 4)
-
+    # The browser reads from 3 and writes to 4. A function that places them before the start would
+    # take a fork, of which JAX warns.
+    place = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
-            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=place,
-            pass_fds=(3, 4),
+            ["bash", "-c", place, "bash", CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,12 +14,13 @@ import test_contract
 from conftest import batch_of, entry_of
 from PIL import Image
 
-from experiments import fitting
+from experiments import explore, fitting
 from experiments.__main__ import main, parse
 from experiments.bench import training
 from experiments.evaluation import RESULTS
 from experiments.experiment import Experiment, Options, Training
 from experiments.registry import EXPERIMENTS
+from gen.data import Reading
 from gen.estimate import from_json
 from gen.models.dequantized import Dequantized
 
@@ -77,8 +78,8 @@ def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
 
 
 def test_commands_run(tmp_path, monkeypatch, capsys):
-    """They run in their order, shortened, in one folder. The flags of trainings on MNIST, and of
-    those that name their folder, are parsed only."""
+    """They run in their order, shortened, in one folder. The flags of trainings on MNIST, of those
+    that name their folder, and of `explore`, which takes minutes, are parsed only."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for i in range(150):
@@ -95,10 +96,13 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
         if command == "train" and ("mnist" in rest[0] or "--out" in rest):
             check_training_parses(rest)
             continue
+        if command == "explore":
+            assert parse(explore.Flags, rest, command, explore.Flags("", Reading())).data == rest[0]
+            continue
         assert main([*arguments, *shorter.get(command, [])]) == 0, arguments
         ran.add(command)
     commands_run = {"list", "data", "train", "sweep", "compare", "evaluate", "sample", "export"}
-    uses = {"judge", "features", "anomaly", "complete", "latent"}
+    uses = {"judge", "features", "anomaly", "complete", "latent", "report"}
     assert ran == commands_run | uses | {"bench", "table"}
 
 

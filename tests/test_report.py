@@ -336,12 +336,14 @@ def files(tmp_path_factory) -> Path:
 
 QUICK = ("--model.sample-steps", "5", "--model.time-draws", "2", "--model.ode-examples", "0")
 """Few steps of a diffusion model."""
+SHORT_AIS = ("--model.ais.temperatures", "10", "--model.ais.chains", "5")
+"""Few temperatures and chains of annealed importance sampling."""
 
 KINDS = {
     "images in grey, diffusion": ("diffusion_digits", *QUICK),
     "images in grey, GAN": ("gan_digits",),
     "images in grey, labels": ("cvae_mnist", "--data", "digits"),
-    "images, RBM": ("rbm_tempered_digits", "--validate-every", "0"),
+    "images, RBM": ("rbm_tempered_digits", "--validate-every", "0", *SHORT_AIS),
     "images, PixelCNN": ("pixelcnn_digits", "--validate-every", "0"),
     "images, discrete diffusion": (
         "discrete_diffusion_digits",
@@ -357,7 +359,7 @@ KINDS = {
     "points": ("diffusion_toy", *QUICK, "--validate-every", "0"),
     "text": ("hmm_letters", "--data", "story.txt"),
     "sequences": ("hmm_regimes", "--data", "series.npz"),
-    "documents": ("rbm_digits_nudged", "--data", "words.csv"),
+    "documents": ("rbm_digits_nudged", "--data", "words.csv", "--no-probe", *SHORT_AIS),
 }
 """A model for each kind of data, and of each family."""
 

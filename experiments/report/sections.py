@@ -646,9 +646,7 @@ def completions_section(gathered: Gathering) -> list[Section]:
     cards, absent, groups = [], [], []
     for entry in gathered.entries:
         model, dataset = entry.subject.experiment.model, entry.subject.dataset
-        masks = [
-            completion.occlusion_mask(name, dataset.shape, 0) for name in completion.OCCLUSIONS
-        ]
+        masks = occlusions_of(dataset).values()
         if any(completion.is_completed(model, mask) for mask in masks):
             same = (group for group in groups if group[0].subject.dataset.sha256 == dataset.sha256)
             group = next(same, None)
@@ -682,10 +680,20 @@ def completions_section(gathered: Gathering) -> list[Section]:
     return [Section("Completions", intro if cards else "", cards, absent, wide=True)]
 
 
+def occlusions_of(dataset: Dataset) -> dict[completion.Occlusion, np.ndarray]:
+    """Return the masks by name that hide a part of an example, and not all of a short row."""
+    masks: dict[completion.Occlusion, np.ndarray] = {
+        name: completion.occlusion_mask(name, dataset.shape, complete.SEED)
+        for name in completion.OCCLUSIONS
+    }
+    return {name: mask for name, mask in masks.items() if 0 < mask.sum() < mask.size}
+
+
 def completions(group: Sequence[Entry]) -> list[Piece]:
     """Return the completions by models of one data set."""
+    names = tuple(occlusions_of(group[0].subject.dataset))
     subjects = [entry.subject._replace(name=entry.label) for entry in group]
-    results = complete.complete_all(subjects, completion.OCCLUSIONS, COMPLETED, DRAWS)
+    results = complete.complete_all(subjects, names, COMPLETED, DRAWS)
     rows = [{"model": each.subject.name, **row} for each in results for row in each.outcome.rows]
     pieces: list[Piece] = []
     if results[0].outcome.figure is not None:

@@ -120,6 +120,7 @@ def neighbours(training: np.ndarray, x: np.ndarray, mask: np.ndarray, count: int
         f"{len(training)} training examples have no {count} neighbours: take fewer draws",
     )
     shown = np.reshape(mask, -1) != 0
+    require(bool(shown.any()), "the occlusion hides all variables: take another one")
     rows, asked = (np.reshape(each, (len(each), -1))[:, shown] for each in (training, x))
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(rows)
     nearest = np.asarray(training)[search.kneighbors(asked, return_distance=False).T]
