@@ -206,6 +206,8 @@ EXPERIMENTS = {
     # The discriminator is given two images at once.
     #
     # python -m experiments train pacgan_stacked_mnist
+    # All 1,000 modes and a reverse KL of 0.16, published are 1,000 and 0.06; 30 minutes on a busy
+    # core.
     "pacgan_stacked_mnist": Experiment(
         GAN(
             pack=2,
