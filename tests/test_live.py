@@ -133,8 +133,9 @@ def test_a_figure_shows_itself_in_a_notebook_and_opens_no_window():
     """IPython asks for `_repr_png_`, and neither pyplot nor IPython is imported for it."""
     code = """
 import sys
+import numpy as np
 from gen import plots
-figure = plots.grid([[[[0.5]]]], 1)
+figure = plots.grid(np.full((1, 1, 1, 1), 0.5), 1)
 assert figure._repr_png_().startswith(b"\\x89PNG")
 assert not {"matplotlib.pyplot", "IPython"} & set(sys.modules)
 """

@@ -72,7 +72,7 @@ def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     codes = blocks(README, "python") + blocks(PYTHON.read_text(), "python")
-    assert len(codes) == 7
+    assert len(codes) == 8
     for code in codes:
         exec(compile(code, "README.md and python.md", "exec"), namespace)
 
