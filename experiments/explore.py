@@ -298,7 +298,8 @@ def choose(
         if len(chosen) < LEAST:
             chosen.append(candidate)
     left_out = [
-        f"{each.experiment.model.family}: the time is enough for {most} families, and it takes longer"
+        f"{each.experiment.model.family}: the time is enough for {most} families, "
+        "and it takes longer"
         for each in late
     ]
     for family in dict.fromkeys(each.model.family for each in EXPERIMENTS.values()):
