@@ -37,12 +37,13 @@ from experiments.interruption import INTERRUPTED, Interruption
 from experiments.own import flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from experiments.report.command import write_page
-from experiments.report.runs import Entry, entry_of, is_of_users
+from experiments.report.runs import FAILURES, Entry, entry_of, is_of_users
 from experiments.run import duration, load_run, train_run
 from experiments.uses.base import load_subject
 from gen import data, optimize, train
 from gen.core import UserError, capabilities, check_fields, require
 from gen.data import ODDS, Dataset, Reading
+from gen.data.download import first_line
 
 COMMAND = "explore"
 MOST = 6
@@ -253,10 +254,8 @@ def train_all(
                 if signals.received:
                     raise UserError(f"{signals.received} came before its training")
                 attempt(candidate, len(queue) - place, last)
-            except (UserError, MemoryError, RuntimeError) as error:  # of JAX and of NumPy
-                left_out.append(
-                    f"{candidate.name}: {(str(error) or 'out of memory').splitlines()[0]}"
-                )
+            except FAILURES as error:
+                left_out.append(f"{candidate.name}: {first_line(error)}")
                 print(f"left out: {left_out[-1]}", flush=True)
             if signals.received == OVER:
                 signals.received = ""
@@ -462,7 +461,8 @@ def run_plan(
     """
 
     def stop() -> None:
-        signals.received = signals.received or OVER
+        if not signals.received:
+            signals.received = OVER
 
     longest = max(1.0, min(1.3 * plan.seconds, end - time.monotonic()))
     clock = threading.Timer(longest, stop)
@@ -493,9 +493,10 @@ class Evaluator:
         self.connection, other = context.Pipe()
         arguments = (other, self.flags.data_dir, self.flags.keep_programs)
         self.process = context.Process(target=evaluate_received, args=arguments, daemon=True)
-        # Ctrl-C reaches all processes of a terminal. This one inherits the mask, and its starter
-        # decides when it ends.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        # A signal can reach all processes of a terminal. This one inherits the mask, and its
+        # starter decides when it ends.
+        ending = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         self.process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         other.close()
@@ -518,18 +519,21 @@ class Evaluator:
         """
         begun = time.monotonic()
         print(f"{folder.name}: evaluating", flush=True)
-        self.connection.send(folder)
-        while not self.connection.poll(0.1):
-            reason = self.signals.received if self.signals.received != OVER else ""
-            if time.monotonic() > max(end, begun + LEAST_EVALUATION):
-                reason = f"it takes longer than {duration(time.monotonic() - begun)}"
-            if not self.process.is_alive():
-                reason = "its process has ended, probably without memory"
-            if reason:
-                self.stop()
-                self.start()
-                return [], f"no estimates, since the evaluation was ended: {reason}"
-        return self.connection.recv()
+        try:
+            self.connection.send(folder)
+            while not self.connection.poll(0.1):
+                reason = self.signals.received if self.signals.received != OVER else ""
+                if time.monotonic() > max(end, begun + LEAST_EVALUATION):
+                    reason = f"it takes longer than {duration(time.monotonic() - begun)}"
+                if reason:
+                    break
+            else:
+                return self.connection.recv()
+        except (EOFError, OSError):  # the other end of the connection is closed
+            reason = "its process has ended, probably for lack of memory"
+        self.stop()
+        self.start()
+        return [], f"no estimates, since the evaluation was ended: {reason}"
 
 
 def evaluate_received(connection: Any, data_dir: Path | None, keep: bool) -> None:
@@ -549,7 +553,7 @@ def evaluate_received(connection: Any, data_dir: Path | None, keep: bool) -> Non
                 try:
                     evaluate_run(load_run(folder, data_dir), "test")
                     error = ""
-                except (UserError, MemoryError, RuntimeError) as raised:  # of JAX and of NumPy
-                    error = (str(raised) or "out of memory").splitlines()[0]
+                except Exception as raised:  # a run without estimates is reported all the same
+                    error = first_line(raised)
             texts = [f"evaluation: {each.message}" for each in caught if is_of_users(each)]
             connection.send((texts, error))

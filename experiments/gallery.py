@@ -1,7 +1,8 @@
 """The generated parts of the documentation: Markdown from registry, docstrings and result files.
 
-The pages in `docs/` are written by hand. A line such as `{{ papers("gen/models/vae.py") }}` in one
-of them is replaced with what the function of that name returns; `PARTS` lists these functions.
+The pages in `docs/` are written by hand. A line such as
+`<!-- {{ papers("gen/models/vae.py") }} -->` in one of them is replaced with what the function of
+that name returns; `PARTS` lists these functions.
 `mkdocs build` makes the site (`docs/hooks.py`).
 """
 
@@ -497,7 +498,7 @@ def family_pages() -> list[Path]:
 
 def argument(page: Path, function: str) -> str:
     """Return the first argument of the first call of a function on a page."""
-    call = re.search(rf'^\{{\{{ {function}\("([^"]+)"', page.read_text(), re.MULTILINE)
+    call = re.search(rf'^<!-- \{{\{{ {function}\("([^"]+)"', page.read_text(), re.MULTILINE)
     require(call is not None, f"{page}: no line {{{{ {function}(...) }}}}")
     assert call
     return call[1]
@@ -514,9 +515,12 @@ PARTS: dict[str, Callable[..., str]] = {
 
 
 def render(text: str) -> str:
-    """Return a page with each line `{{ function("argument", ...) }}` replaced with its result."""
+    """Return a page with each line `<!-- {{ function("argument", ...) }} -->` replaced.
+
+    The line is a comment, so that a page reads well without its generated parts, too.
+    """
 
     def part(match: re.Match[str]) -> str:
         return PARTS[match[1]](*ast.literal_eval(f"({match[2]},)" if match[2] else "()"))
 
-    return re.sub(r"^\{\{ (\w+)\((.*)\) \}\}$", part, text, flags=re.MULTILINE)
+    return re.sub(r"^<!-- \{\{ (\w+)\((.*)\) \}\} -->$", part, text, flags=re.MULTILINE)

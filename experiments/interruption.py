@@ -58,7 +58,7 @@ class Interruption:
           name: the name of the signal.
         """
         if self.patient:
-            if self.received:
+            if self.received in signal.Signals.__members__:  # it can also be an end of the time
                 leave(f"{name}: stopped")
             self.received = name
             self.say(f"{name}: finishing what is done; a second one ends at once")

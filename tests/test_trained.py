@@ -397,7 +397,12 @@ def test_published_weights_evaluate_to_their_figures(name, request):
     if "mnist" in EXPERIMENTS[name].data:
         request.getfixturevalue("prepared")
     experiment = EXPERIMENTS[name]
-    dataset = data.load(experiment.data)
+    try:
+        dataset = data.load(experiment.data)
+    except UserError as error:  # the photographs of textures are not among the test data
+        if "could not be downloaded" not in str(error):
+            raise
+        pytest.skip(str(error))
     if name in LONG:
         dataset = replace(dataset, test={"x": dataset.test["x"][:1_000]})
     experiment = replace(experiment, probe=False).on(dataset)  # a probe trains other classifiers

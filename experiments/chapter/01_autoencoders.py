@@ -295,8 +295,8 @@ for name, values in maps.items():
     print(f"{name}, images: {anomaly.auroc(largest, patches['label'] > 0)}")
 
 # %% [markdown]
-# A cloth is so regular that a linear model does as well. It is worth having such a simple method
-# beside every network.
+# A cloth is so regular that a linear model does even better here. It is worth having such a simple
+# method beside every network.
 #
 # ## Questions to try
 #

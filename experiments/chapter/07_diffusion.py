@@ -15,7 +15,8 @@
 #
 # It is easy to destroy an image by noise, little by little. A diffusion model learns to undo each
 # small step. To draw a new image it starts from pure noise and undoes all of them. We begin with
-# points in the plane, where everything can be seen, and then draw digits.
+# points in the plane, where everything can be seen, and then draw digits. It takes about four
+# minutes.
 
 # %% tags=["parameters"] quick={"STEPS_TOY": 200, "STEPS_LIKELIHOOD": 200, "STEPS_DIGITS": 100, "POINTS": 300, "FEW": [3], "FEW_DIGITS": [4]}
 STEPS_TOY = 5_000
@@ -125,8 +126,8 @@ state = result.state
 #
 # This gradient is called the *score*. It points to where the data are denser. So a network that
 # predicts noise knows the direction to the data from everywhere. For our eight clouds, $p_t$ is a
-# mixture of eight Gaussians with the variance $α_t^2 s^2 + σ_t^2$, and the true score is its
-# derivative. Red arrows are the network's, grey ones the truth; where only red is visible, they
+# mixture of eight Gaussians with the variance $α_t^2 τ^2 + σ_t^2$, where $τ$ is the standard
+# deviation of a cloud, and the true score is its derivative. Red arrows are the network's, grey ones the truth; where only red is visible, they
 # agree.
 
 # %%
@@ -255,7 +256,8 @@ plt.show()
 
 # %% [markdown]
 # With a handful of steps only `heun` shows eight clouds, for twice the evaluations. With two dozen
-# steps `ancestral` is the closest to the data here: its fresh noise also corrects the errors of
+# steps `ancestral` is the closest to the data here, with clouds that are a little too tight: its fresh
+# noise also corrects the errors of
 # earlier steps, which the deterministic samplers keep. Which sampler is best depends on the data.
 #
 # ## The likelihood bound

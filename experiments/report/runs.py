@@ -19,7 +19,11 @@ from experiments.table import NEEDED
 from experiments.uses.base import Subject, load_subject
 from gen import estimate, trained
 from gen.core import UserError, require
+from gen.data.download import first_line
 from gen.estimate import Estimate
+
+FAILURES = (UserError, MemoryError, RuntimeError)
+"""Errors after which a report goes on with its other parts, the last two of NumPy and of JAX."""
 
 RANKED = ("bits_per_dim", "bits_per_dim_ode", "nll", "mse", "error")
 """Estimates that are ranked, lower before higher."""
@@ -113,8 +117,8 @@ def entry_of(
                 else:
                     published = trained.load(subject.name)
                     record = evaluate_published(published, "test", data_dir)
-            except UserError as error:
-                record, without = {"estimates": {}}, str(error)
+            except FAILURES as error:
+                record, without = {"estimates": {}}, first_line(error)
         texts += [f"evaluation: {each.message}" for each in caught if is_of_users(each)]
     found = {name: estimate.from_json(each) for name, each in record["estimates"].items()}
     return Entry(label, subject, found, without, texts, cost_of(subject, record))

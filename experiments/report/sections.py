@@ -32,7 +32,7 @@ from experiments.report.page import (
     Table,
     Terms,
 )
-from experiments.report.runs import RANKED, Entry, ranks
+from experiments.report.runs import FAILURES, RANKED, Entry, ranks
 from experiments.run import duration
 from experiments.table import estimate_unit, marked, row_cells
 from experiments.uses import anomaly as anomalies
@@ -40,6 +40,7 @@ from experiments.uses import complete, latent
 from gen import config, plots, train
 from gen.core import METRIC_UNITS, UserError, capabilities, facts, require
 from gen.data import Dataset
+from gen.data.download import first_line
 from gen.estimate import MARKS
 from gen.uses import anomaly, completion, judge
 
@@ -101,8 +102,8 @@ class Gathering(NamedTuple):
                     raise UserError("left out, since the time was over")
                 print(f"{entry.label}: {title.lower()}", flush=True)
                 cards.append(Card(entry.label, entry.family, make(entry)))
-            except UserError as error:
-                absent.append(f"{entry.label}: {error}")
+            except FAILURES as error:
+                absent.append(f"{entry.label}: {first_line(error)}")
         if not cards and not always:
             return []
         return [Section(title, intro if cards else "", cards, absent, wide)]
@@ -667,8 +668,8 @@ def completions_section(gathered: Gathering) -> list[Section]:
                 raise UserError("left out, since the time was over")
             print(f"{label}: completions", flush=True)
             cards.append(Card(label, "", completions(group)))
-        except UserError as error:
-            absent.append(f"{label}: {error}")
+        except FAILURES as error:
+            absent.append(f"{label}: {first_line(error)}")
     if not groups:
         return []
     intro = (
