@@ -37,7 +37,7 @@ from experiments.interruption import INTERRUPTED, Interruption
 from experiments.own import flag_words, reading_flags
 from experiments.registry import EXPERIMENTS
 from experiments.report.command import write_page
-from experiments.report.runs import FAILURES, Entry, entry_of, is_of_users
+from experiments.report.runs import FAILURES, Entry, entry_of, is_of_users, side_by_side
 from experiments.run import duration, load_run, train_run
 from experiments.uses.base import load_subject
 from gen import data, optimize, train
@@ -148,16 +148,20 @@ def command(arguments: list[str]) -> int:
     out = chosen.out or Path("runs") / f"{name}-seed{chosen.seed}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    for line in describe(dataset, chosen.data, chosen.reading):
+    fitting_ones = candidates(dataset, chosen.data, chosen.reading)
+    for line in describe(dataset, chosen.data, chosen.reading, fitting_ones):
         print(line)
-    return explore(dataset, chosen, out, end)
+    return explore(dataset, fitting_ones, chosen, out, end)
 
 
-def explore(dataset: Dataset, flags: Flags, out: Path, end: float) -> int:
+def explore(
+    dataset: Dataset, fitting_ones: Sequence[Candidate], flags: Flags, out: Path, end: float
+) -> int:
     """Train, evaluate and report the models of a data set, and return the exit code.
 
     Args:
       dataset: the data set.
+      fitting_ones: the experiments that fit.
       flags: the flags of the command.
       out: the folder of the runs and of report.html.
       end: the value of `time.monotonic()` at which everything should be done.
@@ -165,10 +169,9 @@ def explore(dataset: Dataset, flags: Flags, out: Path, end: float) -> int:
     Raises:
       UserError: no experiment fits, or no model could be trained in the time.
     """
-    fitting_ones = candidates(dataset, flags.data, flags.reading)
     require(
         bool(fitting_ones),
-        f"no experiment fits {flags.data}: python -m experiments data says what it holds",
+        f"no experiment fits {flags.data}: the lines above say what the data hold",
     )
     seconds = (1 - REPORT_SHARE) * (end - time.monotonic())
     most = max(LEAST, min(MOST, int(seconds / MODEL_SECONDS)))
@@ -260,8 +263,7 @@ def train_all(
             if signals.received == OVER:
                 signals.received = ""
     evaluator.stop()
-    families = list(dict.fromkeys(entry.family for entry in entries))
-    return sorted(entries, key=lambda entry: families.index(entry.family)), left_out
+    return side_by_side(entries), left_out
 
 
 def choose(
@@ -344,10 +346,10 @@ def why_unfit(family: str, dataset: Dataset, source: str, reading: Reading) -> s
 
 def trial(candidate: Candidate, flags: Flags) -> Experiment:
     """Return a fitting experiment with the seed of the command, and with a single one."""
-    return replace(candidate.experiment, **_changes(candidate, flags))
+    return replace(candidate.experiment, **_changes(flags))
 
 
-def _changes(candidate: Candidate, flags: Flags) -> dict[str, Any]:
+def _changes(flags: Flags) -> dict[str, Any]:
     """Return the fields that `trial` changes."""
     single = {"seed": flags.seed, "seeds": (), "restarts": False}
     return {**single, "probe": False, "sample_every": 0, "keep_every": 0}
@@ -386,7 +388,7 @@ def plan_of(
     every = max(1, steps // REPORTS)
     steps = steps // every * every
     changed = {
-        **_changes(candidate, flags),
+        **_changes(flags),
         "steps": steps,
         "report_every": every,
         "checkpoint_every": steps,

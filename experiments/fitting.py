@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,13 +160,19 @@ def properties(dataset: Dataset) -> dict[str, str]:
     return found
 
 
-def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
+def describe(
+    dataset: Dataset,
+    source: str,
+    reading: Reading,
+    fitting: Sequence[Candidate] | None = None,
+) -> Iterator[str]:
     """Yield the lines that say what a data set holds and which experiments fit.
 
     Args:
       dataset: the data set.
       source: its path or name.
       reading: how it was read.
+      fitting: the experiments that fit, as `candidates` returns them; None to find them.
     """
     found = properties(dataset)
     yield f"{dataset.name}: {found.pop('rows')}"
@@ -176,7 +182,8 @@ def describe(dataset: Dataset, source: str, reading: Reading) -> Iterator[str]:
         yield ""
         yield from _columns(dataset)
     yield ""
-    fitting = candidates(dataset, source, reading)
+    if fitting is None:
+        fitting = candidates(dataset, source, reading)
     if not fitting:
         if found["missing"] != "none":
             yield "No experiment takes the missing values of these columns. Leave their rows out:"

@@ -56,7 +56,7 @@ CAPTIONS = {
     "strip": "samples through training",
     "curves": "training curves",
 }
-"""What a picture shows, by the stem of its file, in the order of the gallery."""
+"""Captions of pictures by the stems of their files, in the order of the gallery."""
 
 SECTIONS = {
     "Judging samples": "uses/judge.md",

@@ -61,7 +61,7 @@ class Interruption:
             if self.received in signal.Signals.__members__:  # it can also be an end of the time
                 leave(f"{name}: stopped")
             self.received = name
-            self.say(f"{name}: finishing what is done; a second one ends at once")
+            self.say(f"{name}: no further training; a second signal ends the process at once")
             return
         if self.activity:
             doing = f"{name}: stopped while {self.activity}"

@@ -352,7 +352,8 @@ def image_pictures(
         rows = {name: values / 255 for name, values in doubling(stored).items()}
         save(row_by_row(rows), folder / "strip.png")
     if "reconstruct" in able:
-        reconstruction_picture(folder, model, state, test, originals)
+        figure = reconstruction_figure(model, state, test, originals)
+        save(figure, folder / "reconstructions.png")
     if "complete" in able and facts(model).completion in ("any", "raster"):
         completion_picture(folder, model, state, test, key, originals)
     if "filters" in able:
@@ -362,22 +363,6 @@ def image_pictures(
         latent_picture(folder, model, state, test, labels)
     if "encode" in able and "decode" in able:
         interpolation_picture(folder, model, state, test)
-
-
-def reconstruction_picture(
-    folder: Path, model: Any, state: Any, test: Batch, originals: jax.Array
-) -> None:
-    """Draw the picture of `reconstruction_figure`.
-
-    Args:
-      folder: the folder of the pictures.
-      model: a model with `reconstruct`.
-      state: a state of it.
-      test: test images as the model takes them, at least 30.
-      originals: the test images before binarisation, [N, *shape].
-    """
-    figure = reconstruction_figure(model, state, test, originals)
-    save(figure, folder / "reconstructions.png")
 
 
 def reconstruction_figure(model: Any, state: Any, test: Batch, originals: jax.Array) -> Any:

@@ -128,7 +128,7 @@ OVERFLOWING = """
 
 
 def view(path: Path, width: int, dark: bool = False) -> View:
-    """Open a page and return what it looks like.
+    """Open a page and return its screenshot and its layout.
 
     Args:
       path: the HTML file.

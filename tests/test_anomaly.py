@@ -254,7 +254,7 @@ def normal_scores():
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_false_alarms_are_as_frequent_as_stated(normal_scores, rate):
-    """One row of each of 200 seeds is tested, which makes the alarms independent.
+    """The alarms are independent, because each of the 200 seeds tests one row of its own.
 
     The n other rows are held out. The probability of a false alarm is ⌊rate (n + 1)⌋ / (n + 1).
     """

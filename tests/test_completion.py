@@ -219,7 +219,7 @@ def test_draws_of_the_true_law_have_uniform_ranks_and_cover_the_truth():
 
 
 def test_the_error_of_the_mean_does_not_depend_on_the_number_of_draws():
-    """Its expectation is the error of E[hidden | shown], here by enumeration."""
+    """The expectation of the measure is the error of E[hidden | shown], which is enumerated."""
     model, state, x = mixture_truth()
     mask, log_p = np.asarray(SCATTERED), models()["mixture"][2]
     everything = np.asarray(EVERYTHING)

@@ -96,7 +96,7 @@ def test_fit_shows_a_bar_on_a_terminal_unless_told_not_to(capsys, monkeypatch):
 
 
 class Handle:
-    """The handle of an output of IPython, which keeps what it shows."""
+    """A stand-in for the display handle of IPython that records its updates."""
 
     def __init__(self):
         self.shown = []

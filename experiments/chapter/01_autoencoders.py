@@ -241,8 +241,8 @@ plots.by_labels(features.error_lines(results), "labels predicted from features")
 #
 # ## Finding defects
 #
-# An autoencoder that has only seen faultless images reconstructs faultless images well, and it
-# smooths away what it has never seen. The squared error of each pixel is therefore a **heat map**
+# An autoencoder that was trained on faultless images reconstructs such images well. A defect is not
+# among its training images, and the reconstruction smooths it away. The squared error of each pixel is therefore a **heat map**
 # of defects. The data set `textures` has patches of a woven cloth. Its training patches are
 # faultless, and some of its test patches have a scratch, a blot or a piece of another cloth, whose
 # pixels are known. The networks are convolutional, because a thread can lie anywhere in a patch.

@@ -275,7 +275,7 @@ for name, values in (
 #    rule holds for every order. Does the likelihood change? Can you still complete a lower half?
 # 2. Give MADE two hidden layers, `MADE((500, 500))`, or several orders, `MADE((500,), masks=8,
 #    raster=False)`. Which helps more after the same number of steps?
-# 3. Hide the *upper* half instead: build the mask yourself. Why does the model now ignore what is
-#    shown? `gen.core.facts(gated.model).completion` says which masks it can take.
+# 3. Build a mask that hides the *upper* half instead. Why do the completions now ignore the shown
+#    half? `gen.core.facts(gated.model).completion` says which masks it can take.
 # 4. Feed the models a test image upside down. How many bits does it cost more?
 # 5. Compress the test images with `zlib` (after `np.packbits`) and compare the bits for each image.

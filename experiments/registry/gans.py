@@ -241,7 +241,7 @@ EXPERIMENTS = {
         sample_every=500,
         checkpoint_every=500,
     ),
-    # The structures above on 8 × 8 digits, each in less than a minute on 2 cores.
+    # The structures above on 8 × 8 digits.
     #
     # python -m experiments train dcgan_digits --seeds 0 1 2
     # Samples that look like digits; three seeds in 64 s on one core.

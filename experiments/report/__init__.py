@@ -1,2 +1,4 @@
-"""One page of HTML about one run or several: `command.py` is the command, `sections.py` makes the
-content, and `page.py` writes it."""
+"""A page of HTML about trained models.
+
+`command.py` is the command, `sections.py` makes the content, and `page.py` writes the file.
+"""

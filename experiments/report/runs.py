@@ -89,6 +89,11 @@ def load(paths: Sequence[Path], data_dir: Path | None = None) -> list[Entry]:
     entries = [
         entry_of(subject, label, data_dir) for subject, label in zip(subjects, labels, strict=True)
     ]
+    return side_by_side(entries)
+
+
+def side_by_side(entries: Sequence[Entry]) -> list[Entry]:
+    """Return runs with the runs of one family side by side, families by their first run."""
     families = list(dict.fromkeys(entry.family for entry in entries))
     return sorted(entries, key=lambda entry: families.index(entry.family))
 

@@ -199,6 +199,8 @@ def picture(
             each.axvline(begin, color="tab:red", linewidth=1)
             each.set(xlabel="step", xlim=(0, steps - 1))
         title = f"alarm {alarm - begin} steps after the onset" if alarm < steps else "no alarm"
+        if alarm < begin:
+            title = f"false alarm {begin - alarm} steps before the onset"
         axes[1, column].axvline(min(alarm, steps - 1), color="tab:blue", linestyle=":")
         axes[0, column].set_title(f"{names[fault]}, onset in red", fontsize=10)
         axes[1, column].set_title(f"{title} (dashed: threshold)", fontsize=10)
