@@ -49,20 +49,20 @@ def grown(state, factor=3.0):
 def machine():
     """Return an RBM with large weights, and its state."""
     model = RBM(shape=SHAPE, hidden=4, burn_in=60)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     noise = jax.random.normal(jax.random.key(1), state.params.weight.shape)
     return model, state._replace(params=state.params._replace(weight=1.2 * noise))
 
 
 def log_p_of_machine(model, state):
-    energy = model.score(state, {"x": EVERYTHING}, jax.random.key(0))
+    energy = jax.jit(model.score)(state, {"x": EVERYTHING}, jax.random.key(0))
     return -energy - jax.nn.logsumexp(-energy)
 
 
 def log_p_of_vae(model, state):
     """Return log p(x) of all x, by a fine grid over the single latent variable."""
     z = jnp.linspace(-8, 8, 2001)[:, None]
-    mean = np.asarray(model.decode(state, z), np.float64).reshape(len(z), -1)
+    mean = np.asarray(jax.jit(model.decode)(state, z), np.float64).reshape(len(z), -1)
     x = np.asarray(EVERYTHING).reshape(len(EVERYTHING), -1)
     log_p = x @ np.log(mean).T + (1 - x) @ np.log1p(-mean).T
     weight = scipy.stats.norm.logpdf(z[:, 0]) + np.log(16 / 2000)
@@ -80,7 +80,7 @@ def models():
     }
     results = {}
     for name, (model, factor) in made.items():
-        state = model.init(jax.random.key(2))
+        state = jax.jit(model.init)(jax.random.key(2))
         if name == "autoregressive":
             leaves, tree = jax.tree.flatten(state.params)
             keys = jax.random.split(jax.random.key(5), len(leaves))
@@ -88,9 +88,9 @@ def models():
             state = state._replace(params=jax.tree.unflatten(tree, drawn))
         else:
             state = grown(state, factor)
-        results[name] = model, state, model.log_prob(state, {"x": EVERYTHING})
+        results[name] = model, state, jax.jit(model.log_prob)(state, {"x": EVERYTHING})
     results["rbm"] = *machine(), log_p_of_machine(*machine())
-    state = vae.init(jax.random.key(3))  # whose q(z|x) hardly depends on x
+    state = jax.jit(vae.init)(jax.random.key(3))  # whose q(z|x) hardly depends on x
     decoder = jax.tree.map(lambda leaf: 4 * leaf, state.params["decoder"])
     state = state._replace(params={**state.params, "decoder": decoder})
     results["vae"] = vae, state, log_p_of_vae(vae, state)
@@ -184,7 +184,7 @@ def test_masks_of_images_hide_all_channels_of_a_pixel():
 def test_a_density_is_completed_within_a_vector():
     """The density of hidden given shown is the joint one divided by the marginal one."""
     model = HMM(shape=(3, 1), states=2, emission=Gaussian())
-    state = grown(model.init(jax.random.key(3)), 2.0)
+    state = grown(jax.jit(model.init)(jax.random.key(3)), 2.0)
     grid = jnp.linspace(-30, 30, 4001)
     x = jnp.stack([jnp.full_like(grid, 0.3), grid, jnp.full_like(grid, -0.5)], axis=1)[..., None]
     mask = jnp.array([1, 0, 1])[:, None]
