@@ -113,7 +113,7 @@ EXPERIMENTS = {
             optimizer=DCGAN_ADAM,
         ),
         data="fashion_mnist",
-        steps=11_000,  # 20 epochs
+        steps=5_500,  # 10 epochs
         report_every=110,
         sample_every=1_100,
         checkpoint_every=1_100,
@@ -151,6 +151,7 @@ EXPERIMENTS = {
     "cgan_mnist": Experiment(
         GAN(
             classes=10,
+            ema_decay=0.999,
             generator=MNIST_GENERATOR,
             discriminator=MNIST_DISCRIMINATOR,
             optimizer=DCGAN_ADAM,
