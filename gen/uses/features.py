@@ -59,7 +59,7 @@ FOLDS = 5
 """Number of folds of a labelled set in cross-validation."""
 ALL_FOLDS = 500
 """Largest labelled set of which every fold is held out once; of a larger set the first one is."""
-CHOICE_ROWS = 300
+CHOICE_ROWS = 3_000
 """Largest number of labelled rows on which a layer, or the number of components, is chosen."""
 CHOICE_PENALTY = 0.1
 """Inverse penalty of the logistic regression that chooses a layer."""
@@ -582,13 +582,15 @@ def choose(representation: Representation, labelled: Labelled) -> str:
 def logistic_error(labelled: Labelled, test: Labelled) -> tuple[float, dict[str, Any]]:
     """Return the test error of logistic regression, and the scaling and C that were chosen.
 
+    They are chosen on at most the first `SELECTION_ROWS` rows.
+
     Args:
       labelled: vectors and labels to fit.
       test: vectors and labels to predict.
     """
     candidates = [(scaling, c) for scaling in SCALINGS for c in SCALED_PENALTIES]
     chosen = cross_validated(
-        labelled,
+        labelled.at(np.arange(min(len(labelled.labels), SELECTION_ROWS))),
         lambda fitted, held: [logistic_wrong(fitted, held, *each).sum() for each in candidates],
     )
     scaling, c = candidates[chosen]
