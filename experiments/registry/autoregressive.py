@@ -357,6 +357,8 @@ EXPERIMENTS = {
     # --score complexity for the correction by a compressor.
     #
     # python -m experiments train pixelcnn_fashion_mnist
+    # Test 1796.6 nats. It finds digits likelier than clothes (AUROC 0.045), and stranger once the
+    # correction is made (0.976); 8 minutes on a busy core.
     "pixelcnn_fashion_mnist": Experiment(
         GREY_PIXELCNN,
         data="fashion_mnist",

@@ -146,8 +146,8 @@ EXPERIMENTS = {
     # https://arxiv.org/abs/1411.1784, and are convolutional.
     #
     # python -m experiments train cgan_mnist
-    # By `judge`, the classifier reads the label back from 97.9 % of the samples, and a classifier
-    # trained on samples reads 98.1 % of the test digits; 22 minutes on a busy core.
+    # By `judge`, the classifier reads the label back from 98.7 % of the samples, and a classifier
+    # trained on samples reads 97.8 % of the test digits; 22 minutes on a busy core.
     "cgan_mnist": Experiment(
         GAN(
             classes=10,
