@@ -589,6 +589,13 @@ def test_models_with_classes_are_refused_where_labels_are_missing():
         command.examples_of(subject_of("cvae_digits"), command.Flags(Path("run"), Path("a.npz")))
 
 
+def test_rows_of_a_file_are_refused_where_examples_are_drawn_from_several():
+    subject = subject_of("gan_digits")
+    stacked = replace(subject.dataset, format=replace(subject.dataset.format, stack=3))
+    with pytest.raises(UserError, match="draws an example from 3 of its images"):
+        command.check_takes_rows(subject._replace(dataset=stacked))
+
+
 def test_a_model_without_any_score_is_refused_with_what_to_take():
     model = subject_of("classifier_digits").experiment.model
     with pytest.raises(UserError, match="no score of any kind: take a model with"):

@@ -318,8 +318,14 @@ def halves(
 
 
 def check_takes_rows(subject: Subject) -> None:
-    """Raise `UserError` if the model needs more of an example than x, or x of any length."""
+    """Raise `UserError` if the model needs more of an example than x, x of any length, or x that
+    are drawn from several rows."""
     dataset = subject.dataset
+    require(
+        dataset.format.stack == 1,
+        f"{dataset.name} draws an example from {dataset.format.stack} of its images, which neither "
+        "a FILE nor --against gives: leave them out",
+    )
     require(
         not facts(subject.experiment.model).classes,
         f"{subject.name} needs the class of each example, which neither a FILE nor --against "
