@@ -532,7 +532,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "texts": ({"x": DIGITS, "y": ["normal", "odd"]}, "has labels that are no numbers"),
     "unlabelled": ({"x": DIGITS, "y": [0, np.nan]}, "has labels that are no numbers"),
-    "one label": ({"x": DIGITS, "y": [1]}, "has labels of shape [1] and 2 rows"),
+    "one label": ({"x": DIGITS, "y": 1}, "has labels of shape [1] and 2 rows"),
 }
 
 

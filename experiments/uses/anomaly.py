@@ -417,6 +417,7 @@ def known_anomalies(label: np.ndarray, rows: int, source: str) -> np.ndarray:
     Raises:
       UserError: the labels are no numbers, or not one for each row.
     """
+    label = np.atleast_1d(label)
     label = label.reshape(-1) if label.size == len(label) else label
     require(
         label.shape == (rows,),
