@@ -246,6 +246,30 @@ def model_fields(*names: str) -> str:
     return "\n".join(parts)
 
 
+def reference(family: str, *paths: str) -> str:
+    """Return the sections that follow the formulas on the page of a family.
+
+    Args:
+      family: the name of the family in the registry.
+      paths: Python files and folders of the repository that belong to it.
+    """
+    files = [file for path in paths for file in python_files(path)]
+    own = [
+        name
+        for name, module in config.PARTS.items()
+        if ROOT / f"{module.replace('.', '/')}.py" in files
+    ]
+    names = sorted(own, key=lambda name: name not in models(family))  # models before their parts
+    parts = {
+        "Experiments": "[How to read these sections](index.md)\n\n" + experiments(family),
+        "Deviations from the papers": deviations(*paths),
+        "Papers": papers(*paths),
+        "Fields": model_fields(*names),
+        "Methods": can(family),
+    }
+    return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts.items())
+
+
 def python_files(path: str) -> list[Path]:
     """Return a Python file of the repository, or all Python files of a folder."""
     return sorted((ROOT / path).rglob("*.py")) if not path.endswith(".py") else [ROOT / path]
@@ -479,7 +503,7 @@ def cards() -> str:
     groups: dict[str, list[str]] = {}
     for page in family_pages():
         picture = argument(page, "pictures")
-        density = next(iter(family_of(argument(page, "experiments")).values())).model.density
+        density = next(iter(family_of(argument(page, "reference")).values())).model.density
         title = page.read_text().partition("\n")[0].removeprefix("# ")
         image = f"![{title}](results/{picture}.png){{ loading=lazy }}"
         groups.setdefault(density, []).append(f"- [{image}{title}](families/{page.name})\n")
@@ -493,7 +517,8 @@ def cards() -> str:
 
 def family_pages() -> list[Path]:
     """Return the hand-written page of each family."""
-    return sorted((ROOT / "docs" / "families").glob("*.md"))
+    pages = sorted((ROOT / "docs" / "families").glob("*.md"))
+    return [page for page in pages if page.stem != "index"]
 
 
 def argument(page: Path, function: str) -> str:
@@ -507,7 +532,7 @@ def argument(page: Path, function: str) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
-        *(experiments, pictures, excerpt, can, model_fields, deviations, papers, notebook),
+        *(reference, experiments, model_fields, pictures, excerpt, papers, notebook),
         *(use, speed, section, readme),
     )
 }
