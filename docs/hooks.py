@@ -63,6 +63,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text, resources = MarkdownExporter().from_filename(
             str(path), resources={"unique_key": path.stem}
         )
+        # Each figure is a link to the figure alone, which a phone can enlarge.
+        text = re.sub(r"!\[png\]\((\S+)\)", r"[![figure](\1)](\1)", text)
         place = str(path.relative_to(ROOT))
         add(f"chapter/{path.stem}.md", located(text, place, depth=1))
         for name, content in resources["outputs"].items():

@@ -366,7 +366,10 @@ def short(url: str) -> str:
 def notebook(number: int) -> str:
     """Return a link to a notebook of the chapter, or nothing if there is none of this number."""
     found = sorted(CHAPTER.glob(f"{number:02}_*.ipynb"))
-    return f"[Notebook {number}](../chapter/{found[0].stem}.md) works through it." if found else ""
+    if not found:
+        return ""
+    address = f"../chapter/{found[0].stem}.md"
+    return f"[Notebook {number}]({address}) trains and examines models of this family."
 
 
 def use(*commands: str) -> str:
