@@ -82,6 +82,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return gallery.render(located(markdown, f"docs/{uri}", depth=uri.count("/")))
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep together, where a line ends, a value and its error, and a formula or code and the
+    punctuation after it."""
+    html = re.sub(
+        r"<t[dh][^>]*>[^<]*</t[dh]>",
+        lambda cell: cell[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+        html,
+    )
+    atom = r'(?:<span class="arithmatex">[^<]*</span>|<code>[^<]*</code>)'
+    return re.sub(rf"(\(?{atom}[.,;:)?!’]+|\({atom})", r'<span class="glued">\1</span>', html)
+
+
 def manual_page(title: str) -> bool:
     """Return whether a section of BUILD.md has a page of its own in the manual."""
     return page_of(title).startswith("manual/")

@@ -58,6 +58,17 @@ CAPTIONS = {
 }
 """Captions of pictures by the stems of their files, in the order of the gallery."""
 
+USE_CAPTIONS = {
+    "anomaly": "scores, and the share of anomalies found by the share of false alarms",
+    "defects": "heat maps of defects",
+    "onset": "alarms after the onset of a fault",
+    "complete": "occluded test examples and their completions",
+    "documents": "words and groups of documents",
+    "latent": "map of the codes, their dimensions, and paths between them",
+    "features": "errors by the number of labels",
+}
+"""Captions of the pictures of commands that use trained models."""
+
 SECTIONS = {
     "Judging samples": "uses/judge.md",
     "Anomalies": "uses/anomaly.md",
@@ -169,7 +180,7 @@ def pictures(*names: str, style: str = "pictures") -> str:
     for name in names:
         experiment, _, stem = name.partition("/")
         several = len({each.partition("/")[0] for each in names}) > 1
-        title = CAPTIONS.get(stem, stem)
+        title = {**CAPTIONS, **USE_CAPTIONS}.get(stem, stem)
         caption = f"`{experiment}`: {title}" if several else title
         address = f"../results/{name}.png"
         image = f"[![{title}]({address}){{ loading=lazy }}]({address})"
@@ -259,7 +270,8 @@ def reference(family: str, *paths: str) -> str:
         for name, module in config.PARTS.items()
         if ROOT / f"{module.replace('.', '/')}.py" in files
     ]
-    names = sorted(own, key=lambda name: name not in models(family))  # models before their parts
+    first = list(models(family))  # models before their parts
+    names = sorted(own, key=lambda name: first.index(name) if name in first else len(first))
     parts = {
         "Experiments": "[How to read these sections](index.md)\n\n" + experiments(family),
         "Deviations from the papers": deviations(*paths),
@@ -284,6 +296,10 @@ def docstrings(path: Path) -> Iterable[tuple[str, str]]:
                 yield (path.stem if isinstance(node, ast.Module) else node.name), text
 
 
+DEVIATIONS = re.compile(r"^Deviations? from (?:[^:]|:(?=//))+:", re.MULTILINE)
+"""The heading of deviations in a docstring: text up to a colon that is in no address."""
+
+
 def deviations(*paths: str) -> str:
     """Return the lists of deviations from papers that stand in docstrings.
 
@@ -293,9 +309,10 @@ def deviations(*paths: str) -> str:
     parts = []
     for path in (file for each in paths for file in python_files(each)):
         for name, text in docstrings(path):
-            for start in re.finditer(r"^Deviations? from [^:]+:", text, re.MULTILINE):
+            for start in DEVIATIONS.finditer(text):
                 listed = re.match(r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :])
-                body = listed[1] if listed else text[start.end() :].partition("\n\n")[0].strip()
+                sentence = text[start.end() :].partition("\n\n")[0].strip()
+                body = listed[1] if listed else sentence[:1].upper() + sentence[1:]
                 title = " ".join(start[0].split())
                 parts.append(f"**{title.removesuffix(':')}** (`{name}`)\n\n{body}\n")
     return "\n".join(parts)
@@ -443,9 +460,9 @@ def section(title: str) -> str:
     return located(sections("BUILD.md")[title], "BUILD.md", depth=1)
 
 
-def readme(title: str) -> str:
-    """Return a section of README.md, for a page beside the start page."""
-    return located(sections("README.md")[title], "README.md", depth=0)
+def readme_code(title: str) -> str:
+    """Return the blocks of code of a section of README.md."""
+    return "\n".join(re.findall(r"```\w+\n.*?```\n", sections("README.md")[title], re.DOTALL))
 
 
 def slug(title: str) -> str:
@@ -536,7 +553,7 @@ PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
         *(reference, experiments, model_fields, pictures, excerpt, papers, notebook),
-        *(use, speed, section, readme),
+        *(use, speed, section, readme_code),
     )
 }
 """Functions that a page can call."""

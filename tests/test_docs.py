@@ -67,6 +67,11 @@ def test_no_call_is_left_on_a_page():
         assert not re.search(r"^<!-- \{\{", text, re.MULTILINE), page
 
 
+def test_no_section_of_a_page_is_empty():
+    for page, text in RENDERED.items():
+        assert not re.search(r"^## [^\n]+\s*(^## |\Z)", text, re.MULTILINE), page
+
+
 def test_a_page_shows_the_fields_of_every_class_of_its_family():
     for page in gallery.family_pages():
         text = RENDERED[page]
@@ -101,8 +106,9 @@ def test_every_list_of_deviations_is_on_the_page_of_a_family():
     text = "".join(RENDERED[page] for page in gallery.family_pages())
     for path in gallery.python_files(MODELS):
         for name, docstring in gallery.docstrings(path):
-            for start in re.findall(r"^Deviations? from [^:]+", docstring, re.MULTILINE):
-                title = " ".join(start.split())
+            for start in gallery.DEVIATIONS.findall(docstring):
+                title = " ".join(start.split()).removesuffix(":")
+                assert title.count("(") == title.count(")"), title
                 assert f"**{title}** (`{name}`)\n\n" in text, path
 
 
