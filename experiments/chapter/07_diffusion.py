@@ -266,9 +266,9 @@ plt.show()
 # A diffusion model is a deep variational autoencoder whose encoder, the noise, is fixed. So it has
 # a bound on the likelihood, with three terms:
 #
-# $$-\log p(x) \le \underbrace{KL\big(q(x_1 \mid x) \Vert \mathcal N(0, I)\big)}_\text{prior}
+# $$-\log p(x) \le \underbrace{KL(q(x_1|x) \Vert \mathcal N(0, I))}_\text{prior}
 #   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, E \lVert ε - \hat ε \rVert^2 dt}_\text{diffusion}
-#   + \underbrace{E[-\log p(x \mid x_0)]}_\text{reconstruction}.$$
+#   + \underbrace{E[-\log p(x|x_0)]}_\text{reconstruction}.$$
 #
 # The diffusion term is the simple loss with a weight for each time. We know the density of this
 # toy, and no model can be better than its entropy. The simple loss was not made for the bound. A
