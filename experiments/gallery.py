@@ -276,8 +276,8 @@ def reference(family: str, *paths: str) -> str:
         "Experiments": "[How to read these sections](index.md)\n\n" + experiments(family),
         "Deviations from the papers": deviations(*paths),
         "Papers": papers(*paths),
-        "Fields": model_fields(*names),
-        "Methods": can(family),
+        "Fields": f'<div class="explained" markdown>\n\n{model_fields(*names)}\n\n</div>',
+        "Methods": f'<div class="explained" markdown>\n\n{can(family)}\n\n</div>',
     }
     return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts.items())
 
