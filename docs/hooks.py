@@ -83,15 +83,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Keep together, where a line ends, a value and its error, and a formula or code and the
-    punctuation after it."""
+    """Let no line end inside a value and its error, after the -- of a flag, or between a formula
+    and the punctuation around it."""
+
+    def together(text: str) -> str:
+        return f'<span class="together">{text}</span>'
+
+    def words(code: re.Match[str]) -> str:
+        parts = (together(word) if "-" in word else word for word in code[1].split(" "))
+        return f"<code>{' '.join(parts)}</code>"
+
     html = re.sub(
         r"<t[dh][^>]*>[^<]*</t[dh]>",
         lambda cell: cell[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
         html,
     )
-    atom = r'(?:<span class="arithmatex">[^<]*</span>|<code>[^<]*</code>)'
-    return re.sub(rf"(\(?{atom}[.,;:)?!’]+|\({atom})", r'<span class="glued">\1</span>', html)
+    html = re.sub(r"(?<!<pre>)(?<!</span>)<code>([^<]*)</code>", words, html)
+    formula = r'<span class="arithmatex">[^<]*</span>'
+    around = rf"\(?{formula}[.,;:)?!’]+|\({formula}"
+    return re.sub(around, lambda found: together(found[0]), html)
 
 
 def manual_page(title: str) -> bool:

@@ -312,7 +312,8 @@ def deviations(*paths: str) -> str:
             for start in DEVIATIONS.finditer(text):
                 listed = re.match(r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :])
                 sentence = text[start.end() :].partition("\n\n")[0].strip()
-                body = listed[1] if listed else sentence[:1].upper() + sentence[1:]
+                capital = sentence[:1].upper() if sentence[:1].isascii() else sentence[:1]
+                body = listed[1] if listed else capital + sentence[1:]
                 title = " ".join(start[0].split())
                 parts.append(f"**{title.removesuffix(':')}** (`{name}`)\n\n{body}\n")
     return "\n".join(parts)

@@ -141,7 +141,8 @@ plots.grid(
 
 # %% [markdown]
 # The samples of the shorter training repeat a few digits, such as 1 and 9. The longer training draws
-# more kinds of digits, and its samples are not free of specks either. "Judging samples" below measures both.
+# more kinds of digits, and its samples are not free of specks either. The section "Judging samples"
+# below measures both.
 #
 # ## What the discriminator sees
 #
