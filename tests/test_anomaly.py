@@ -222,6 +222,15 @@ def test_the_error_of_average_precision_is_its_spread_over_samples(rng):
     assert anomaly.average_precision(*draw()).stderr == pytest.approx(spread, rel=0.3)
 
 
+def test_an_infinite_score_is_the_strangest_and_one_that_is_no_number_is_refused():
+    anomalies = [True, False, True, False]
+    for figure in (anomaly.auroc, anomaly.average_precision):
+        infinite = figure([math.inf, 0.8, 0.7, -math.inf], anomalies)
+        assert infinite == figure([9.0, 0.8, 0.7, 0.6], anomalies)
+        with pytest.raises(UserError, match="not a number"):
+            figure([math.nan, 0.8, 0.7, 0.6], anomalies)
+
+
 def test_figures_without_anomalies_or_without_normal_examples_are_refused():
     for known in ([False, False], [True, True]):
         with pytest.raises(UserError, match="need both"):
