@@ -17,6 +17,8 @@ from experiments.gallery import CHAPTER, FILES, RESULTS, ROOT, located, page_of,
 
 WIDE = "---\nhide: [navigation]\n---\n\n"
 """The head of a page that stands alone, without a list of pages at its side."""
+LONGEST = 32
+"""Letters of a word of code that fit into a line on a phone."""
 
 
 def modules() -> Iterator[str]:
@@ -90,7 +92,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return f'<span class="together">{text}</span>'
 
     def words(code: re.Match[str]) -> str:
-        parts = (together(word) if "-" in word else word for word in code[1].split(" "))
+        parts = (
+            together(word) if "-" in word and len(word) <= LONGEST else word
+            for word in code[1].split(" ")
+        )
         return f"<code>{' '.join(parts)}</code>"
 
     html = re.sub(
