@@ -145,6 +145,14 @@ def test_a_name_without_a_run_says_what_is_published(path, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_a_published_result_without_weights_says_how_to_get_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "PUBLISHED", tmp_path)
+    (tmp_path / "rbm_mnist.json").touch()
+    line = "the weights of rbm_mnist are not published: .* train rbm_mnist makes"
+    with pytest.raises(UserError, match=line):
+        gen.load("rbm_mnist")
+
+
 def test_examples_come_in_any_form_that_users_have(vae, digits):
     x = digits.test["x"][:5]  # uint8, [5, 8, 8, 1]
     codes = vae.encode(x)

@@ -149,7 +149,7 @@ def latent_subject(subject: Subject, chosen: Flags) -> Outcome:
     by_seed = [disentanglement(subject, state) for state in subject.states.values()]
     row: dict[str, str | float | Estimate] = {
         "family": model.family,
-        "codes": "normal" if facts(model).normal_codes else "of another law",
+        "codes": "normal" if facts(model).normal_codes else "not normal",
         "dimensions": first.codes.shape[1],
     }
     if "posterior" in capabilities(model):  # other codes have an arbitrary scale
