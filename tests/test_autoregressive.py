@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -46,20 +46,31 @@ MORE_NETS = {
 SHAPES = [(3, 3, 1), pytest.param((2, 4, 1), marks=pytest.mark.slow)]
 
 
+@cache
 def random_state(model, key=0, scale=0.7):
     """Return weights far from their start, so that every connection matters."""
-    state = model.init(jax.random.key(key))
-    leaves, tree = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
-    moved = [w + scale * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
-    return state._replace(params=jax.tree.unflatten(tree, moved))
+
+    def draw(key, noise_key):
+        state = model.init(key)
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(noise_key, len(leaves))
+        noise = [scale * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
+        moved = jax.tree.map(jnp.add, leaves, noise)
+        return state._replace(params=jax.tree.unflatten(tree, moved))
+
+    return jax.jit(draw)(jax.random.key(key), jax.random.key(key + 1))
+
+
+def log_prob(model, state, x):
+    """Return log p(x) as a NumPy array, [B]."""
+    return np.asarray(jax.jit(model.log_prob)(state, {"x": x}))
 
 
 def everything(shape, levels=2):
     """Return all inputs, [levels^D, *shape]."""
     values = np.linspace(0, 1, levels, dtype=np.float32)
     grid = np.array(list(itertools.product(values, repeat=int(np.prod(shape)))), np.float32)
-    return jnp.asarray(grid.reshape(-1, *shape))
+    return grid.reshape(-1, *shape)
 
 
 @pytest.fixture(params=[*NETS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_NETS)])
@@ -70,7 +81,7 @@ def net(request):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_probabilities_sum_to_one(net, shape):
     model = Autoregressive(net, shape=shape)
-    log_p = jax.jit(model.log_prob)(random_state(model), {"x": everything(shape)})
+    log_p = log_prob(model, random_state(model), everything(shape))
     assert np.std(log_p) > 0.5
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
 
@@ -86,7 +97,7 @@ def test_probabilities_sum_to_one(net, shape):
 def test_probabilities_of_several_levels_sum_to_one(net):
     model = Autoregressive(net, shape=(2, 3, 1), levels=3)
     x = everything((2, 3, 1), 3)
-    log_p = jax.jit(model.log_prob)(random_state(model), {"x": x})
+    log_p = log_prob(model, random_state(model), x)
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
     estimates = model.evaluate(random_state(model), {"x": x[:50]}, jax.random.key(0))
     bits = -np.mean(log_p[:50]) / np.log(2) / 6
@@ -138,17 +149,22 @@ def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
     model = Autoregressive(net, shape=shape)
     state = random_state(model)
     u = jax.random.uniform(jax.random.key(5), (n, size))
-    ancestral, whole_pass = jax.jit(model.ancestral), jax.jit(model.logits)
+    ancestral = jax.jit(model.ancestral)
+
+    @jax.jit
+    def follow(x, product, d, mask_index):
+        """Draw variable d by a pass of the whole network, and multiply by its probability."""
+        logits = model.logits(state.params, x.reshape(n, *shape), mask_index, None)[:, d]
+        level = categorical_from_uniform(logits, u[:, d])
+        return x.at[:, d].set(level), product + categorical_log_prob(logits, level)
+
     for mask_index in range(net.masks):
         fast, log_shown = ancestral(
             state.params, u, mask_index, jnp.zeros((n, *shape)), jnp.zeros(shape, bool)
         )
         x, product = jnp.zeros((n, size)), jnp.zeros(n)
-        for d in net.order(mask_index, size):
-            logits = whole_pass(state.params, x.reshape(n, *shape), mask_index, None)[:, d]
-            level = categorical_from_uniform(logits, u[:, d])
-            product += categorical_log_prob(logits, level)
-            x = x.at[:, d].set(level)
+        for d in np.asarray(net.order(mask_index, size)):
+            x, product = follow(x, product, d, mask_index)
         np.testing.assert_array_equal(fast.reshape(n, size), x)
         np.testing.assert_array_equal(log_shown, 0)
         # Clamped everywhere, the same scan gives log p of the clamped values.
@@ -156,9 +172,7 @@ def test_cached_sampler_equals_the_naive_one_and_log_prob_is_its_product(net):
         np.testing.assert_array_equal(again, fast)
         np.testing.assert_allclose(log_all, product, rtol=1e-4, atol=1e-4)
         if net.masks == 1:
-            np.testing.assert_allclose(
-                model.log_prob(state, {"x": fast}), product, rtol=1e-4, atol=1e-4
-            )
+            np.testing.assert_allclose(log_prob(model, state, fast), product, rtol=1e-4, atol=1e-4)
 
 
 COLOUR_NETS = [
@@ -178,7 +192,7 @@ def test_logits_of_a_channel_depend_on_all_pixels_and_channels_before_it_alone(n
         return jnp.abs(jax.jacobian(lambda x: model.logits(params, x[None], 0, None)[0])(x)).sum(1)
 
     x = jax.random.uniform(jax.random.key(4), (20, 2, 3, 3))
-    effect = np.asarray(jax.jit(jax.vmap(effects))(x).sum(0)).reshape(18, 18)
+    effect = np.asarray(jax.jit(jax.vmap(effects))(x)).sum(0).reshape(18, 18)
     assert not np.any(np.triu(effect))
     assert np.all(effect[np.tril_indices(18, -1)] > 0)
 
@@ -191,7 +205,7 @@ def test_logits_of_a_channel_depend_on_all_pixels_and_channels_before_it_alone(n
 def test_probabilities_of_colour_images_sum_to_one_and_are_the_law_of_samples(net, shape, levels):
     model = Autoregressive(net, shape=shape, levels=levels)
     state = random_state(model, scale=0.4)
-    log_p = jax.jit(model.log_prob)(state, {"x": everything(shape, levels)})
+    log_p = log_prob(model, state, everything(shape, levels))
     assert np.std(log_p) > 0.5
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
     if levels == 2:
@@ -211,7 +225,7 @@ def test_cached_sampler_of_colour_images_equals_whole_passes(net):
     # Clamped everywhere, the same scan gives log p of the clamped values.
     again, log_p = ancestral(state.params, u, 0, x, jnp.ones(shape, bool))
     np.testing.assert_array_equal(again, x)
-    np.testing.assert_allclose(log_p, model.log_prob(state, {"x": x}), rtol=1e-4)
+    np.testing.assert_allclose(log_p, log_prob(model, state, x), rtol=1e-4)
 
 
 def test_groups_of_features_stand_in_the_order_of_the_channels():
@@ -232,15 +246,15 @@ def test_groups_of_features_stand_in_the_order_of_the_channels():
 def test_log_prob_of_several_masks_is_the_log_prob_of_their_mixture():
     model = Autoregressive(MADE((9,), masks=3, raster=False), shape=(3, 3, 1))
     state, x = random_state(model), everything((3, 3, 1))
-    each = []
+    each, logits_of = [], jax.jit(model.logits)
     for mask_index in range(3):
-        logits = model.logits(state.params, x, mask_index, None)[..., 0]
+        logits = np.asarray(logits_of(state.params, x, mask_index, None))[..., 0]
         bits = x.reshape(len(x), -1)
         each.append(
             np.prod(np.where(bits == 1, jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)), 1)
         )
     assert np.abs(each[0] - each[1]).max() > 1e-3
-    np.testing.assert_allclose(np.exp(model.log_prob(state, {"x": x})), np.mean(each, 0), rtol=1e-4)
+    np.testing.assert_allclose(np.exp(log_prob(model, state, x)), np.mean(each, 0), rtol=1e-4)
 
 
 def chi_square(x, log_p, shape):
@@ -265,23 +279,19 @@ def test_sample_frequencies_match_the_exact_probabilities(net):
     shape = (2, 3, 1)
     model = Autoregressive(net, shape=shape)
     state = random_state(model, scale=0.4)
-    log_p = model.log_prob(state, {"x": everything(shape)})
+    log_p = log_prob(model, state, everything(shape))
     x = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(8), 6000)
     assert chi_square(x, log_p, shape) > 1e-3
     # The test can fail: other weights give another law.
-    other = model.log_prob(random_state(model, key=7), {"x": everything(shape)})
+    other = log_prob(model, random_state(model, key=7), everything(shape))
     assert chi_square(x, other, shape) < 1e-6
 
 
 def test_samples_of_few_images_from_many_masks():
     model = Autoregressive(MADE((9,), masks=8, raster=False), shape=(2, 3, 1))
+    state, sample = random_state(model), jax.jit(model.sample, static_argnums=2)
     for n in (1, 3, 8, 11):
-        assert model.sample(model.init(jax.random.key(0)), jax.random.key(1), n).shape == (
-            n,
-            2,
-            3,
-            1,
-        )
+        assert sample(state, jax.random.key(1), n).shape == (n, 2, 3, 1)
 
 
 def test_complete_draws_from_the_exact_conditional(net):
@@ -291,18 +301,19 @@ def test_complete_draws_from_the_exact_conditional(net):
     model = Autoregressive(net, shape=shape)
     state = random_state(model)
     all_x = everything(shape)
-    mask = jnp.zeros(shape).at[0].set(1)
+    mask = np.zeros(shape)
+    mask[0] = 1
     shown = all_x[0b101000]
-    consistent = np.all(
-        (np.asarray(all_x) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
-    )
-    log_p = np.where(consistent, model.log_prob(state, {"x": all_x}), -np.inf)
+    consistent = np.all((all_x == shown) | (mask == 0), (1, 2, 3))
+    log_p = np.where(consistent, log_prob(model, state, all_x), -np.inf)
     raster = model.completion == "raster"
-    x = jnp.broadcast_to(shown, (4000, *shape)).at[:, 1].set(0.7)  # what is hidden is not looked at
+    x = np.array(np.broadcast_to(shown, (4000, *shape)))
+    x[:, 1] = 0.7  # what is hidden is not looked at
     complete = jax.jit(model.complete, static_argnames="particles")
     drawn = complete(state, x, mask, jax.random.key(9), particles=1 if raster else 200)
+    drawn = np.asarray(drawn)
     np.testing.assert_array_equal(drawn[:, 0], x[:, 0])
-    bits = np.asarray(drawn).reshape(len(drawn), -1).astype(int) @ (2 ** np.arange(6)[::-1])
+    bits = drawn.reshape(len(drawn), -1).astype(int) @ (2 ** np.arange(6)[::-1])
     frequency = np.bincount(bits, minlength=64) / len(drawn)
     exact = np.exp(log_p - log_p.max())
     exact /= exact.sum()
@@ -316,14 +327,13 @@ def test_particles_correct_for_what_is_shown_later():
     model = Autoregressive(FVSBN(), shape=shape)
     state = random_state(model)
     all_x = everything(shape)
-    mask = jnp.zeros(shape).at[1].set(1)
+    mask = np.zeros(shape)
+    mask[1] = 1
     shown = all_x[0b000110]
-    consistent = np.all(
-        (np.asarray(all_x) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
-    )
-    exact = np.where(consistent, np.exp(model.log_prob(state, {"x": all_x})), 0)
+    consistent = np.all((all_x == shown) | (mask == 0), (1, 2, 3))
+    exact = np.where(consistent, np.exp(log_prob(model, state, all_x)), 0)
     exact /= exact.sum()
-    x = jnp.broadcast_to(shown, (4000, *shape))
+    x = np.broadcast_to(shown, (4000, *shape))
 
     def distance(particles):
         complete = jax.jit(model.complete, static_argnames="particles")
@@ -393,8 +403,8 @@ def test_taps_equal_the_masks_of_the_papers():
 
 def test_made_degrees_are_in_range_and_reproducible():
     made = MADE((50, 40), masks=4, raster=False)
-    place, first, second = made.degrees(2, 10)
-    assert sorted(np.asarray(place)) == list(range(1, 11))
+    place, first, second = map(np.asarray, made.degrees(2, 10))
+    assert sorted(place) == list(range(1, 11))
     assert first.min() >= 1
     assert first.max() == 9
     assert second.min() >= first.min()
@@ -428,8 +438,8 @@ def test_bench_compares_samplers_that_draw_the_same():
     params = random_state(model).params
     u = jax.random.uniform(jax.random.key(2), (9, 12))
     nothing = jnp.zeros((9, 3, 4, 1)), jnp.zeros((3, 4, 1), bool)
-    cached, _ = model.ancestral(params, u, 0, *nothing)
-    np.testing.assert_array_equal(naive_samples(model, params, u), cached)
+    cached, _ = jax.jit(model.ancestral)(params, u, 0, *nothing)
+    np.testing.assert_array_equal(jax.jit(partial(naive_samples, model))(params, u), cached)
 
 
 @pytest.mark.parametrize("levels", [2, 5])
@@ -476,8 +486,8 @@ def test_a_network_of_the_users_own_needs_no_cache():
     shape = (2, 3, 1)
     model = Autoregressive(UserNet(), shape=shape)
     state = random_state(model)
-    state, _ = model.step(state, {"x": everything(shape)}, jax.random.key(0))
-    log_p = model.log_prob(state, {"x": everything(shape)})
+    state, _ = jax.jit(model.step)(state, {"x": everything(shape)}, jax.random.key(0))
+    log_p = log_prob(model, state, everything(shape))
     np.testing.assert_allclose(np.exp(log_p).sum(), 1, rtol=1e-5)
     x = jax.jit(model.sample, static_argnums=2)(state, jax.random.key(8), 6000)
     assert chi_square(x, log_p, shape) > 1e-3
@@ -526,20 +536,22 @@ def test_evaluation_uses_the_moving_average_of_the_parameters():
     """ema ← d · ema + (1 − d) · params, from the first parameters, in every step."""
     net, x = FVSBN(), jnp.asarray([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
     model = Autoregressive(net, shape=(3,), optimizer=Optimizer("sgd", 1.0), ema_decay=0.5)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     expected, step = state.params, jax.jit(model.step)
     for i in range(3):
         state, _ = step(state, {"x": x}, jax.random.key(i))
         expected = jax.tree.map(lambda ema, new: (ema + new) / 2, expected, state.params)
     chex.assert_trees_all_close(state.ema, expected, rtol=1e-6)
     plain = Autoregressive(net, shape=(3,))
-    averaged = plain.init(jax.random.key(0))._replace(params=expected)
-    np.testing.assert_allclose(
-        model.log_prob(state, {"x": x}), plain.log_prob(averaged, {"x": x}), rtol=1e-6
-    )
-    key = jax.random.key(9)
-    np.testing.assert_array_equal(model.sample(state, key, 20), plain.sample(averaged, key, 20))
-    assert plain.init(jax.random.key(0)).ema == ()
+    first = jax.jit(plain.init)(jax.random.key(0))
+    assert first.ema == ()
+    averaged = first._replace(params=expected)
+    np.testing.assert_allclose(log_prob(model, state, x), log_prob(plain, averaged, x), rtol=1e-6)
+    samples = [
+        jax.jit(each.sample, static_argnums=2)(of_state, jax.random.key(9), 20)
+        for each, of_state in ((model, state), (plain, averaged))
+    ]
+    np.testing.assert_array_equal(*samples)
 
 
 @pytest.mark.parametrize("net", [PixelCNN(2, 1, 3), GatedPixelCNN(2, 2, 3)], ids=["plain", "gated"])
@@ -548,12 +560,12 @@ def test_dropout_acts_in_training_steps_alone(net):
     without = Autoregressive(net, shape=(3, 3, 1))
     model = replace(without, net=net.clone(dropout=0.5))
     x = jax.random.bernoulli(jax.random.key(1), shape=(8, 3, 3, 1)).astype(jnp.float32)
-    state = model.init(jax.random.key(0))
-    log_prob = model.log_prob(state, {"x": x})
-    np.testing.assert_array_equal(log_prob, without.log_prob(state, {"x": x}))
+    state = jax.jit(model.init)(jax.random.key(0))
+    log_p = log_prob(model, state, x)
+    np.testing.assert_array_equal(log_p, log_prob(without, state, x))
     step = jax.jit(lambda key: model.step(state, {"x": x}, key)[1]["loss"])
     losses = [float(step(jax.random.key(seed))) for seed in range(3)]
-    assert len({*losses, -float(log_prob.mean())}) == 4
+    assert len({*losses, -float(log_p.mean())}) == 4
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -144,7 +144,7 @@ def test_sequences_that_fit_are_taken_in_evaluation(model, rows):
 
 
 def test_counts_that_are_all_missing_are_evaluated():
-    state = COUNTS.init(jax.random.key(0))
+    state = jax.jit(COUNTS.init)(jax.random.key(0))
     missing = {"x": np.full((2, 9, 1), np.nan, np.float32)}
     nll = estimate.evaluate(COUNTS, state, missing, jax.random.key(0))["nll"]
     np.testing.assert_allclose(nll.value, 0, atol=1e-5)
@@ -170,11 +170,11 @@ def test_methods_take_symbols_as_fit_does():
     symbols, levels = {"x": SYMBOLS}, {"x": (SYMBOLS / 5).astype(np.float32)}
     net = Autoregressive(NADE(hidden=2), shape=(9, 1), levels=6)
     for model in (LETTERS, net):
-        state = model.init(jax.random.key(0))
+        state = jax.jit(model.init)(jax.random.key(0))
         log_prob = jax.jit(model.log_prob)
         np.testing.assert_array_equal(log_prob(state, symbols), log_prob(state, levels))
-    state, x = LETTERS.init(jax.random.key(0)), jnp.asarray(SYMBOLS)
-    completed = LETTERS.complete(state, x, x < 9, jax.random.key(1))
+    state, x = jax.jit(LETTERS.init)(jax.random.key(0)), jnp.asarray(SYMBOLS)
+    completed = jax.jit(LETTERS.complete)(state, x, x < 9, jax.random.key(1))
     np.testing.assert_allclose(completed, levels["x"], rtol=1e-6)
 
 

@@ -43,26 +43,28 @@ COMPLETING = [
 
 def grown(state, factor=3.0):
     """Return a first state with larger parameters, whose variables depend on each other."""
-    return state._replace(params=jax.tree.map(lambda leaf: factor * leaf, state.params))
+    params = jax.tree.map(lambda leaf: np.float32(factor) * np.asarray(leaf), state.params)
+    return state._replace(params=params)
 
 
 def machine():
     """Return an RBM with large weights, and its state."""
     model = RBM(shape=SHAPE, hidden=4, burn_in=60)
-    state = model.init(jax.random.key(0))
-    noise = jax.random.normal(jax.random.key(1), state.params.weight.shape)
-    return model, state._replace(params=state.params._replace(weight=1.2 * noise))
+    state = jax.jit(model.init)(jax.random.key(0))
+    noise = np.random.default_rng(1).standard_normal(state.params.weight.shape, np.float32)
+    return model, state._replace(params=state.params._replace(weight=np.float32(1.2) * noise))
 
 
 def log_p_of_machine(model, state):
-    energy = model.score(state, {"x": EVERYTHING}, jax.random.key(0))
-    return -energy - jax.nn.logsumexp(-energy)
+    score = jax.jit(model.score)(state, {"x": EVERYTHING}, jax.random.key(0))
+    energy = np.asarray(score, np.float64)
+    return -energy - scipy.special.logsumexp(-energy)
 
 
 def log_p_of_vae(model, state):
     """Return log p(x) of all x, by a fine grid over the single latent variable."""
     z = jnp.linspace(-8, 8, 2001)[:, None]
-    mean = np.asarray(model.decode(state, z), np.float64).reshape(len(z), -1)
+    mean = np.asarray(jax.jit(model.decode)(state, z), np.float64).reshape(len(z), -1)
     x = np.asarray(EVERYTHING).reshape(len(EVERYTHING), -1)
     log_p = x @ np.log(mean).T + (1 - x) @ np.log1p(-mean).T
     weight = scipy.stats.norm.logpdf(z[:, 0]) + np.log(16 / 2000)
@@ -78,20 +80,18 @@ def models():
         "autoregressive": (Autoregressive(FVSBN(), shape=SHAPE), 40),
         "hmm": (HMM(shape=SHAPE, states=3, emission=Bernoulli()), 3),
     }
-    results = {}
+    results, draw = {}, np.random.default_rng(5).standard_normal
     for name, (model, factor) in made.items():
-        state = model.init(jax.random.key(2))
+        state = jax.jit(model.init)(jax.random.key(2))
         if name == "autoregressive":
-            leaves, tree = jax.tree.flatten(state.params)
-            keys = jax.random.split(jax.random.key(5), len(leaves))
-            drawn = [jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-            state = state._replace(params=jax.tree.unflatten(tree, drawn))
+            drawn = jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), state.params)
+            state = state._replace(params=drawn)
         else:
             state = grown(state, factor)
-        results[name] = model, state, model.log_prob(state, {"x": EVERYTHING})
+        results[name] = model, state, jax.jit(model.log_prob)(state, {"x": EVERYTHING})
     results["rbm"] = *machine(), log_p_of_machine(*machine())
-    state = vae.init(jax.random.key(3))  # whose q(z|x) hardly depends on x
-    decoder = jax.tree.map(lambda leaf: 4 * leaf, state.params["decoder"])
+    state = jax.jit(vae.init)(jax.random.key(3))  # whose q(z|x) hardly depends on x
+    decoder = jax.tree.map(lambda leaf: 4 * np.asarray(leaf), state.params["decoder"])
     state = state._replace(params={**state.params, "decoder": decoder})
     results["vae"] = vae, state, log_p_of_vae(vae, state)
     return results
@@ -135,14 +135,15 @@ def test_draws_have_the_exact_conditional_law(name):
 @pytest.mark.parametrize("name", ["mixture", "autoregressive", "hmm", "rbm"])
 def test_the_conditional_log_probability_equals_enumeration(name):
     model, state, log_p = models()[name]
+    log_prob = jax.jit(model.conditional_log_prob)
     for mask in (LOWER, SCATTERED):
         if not completion.is_completed(model, np.asarray(mask)):
             continue
         p = np.array([conditional(log_p, mask, np.asarray(x))[i] for i, x in enumerate(EVERYTHING)])
-        values = model.conditional_log_prob(state, EVERYTHING, mask)
+        values = log_prob(state, EVERYTHING, mask)
         np.testing.assert_allclose(values, np.log(p), atol=2e-4)
         of_each = jnp.broadcast_to(mask, EVERYTHING.shape)
-        again = model.conditional_log_prob(state, EVERYTHING, of_each)
+        again = log_prob(state, EVERYTHING, of_each)
         np.testing.assert_allclose(again, values, atol=1e-5)
         nll = completion.conditional_nll(model, state, np.asarray(EVERYTHING), np.asarray(mask))
         assert nll
@@ -184,11 +185,11 @@ def test_masks_of_images_hide_all_channels_of_a_pixel():
 def test_a_density_is_completed_within_a_vector():
     """The density of hidden given shown is the joint one divided by the marginal one."""
     model = HMM(shape=(3, 1), states=2, emission=Gaussian())
-    state = grown(model.init(jax.random.key(3)), 2.0)
+    state = grown(jax.jit(model.init)(jax.random.key(3)), 2.0)
     grid = jnp.linspace(-30, 30, 4001)
     x = jnp.stack([jnp.full_like(grid, 0.3), grid, jnp.full_like(grid, -0.5)], axis=1)[..., None]
     mask = jnp.array([1, 0, 1])[:, None]
-    log_p = model.conditional_log_prob(state, x, mask)
+    log_p = jax.jit(model.conditional_log_prob)(state, x, mask)
     assert np.exp(np.asarray(log_p)).sum() * 60 / 4000 == pytest.approx(1, abs=1e-3)
     nll = completion.conditional_nll(model, state, np.asarray(x[:3]), np.asarray(mask))
     assert nll
@@ -198,7 +199,8 @@ def test_a_density_is_completed_within_a_vector():
 def mixture_truth(n=2_000):
     """Return draws of the mixture as truth, with its model and state."""
     model, state, _ = models()["mixture"]
-    return model, state, np.asarray(model.sample(state, jax.random.key(8), n))
+    sample = jax.jit(model.sample, static_argnums=2)
+    return model, state, np.asarray(sample(state, jax.random.key(8), n))
 
 
 def test_draws_of_the_true_law_have_uniform_ranks_and_cover_the_truth():

@@ -185,12 +185,12 @@ def terms_at(model, state, x, t, timesteps, key):
     noise_key, x_0_key = jax.random.split(key)
     keys = noise_key, x_0_key, None
     terms, *_ = model._terms(state.ema, state.stats, x, None, t, keys, timesteps)
-    return terms, jax.random.normal(noise_key, x.shape)
+    return terms, np.asarray(jax.random.normal(noise_key, x.shape))
 
 
 def repeat(rows, n):
     """Repeat each row n times: [R, D] to [R n, D]."""
-    return jnp.repeat(jnp.asarray(rows, jnp.float32), n, axis=0)
+    return np.repeat(np.asarray(rows, np.float32), n, axis=0)
 
 
 def groups(values, n):
@@ -226,6 +226,7 @@ def paper_log_snr(schedule, ends, t):
     return log_snr(first + (last - first) * np.asarray(t, np.float64))
 
 
+@partial(jax.jit, static_argnames="seed")
 def perturbed(schedule, seed=1):
     """Return the parameters of a learned schedule with another curve."""
     keys = jax.random.split(jax.random.key(seed), 4)
@@ -263,7 +264,9 @@ def test_log_snr_falls_from_its_highest_to_its_lowest_value(schedule, ends):
 def test_perturbed_curve_of_a_learned_schedule_is_not_linear():
     params = schedules.init_learned(-10.0, 13.3)
     t = jnp.linspace(0, 1, 101)
-    bent, line = (schedules.learned(one)(t) for one in (perturbed(params), params))
+    bent, line = (
+        np.asarray(jax.jit(schedules.learned(one))(t)) for one in (perturbed(params), params)
+    )
     assert abs(bent - line).max() > 0.5
 
 
@@ -396,9 +399,9 @@ def test_predictions_are_consistent(prediction):
 @pytest.mark.parametrize("prediction", [slow("noise"), "x", slow("v")])
 def test_denoiser_is_the_posterior_mean_for_each_prediction(prediction):
     model, state = gaussian(PAIR, prediction=prediction, ends=(-6.0, 6.0))
-    x = np.linspace(-2, 2, 41)[:, None]
+    x, denoise = np.linspace(-2, 2, 41)[:, None], jax.jit(model.denoiser(state))
     for t in (0.0, 0.3, 1.0):
-        mean = model.denoiser(state)(jnp.asarray(x, jnp.float32), jnp.array(t))
+        mean = denoise(x.astype(np.float32), np.float32(t))
         alpha, sigma = exact_scales(paper_log_snr("cosine", (-6.0, 6.0), t))
         grid = np.linspace(-4, 4, 20_001)[:, None]
         log_p = PAIR.log_p((grid + 1) / 2)[:, None] - 0.5 * ((x.T - alpha * grid) / sigma) ** 2
@@ -471,7 +474,7 @@ def test_simple_objectives_of_a_network_that_returns_zero():
     nothing = Plain(lambda x, t, label: jnp.zeros_like(x))
     for (prediction, weighting), value in exact.items():
         model, state = gaussian(net=nothing, ends=ends, prediction=prediction, weighting=weighting)
-        loss = model.objective(state, {"x": repeat([y], n)}, jax.random.key(0))
+        loss = jax.jit(model.objective)(state, {"x": repeat([y], n)}, jax.random.key(0))
         near(loss, n, value, slack=2e-4)
 
 
@@ -735,13 +738,13 @@ def test_fourier_features_show_noise_below_a_level():
 @pytest.mark.parametrize("levels", [slow(0), 4])
 def test_score_is_the_bound_at_the_draws_of_the_key(levels):
     model, state = of_levels() if levels else gaussian(PAIR)
-    score, batch = jax.jit(model.score), {"x": jnp.asarray(STEPS, jnp.float32)}
-    once = score(state, batch, jax.random.key(0))
-    np.testing.assert_array_equal(once, score(state, batch, jax.random.key(0)))
-    terms = model.bound(state, batch, jax.random.key(0))
+    score, batch = jax.jit(model.score), {"x": STEPS.astype(np.float32)}
+    once, again, other = (np.asarray(score(state, batch, jax.random.key(i))) for i in (0, 0, 1))
+    np.testing.assert_array_equal(once, again)
+    terms = jax.tree.map(np.asarray, jax.jit(model.bound)(state, batch, jax.random.key(0)))
     np.testing.assert_allclose(once, sum(terms), rtol=1e-5)
     np.testing.assert_allclose(once, terms.total, rtol=1e-5)
-    assert abs(once - score(state, batch, jax.random.key(1))).min() > 1e-4
+    assert abs(once - other).min() > 1e-4
 
 
 def test_score_tends_to_minus_log_p():
@@ -1075,7 +1078,7 @@ def test_guidance_extrapolates_from_the_unconditional_model():
     t = jnp.array(0.4)
     alpha, sigma = (float(scale) for scale in model.path(state.ema)(t))
     for w in (0.0, 0.7, 3.0):
-        mean = model.denoiser(state, label, w)(x, t)
+        mean = jax.jit(model.denoiser(state, label, w))(x, t)
         expected = (1 + w) * (label[:, None] + 1) * x + w * x
         np.testing.assert_allclose(mean.x, expected, rtol=1e-5)
         np.testing.assert_allclose(mean.noise, (x - alpha * expected) / sigma, rtol=1e-4)
@@ -1095,7 +1098,7 @@ def of_places(**options):
 
 def test_samples_have_the_given_labels_or_each_label_in_turn():
     model, state = of_places()
-    sample = partial(model.sample, state, jax.random.key(0))
+    sample = partial(jax.jit(model.sample, static_argnums=2), state, jax.random.key(0))
     for label, drawn in [
         (None, np.arange(7) % 3),
         (2, np.full(7, 2)),
@@ -1169,8 +1172,8 @@ def test_labels_are_dropped_for_their_share():
     net = Plain(lambda x, t, label: jnp.where(label == 3, 1.0, 0.0)[:, None] + 0 * x)
     model, state = gaussian(ends=(-5.0, 6.0), classes=3, net=net, prediction="x", label_dropout=0.3)
     n = 20_000
-    batch = {"x": jnp.full((n, 2), 0.5), "label": jnp.arange(n) % 3}
-    dropped = model.objective(state, batch, jax.random.key(0))
+    batch = {"x": np.full((n, 2), 0.5, np.float32), "label": np.arange(n) % 3}
+    dropped = np.asarray(jax.jit(model.objective)(state, batch, jax.random.key(0)))
     assert abs(dropped.mean() - 0.3) < 4.5 * math.sqrt(0.21 / n)
     assert set(np.unique(dropped)) == {0, 1}
 
@@ -1188,7 +1191,7 @@ TINY: Any = ResidualMLP(width=8, layers=1)
     ids=["gaussian", "flow", "discrete"],
 )
 def test_moving_average_equals_its_closed_form(model):
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     np.testing.assert_array_equal(flat(state.params), flat(state.ema))
     step, n = jax.jit(model.step), 4
     theta = [flat(state.params)]
@@ -1224,7 +1227,7 @@ def test_gradients_of_a_learned_schedule(timesteps):
     model = GaussianDiffusion(
         TINY, (2,), levels=0, schedule="learned", weighting="likelihood", timesteps=timesteps
     )
-    state = with_curve(model.init(jax.random.key(0)))
+    state = with_curve(jax.jit(model.init)(jax.random.key(0)))
     batch, key = {"x": jax.random.uniform(jax.random.key(1), (32, 2))}, jax.random.key(2)
     moved, metrics = jax.jit(model.step)(state, batch, key)
     gradient = jax.tree.map(lambda leaf: 10 * leaf, moved.opt_state[0].mu)
@@ -1312,7 +1315,7 @@ class Small(nn.Module):
 def small(noise, levels=2, net: Any = None, **options):
     """Return a model of two variables, and its state."""
     model = DiscreteDiffusion(net or Small(), (2,), levels=levels, noise=noise, **options)
-    return model, model.init(jax.random.key(3))
+    return model, jax.jit(model.init)(jax.random.key(3))
 
 
 def law_of_noise(model):
@@ -1347,9 +1350,9 @@ def both(size):
 
 def predictions(model, params, times):
     """Return p̂ at each time from every pair of states, [T, S², 2, S]."""
-    states = jax.nn.one_hot(both(model.states), model.states)
-    t = jnp.repeat(jnp.asarray(times, jnp.float32), len(states))
-    p, _ = jax.jit(model._predict)(params, {}, jnp.tile(states, (len(times), 1, 1)), t)
+    states = np.eye(model.states, dtype=np.float32)[both(model.states)]
+    t = np.repeat(np.asarray(times, np.float32), len(states))
+    p, _ = jax.jit(model._predict)(params, {}, np.tile(states, (len(times), 1, 1)), t)
     return np.asarray(p, np.float64).reshape(len(times), *states.shape)
 
 
@@ -1416,23 +1419,27 @@ INVERSE_ALPHAS: dict[str, Any] = {
 @CHAINS
 def test_marginals_and_their_composition(noise, levels, schedule):
     model, _ = small(noise, levels, schedule=schedule)
-    x = jnp.eye(model.states)[: model.levels][:, None]  # [K, 1, S]
-    alpha = ALPHAS[schedule]
+    x = np.eye(model.states, dtype=np.float32)[: model.levels][:, None]  # [K, 1, S]
+    alpha, alpha_of = ALPHAS[schedule], jax.jit(model._alpha)
+    marginal_of, corrupt = jax.jit(model._marginal), jax.jit(model._corrupt)
+
+    def times(t, n=model.levels):
+        return np.full(n, t, np.float32)
+
     for t in (0.0, 0.3, 0.7, 1.0):
-        np.testing.assert_allclose(model._alpha(jnp.full(1, t)).ravel(), alpha(t), atol=1e-7)
+        np.testing.assert_allclose(alpha_of(times(t, 1)).ravel(), alpha(t), atol=1e-7)
         expected = transition(model, 0.0, t)[: model.levels]
-        marginal = model._marginal(x, jnp.full(model.levels, t))
+        marginal = np.asarray(marginal_of(x, times(t)))
         np.testing.assert_allclose(marginal[:, 0], expected, atol=1e-6)
     # From time 0.3 to 0.7 the chain moves as from 0 to the time whose α is α_0.7 / α_0.3.
     rest = INVERSE_ALPHAS[schedule](alpha(0.7) / alpha(0.3))
-    at_s, at_t, after_rest = jnp.full((3, model.levels), jnp.array([[0.3], [0.7], [rest]]))
-    composed = model._marginal(model._marginal(x, at_s), after_rest)
-    np.testing.assert_allclose(composed, model._marginal(x, at_t), atol=1e-6)
+    composed = marginal_of(marginal_of(x, times(0.3)), times(rest))
+    np.testing.assert_allclose(composed, marginal_of(x, times(0.7)), atol=1e-6)
     np.testing.assert_allclose(model.pi, law_of_noise(model))
     n = 20_000
-    x_0 = model._one_hot(jnp.tile(jnp.array([[0.0, 1.0]]), (n, 1)))
+    x_0 = jax.jit(model._one_hot)(np.tile(np.array([[0.0, 1.0]], np.float32), (n, 1)))
     for t in (0.0, 0.4, 1.0):
-        x_t = model._corrupt(x_0, jnp.full(n, t), jax.random.key(0))
+        x_t = np.asarray(corrupt(x_0, times(t, n), jax.random.key(0)))
         expected = transition(model, 0.0, t)[[0, model.levels - 1]]
         np.testing.assert_allclose(x_t.mean(0), expected, atol=5 * 0.5 / math.sqrt(n))
         np.testing.assert_array_equal(x_t.sum(-1), 1)
@@ -1451,15 +1458,18 @@ def test_marginals_and_their_composition(noise, levels, schedule):
 def test_reverse_is_bayes_rule(noise, levels, schedule, s, t):
     model, _ = small(noise, levels, schedule=schedule)
     size = model.states
-    at = jnp.full(size, s), jnp.full(size, t)
-    x_t = jnp.tile(jnp.eye(size)[:, None], (1, 2, 1))
+    at = np.full(size, s, np.float32), np.full(size, t, np.float32)
+    x_t, reverse = (
+        np.tile(np.eye(size, dtype=np.float32)[:, None], (1, 2, 1)),
+        jax.jit(model._reverse),
+    )
     laws = [np.eye(size)[k] for k in range(levels)]
     laws.append(
         np.append(np.random.RandomState(0).dirichlet(np.ones(levels)), np.zeros(size - levels))
     )
     for p_0 in laws:
         expected = bayes(model, p_0, s, t)
-        p = model._reverse(x_t, jnp.broadcast_to(jnp.asarray(p_0), x_t.shape), *at)
+        p = np.asarray(reverse(x_t, np.broadcast_to(p_0.astype(np.float32), x_t.shape), *at))
         reached = p_0 @ transition(model, 0.0, t) > 0
         for pixel in range(2):
             np.testing.assert_allclose(p[reached, pixel], expected[reached], rtol=1e-4, atol=1e-6)
@@ -1481,9 +1491,10 @@ def test_predictions_are_probabilities_of_levels(noise):
             assert p.std(0).min() > 0.01
 
 
-def stirred(state, seed=0):
+@jax.jit
+def stirred(state):
     """Return the state with random numbers added to the parameters."""
-    keys = iter(jax.random.split(jax.random.key(seed), 50))
+    keys = iter(jax.random.split(jax.random.key(0), 50))
     ema = jax.tree.map(
         lambda leaf: leaf + 0.5 * jax.random.normal(next(keys), leaf.shape), state.ema
     )
@@ -1527,17 +1538,22 @@ def test_bound_and_samples_of_a_chain_equal_sums_over_its_paths(noise, levels, s
 def test_continuous_bound_is_finite_near_both_ends(noise, schedule):
     """The rate of the bound is −α' / α, and α_1 is 0."""
     model, state = small(noise, 3, schedule=schedule)
-    x_0 = model._one_hot(jnp.asarray(level_values(model)))
+    x_0 = jax.jit(model._one_hot)(level_values(model))
+
+    @jax.jit
+    def integrand(at, key):
+        return model._integrand(state.ema, {}, x_0, at, (key, None), 0)[0]
+
     for t in (0.0, 1e-7, 1e-4, 0.9998, 0.99995, 1 - 2.0**-20, 1 - 2.0**-23):
-        at = jnp.full(len(x_0), t)
+        at = np.full(len(x_0), t, np.float32)
         for seed in range(3):
-            keys = jax.random.key(seed), None
-            value, _ = model._integrand(state.ema, {}, x_0, at, keys, 0)
+            value = np.asarray(integrand(at, jax.random.key(seed)))
             assert np.isfinite(value).all(), t
             assert (value > -0.2).all(), t
         if t > 0.5:
             exact = {"linear": 1 - t, "cosine": 2 * math.sin(0.25 * math.pi * (1 - t)) ** 2}
-            np.testing.assert_allclose(model._alpha(at).ravel()[0], exact[schedule], rtol=1e-3)
+            alpha = np.asarray(jax.jit(model._alpha)(at)).ravel()[0]
+            np.testing.assert_allclose(alpha, exact[schedule], rtol=1e-3)
 
 
 @SLOW
@@ -1558,7 +1574,9 @@ def test_score_of_discrete_data_is_the_bound_at_the_draws_of_the_key(noise):
     batch, score = {"x": jnp.asarray(level_values(model))}, jax.jit(model.score)
     once = score(state, batch, jax.random.key(0))
     np.testing.assert_array_equal(once, score(state, batch, jax.random.key(0)))
-    np.testing.assert_allclose(once, model.bound(state, batch, jax.random.key(0)), rtol=1e-5)
+    np.testing.assert_allclose(
+        once, jax.jit(model.bound)(state, batch, jax.random.key(0)), rtol=1e-5
+    )
     assert abs(once - score(state, batch, jax.random.key(1))).max() > 1e-4
 
 
@@ -1756,7 +1774,7 @@ def test_images_of_several_channels_keep_each_variables_states_together():
     shape = (2, 3, 2)
     net = Plain(lambda x, t, label: 30 * x)
     model = DiscreteDiffusion(net, shape, levels=3, noise="uniform")
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     index = jax.random.randint(jax.random.key(1), (4, *shape), 0, 3)
     states = jax.nn.one_hot(index, 3)
     p, _ = model._predict(state.ema, {}, states, jnp.full(4, 0.5))
@@ -1969,6 +1987,6 @@ def test_continuous_values_have_no_bounds(kind):
     model = kind(ResidualMLP(8, 1), shape=(2,), levels=0)
     x = jnp.array([[-3.0, 0.5], [4.0, 1.5]])
     np.testing.assert_allclose(model.to_values(model.to_continuous(x)), x, rtol=1e-6)
-    samples = model.sample(model.init(jax.random.key(0)), jax.random.key(1), 200)
+    samples = model.sample(jax.jit(model.init)(jax.random.key(0)), jax.random.key(1), 200)
     assert samples.min() < 0
     assert samples.max() > 1

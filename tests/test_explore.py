@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import check_page
+from test_report import check_page, show_few
 
 from experiments import explore, interruption
 from experiments.__main__ import main, parse_training
@@ -143,10 +143,11 @@ def test_the_command_of_a_run_of_restarts_makes_one_of_a_single_seed(tmp_path):
     assert not training.experiment.restarts
 
 
-def test_a_patient_process_goes_on_after_the_first_signal(monkeypatch):
+@pytest.mark.parametrize("before", ["", explore.OVER])
+def test_a_patient_process_goes_on_after_the_first_signal(before, monkeypatch):
     ended = []
     monkeypatch.setattr(interruption, "leave", lambda message, code=75: ended.append(message))
-    signals = Interruption(patient=True, say=lambda text: None)
+    signals = Interruption(before, patient=True, say=lambda text: None)
     signals.begin("compiling")
     signals.act("SIGINT")
     signals.begin("drawing pictures")
@@ -216,6 +217,84 @@ def test_ctrl_c_keeps_the_finished_runs(table, tmp_path, monkeypatch, capsys):
     assert f"train {trained[0]}" in text
     assert f"{trained[1]}: SIGINT came before its end" in text
     assert "SIGINT came before its training" in text
+
+
+def short_trainings(dataset: Dataset, table: Path) -> list[Candidate]:
+    """Return two models in the order in which `explore` trains them."""
+    found = []
+    for name in ("gaussians_odds", "vae_odds"):
+        own = replace(EXPERIMENTS[name], data=str(table), reading=READING, batch_size=60, steps=10)
+        found.append(Candidate(name, {}, fit(name, own, dataset), 1_000, True))
+    return found
+
+
+def killed_at_the_mixture(connection, data_dir, keep):
+    """Evaluate as `explore` does, in a process that is killed while it evaluates the mixture."""
+    evaluate_run = explore.evaluate_run
+
+    def evaluate(run, split):
+        if run.name == "gaussians_odds":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate_run(run, split)
+
+    explore.evaluate_run = evaluate
+    explore.evaluate_received(connection, data_dir, keep)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_is_reported_in_one_line_and_nothing_else_is_lost(
+    dataset, table, tmp_path, monkeypatch, capsys
+):
+    show_few(monkeypatch)
+    monkeypatch.setattr(explore, "evaluate_received", killed_at_the_mixture)
+    flags, out = Flags(str(table), READING), tmp_path / "out"
+    end = time.monotonic() + 600
+    assert explore.explore(dataset, short_trainings(dataset, table), flags, out, end) == 0
+    text = check_page(out / "report.html")
+    reason = "the evaluation was ended: its process has ended, probably for lack of memory"
+    lines = [line for line in text.splitlines() if reason in line]
+    assert len(lines) == 1
+    assert f"gaussians_odds: no estimates, since {reason}" in lines[0]
+    assert "vae_odds: no estimates" not in text
+    for name in ("gaussians_odds", "vae_odds"):
+        assert f"train {name}" in text
+    assert not (out / "gaussians_odds" / "evaluation.json").exists()
+    assert (out / "vae_odds" / "evaluation.json").exists()
+    assert capsys.readouterr().err == ""
+
+
+def interrupts_its_starter(connection, data_dir, keep):
+    """Send Ctrl-C to `explore` in place of evaluating a run, and never answer."""
+    connection.recv()
+    os.kill(os.getppid(), signal.SIGINT)
+    connection.recv()
+
+
+@pytest.mark.slow
+def test_ctrl_c_after_the_end_of_the_time_keeps_the_run_that_is_evaluated(
+    dataset, table, tmp_path, monkeypatch, capsys
+):
+    """The clock has ended the training of the run."""
+    left, marks = [], []
+    run_plan = explore.run_plan
+
+    def trains_until_the_end(plan, *arguments):
+        endless = replace(plan.experiment, steps=10_000_000, validate_every=0, early_stop=0)
+        run_plan(plan._replace(experiment=endless, seconds=0.5), *arguments)
+        marks.append(arguments[3].received)
+
+    show_few(monkeypatch)
+    monkeypatch.setattr(explore, "run_plan", trains_until_the_end)
+    monkeypatch.setattr(explore, "evaluate_received", interrupts_its_starter)
+    monkeypatch.setattr(interruption, "leave", lambda message, code=75: left.append(message))
+    flags, out = Flags(str(table), READING), tmp_path / "out"
+    chosen, end = short_trainings(dataset, table), time.monotonic() + 600
+    assert explore.explore(dataset, chosen, flags, out, end) == interruption.INTERRUPTED
+    assert (marks, left) == ([explore.OVER], [])
+    text = check_page(out / "report.html")
+    assert "train gaussians_odds" in text
+    assert "gaussians_odds: no estimates, since the evaluation was ended: SIGINT" in text
+    assert "vae_odds: SIGINT came before its training" in text
 
 
 def test_a_training_ends_when_its_time_is_over(vae, dataset, table, tmp_path, capsys):

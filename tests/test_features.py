@@ -164,7 +164,7 @@ def test_fine_tuning_starts_from_the_network():
     layers = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), layers)
     network, variables = sigmoid_layers(layers)
     model = Classifier((3,), 5, network)
-    state = features.with_encoder(model.init(jax.random.key(0)), variables)
+    state = features.with_encoder(jax.jit(model.init)(jax.random.key(0)), variables)
     codes, logits = model.features_and_logits(state, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(codes, h, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(logits, np.zeros((6, 5)))
@@ -326,7 +326,7 @@ def test_features_of_a_linear_autoencoder_span_the_space_of_pca():
     codes = features.features_of(model, state)["codes"].vectors(x.astype(np.float32), ["code"])[0]
     components = PCA(3).fit_transform(x)
     assert np.max(subspace_angles(codes, components)) < 1e-3
-    untrained = features.features_of(model, model.init(jax.random.key(0)))["codes"]
+    untrained = features.features_of(model, jax.jit(model.init)(jax.random.key(0)))["codes"]
     assert np.max(subspace_angles(untrained.vectors(x, ["code"])[0], components)) > 0.1
 
 

@@ -52,7 +52,7 @@ def make(name, **options) -> Any:
     emission = EMISSIONS[name]
     model = HMM(shape=(T, D), states=K, emission=emission, **options)
     init_key, noise_key, data_key, hole_key = jax.random.split(jax.random.key(7), 4)
-    state = model.init(init_key)
+    state = jax.jit(model.init)(init_key)
     noise = iter(jax.random.split(noise_key, 20))
     params = jax.tree.map(
         lambda leaf: leaf + 0.7 * jax.random.normal(next(noise), leaf.shape), state.params
@@ -396,6 +396,7 @@ def test_stepwise_em_mixes_statistics_and_rate_one_is_em(name):
     assert not close(part.params, whole.params)
 
 
+@partial(jax.jit, static_argnums=0)
 def expected_statistics(model, state, batch):
     """Return the mean over the batch of the expected statistics."""
     x, seen, length, _ = observations(batch)
@@ -466,7 +467,7 @@ def test_gaussians_begin_well_far_from_the_origin(name):
 def test_gradient_is_the_expected_gradient_of_the_complete_data(name):
     """Fisher's identity holds: ∇ log p(x) = E[∇ log p(x, z) | x] with the posterior fixed."""
     model, state, batch = make(name)
-    posterior = model.encode(state, batch)
+    posterior = jax.jit(model.encode)(state, batch)
     expected = expected_statistics(model, state, batch)
 
     def complete(params):
@@ -497,10 +498,10 @@ def test_many_sequences_are_taken_in_parts(monkeypatch):
 def test_sample_has_the_law_of_the_model():
     """The frequencies of all sequences of three binary observations pass a χ² test."""
     model = HMM(shape=(3, 1), states=2, emission=Bernoulli())
-    state = model.init(jax.random.key(3))
+    state = jax.jit(model.init)(jax.random.key(3))
     state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
     everything = jnp.array(list(itertools.product([0.0, 1.0], repeat=3)))[..., None]
-    p = np.exp(np.asarray(model.log_prob(state, {"x": everything}), np.float64))
+    p = np.exp(np.asarray(jax.jit(model.log_prob)(state, {"x": everything}), np.float64))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     x = np.asarray(model.sample(state, jax.random.key(4), 20_000)).reshape(-1, 3)
     counts = np.bincount(x.astype(int) @ np.array([4, 2, 1]), minlength=8)
@@ -509,13 +510,13 @@ def test_sample_has_the_law_of_the_model():
 
 def test_complete_draws_from_the_exact_conditional():
     model = HMM(shape=(3, 2), states=2, emission=Bernoulli())
-    state = model.init(jax.random.key(3))
+    state = jax.jit(model.init)(jax.random.key(3))
     state = state._replace(params=jax.tree.map(lambda leaf: 3 * leaf, state.params))
     everything = jnp.array(list(itertools.product([0.0, 1.0], repeat=6))).reshape(-1, 3, 2)
     mask = jnp.array([[1, 0], [0, 0], [0, 1]])
     shown = jnp.array([[1.0, 0.5], [0.5, 0.5], [0.5, 0.0]])
     same = np.all((np.asarray(everything) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2))
-    log_p = np.asarray(model.log_prob(state, {"x": everything}), np.float64)
+    log_p = np.asarray(jax.jit(model.log_prob)(state, {"x": everything}), np.float64)
     p = np.where(same, np.exp(log_p), 0)
     x = jnp.broadcast_to(shown, (20_000, 3, 2))
     drawn = jax.jit(model.complete)(state, x, mask, jax.random.key(5))
@@ -530,7 +531,7 @@ def test_a_mixture_completes_an_observation_by_what_is_shown_of_it():
     """The shown variable tells which of two distant components the hidden variable belongs to."""
     emission = GaussianMixture(components=2)
     model = HMM(shape=(1, D), states=1, emission=emission)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     means = jnp.array([[0.0, -8.0], [3.0, 8.0]])
     mixed = state.params.emission._replace(
         weight=jnp.log(jnp.array([[0.3, 0.7]])), component=Normal(means, jnp.zeros((2, D)))
@@ -571,7 +572,7 @@ def test_a_full_covariance_completes_an_observation_by_its_regression():
 def test_samples_are_likelier_under_their_own_model(name):
     """The samples' mean −log p is the entropy, and is higher under another state's law."""
     model, state, _ = make(name)
-    other = model.init(jax.random.key(9))
+    other = jax.jit(model.init)(jax.random.key(9))
 
     @jax.jit
     def draw(state):
@@ -598,8 +599,8 @@ def test_it_begins_from_the_data(start):
         errors.append(distance.min(1).max() + distance.min(0).max())
     assert min(errors) < 0.6
     plain = HMM(shape=(T, D), states=3, emission=Gaussian(), start="random")
-    state = plain.init(jax.random.key(0))
-    begun = plain.begin(state, {"x": x}, jax.random.key(1))
+    state = jax.jit(plain.init)(jax.random.key(0))
+    begun = jax.jit(plain.begin)(state, {"x": x}, jax.random.key(1))
     assert equal(begun.params, state.params)
     np.testing.assert_allclose(begun.scaling.mean, x.mean((0, 1)), rtol=1e-4)
     np.testing.assert_allclose(begun.scaling.deviation, x.std((0, 1)), rtol=1e-4)
@@ -713,7 +714,7 @@ def test_the_earthquakes_likelihoods_are_the_published_ones(states, published):
 
 def test_evaluate_per_step_is_a_ratio_with_its_error():
     model, state, batch = make("categorical", per="step")
-    nll = -np.asarray(model.log_prob(state, batch), np.float64)
+    nll = -np.asarray(jax.jit(model.log_prob)(state, batch), np.float64)
     length = np.asarray(batch["length"])
     found = model.evaluate(state, batch, jax.random.key(0))
     value = nll.sum() / length.sum()
@@ -757,10 +758,14 @@ def test_results_equal_hmmlearn():
     theirs.covars_ = np.exp(np.asarray(state.params.emission.spread))
     flat, lengths = np.asarray(x).reshape(-1, D), [T] * 4
     np.testing.assert_allclose(
-        model.log_prob(state, {"x": x}).sum(), theirs.score(flat, lengths), rtol=1e-5
+        jax.jit(model.log_prob)(state, {"x": x}).sum(),
+        theirs.score(flat, lengths),
+        rtol=1e-5,
     )
     np.testing.assert_allclose(
-        model.encode(state, {"x": x}).reshape(-1, K), theirs.predict_proba(flat, lengths), atol=1e-5
+        jax.jit(model.encode)(state, {"x": x}).reshape(-1, K),
+        theirs.predict_proba(flat, lengths),
+        atol=1e-5,
     )
     np.testing.assert_array_equal(
         model.most_probable_path(state, {"x": x}).reshape(-1), theirs.predict(flat, lengths)

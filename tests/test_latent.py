@@ -101,7 +101,7 @@ def vae(**fields):
 
 def test_the_kl_of_the_dimensions_sums_to_the_kl_of_the_model(rng):
     model = vae()
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     x = {"x": rng.integers(0, 2, (50, 2, 3, 1)).astype(np.float32)}
     each = latent.kl_per_dimension(latent.posterior(model, state, x))
     whole = model.evaluate(state, x, jax.random.key(1))["kl"]

@@ -179,7 +179,7 @@ REFUSAL = (
 
 def test_a_density_is_not_trained_or_evaluated_on_data_with_levels(grey, digits):
     model = Gaussians()
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     for data in ({"x": grey}, {"x": digits.train["x"][:200]}):
         with pytest.raises(UserError) as raised:
             next(train.fit(model, data, steps=1, batch_size=10))
@@ -214,7 +214,7 @@ def test_a_vae_of_gaussian_pixels_is_a_density_and_one_of_bernoulli_pixels_is_no
         estimate.evaluate(model, untrained, {"x": grey}, jax.random.key(0))
     # Measurements may be rounded to few values; the caller can say so.
     key = jax.random.key(0)
-    nll = estimate.evaluate(model, model.init(key), {"x": grey}, key, levels=0)["nll"]
+    nll = estimate.evaluate(model, jax.jit(model.init)(key), {"x": grey}, key, levels=0)["nll"]
     assert nll.settings["density"]
     assert facts(model).levels == 0
     assert facts(VAE(**small)).levels is None
@@ -232,12 +232,14 @@ def test_a_dequantized_density_has_a_bound_and_no_log_prob(grey):
     assert facts(model).levels == 17
     assert "log_prob" not in capabilities(model)
     assert not hasattr(model, "log_prob")
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     # Validation selects by the density model's objective on dequantized examples.
     assert {"objective", "score"} < set(capabilities(model))
-    objective = model.objective(state, {"x": grey[:50]}, jax.random.key(1))
+    objective = jax.jit(model.objective)(state, {"x": grey[:50]}, jax.random.key(1))
     middle = (np.round(grey[:50] * 16) + 0.5) / 17
-    np.testing.assert_allclose(objective, -model.base.log_prob(state, {"x": middle}), rtol=0.01)
+    np.testing.assert_allclose(
+        objective, -jax.jit(model.base.log_prob)(state, {"x": middle}), rtol=0.01
+    )
     samples = model.sample(state, jax.random.key(0), 9)
     levels.check_levels({"x": samples}, 17)
     assert samples.shape == (9, 8, 8, 1)
@@ -254,7 +256,7 @@ def test_a_dequantized_model_states_the_facts_of_its_density_model():
     expected = facts(base)._replace(levels=17, lacks=facts(model).lacks)
     assert facts(model) == expected
     assert (expected.classes, expected.codes, expected.sample_steps) == (3, "noise", 4)
-    state, key = model.init(jax.random.key(0)), jax.random.key(1)
+    state, key = jax.jit(model.init)(jax.random.key(0)), jax.random.key(1)
 
     def scatter(leaf):  # the network starts with an output that does not depend on the label
         return leaf + RNG.randn(*leaf.shape).astype(np.float32)
@@ -301,7 +303,7 @@ def test_a_density_per_step_is_refused_and_padded_sequences_are_not_taken(grey):
 )
 def test_the_bound_lies_above_the_exact_probability_of_the_levels(grey, variance, gap, error):
     model = Dequantized(Gaussians(start_variance=variance), shape=(8, 8, 1), levels=17)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     params = {**state.params, "mean": jnp.asarray(grey.mean(0).ravel())}
     state = state._replace(params=params)
     exact, bound = nats_of_levels(state, grey, 17)

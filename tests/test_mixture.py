@@ -42,15 +42,19 @@ def test_log_prob_is_the_definition_and_sums_to_one(components):
     mu = np.asarray(jax.nn.sigmoid(state.params.log_odds))
     each = np.prod(np.where(x[:, None] == 1, mu[None], 1 - mu[None]), axis=2)
     p = each @ pi
-    np.testing.assert_allclose(np.exp(model.log_prob(state, {"x": EVERYTHING})), p, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(jax.jit(model.log_prob)(state, {"x": EVERYTHING})), p, rtol=1e-4
+    )
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
-    np.testing.assert_allclose(model.encode(state, {"x": EVERYTHING}).sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.encode)(state, {"x": EVERYTHING}).sum(1), 1, rtol=1e-5)
 
 
 def test_one_component_is_the_frequency_of_each_pixel():
     x = clusters()
     model = Mixture(shape=SHAPE, components=1, smoothing=1e-9)
-    state, _ = model.step(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
+    state, _ = jax.jit(model.step)(
+        jax.jit(model.init)(jax.random.key(0)), {"x": x}, jax.random.key(1)
+    )
     np.testing.assert_allclose(
         jax.nn.sigmoid(state.params.log_odds)[0], np.asarray(x).reshape(-1, 8).mean(0), rtol=1e-5
     )
@@ -68,14 +72,14 @@ def test_em_never_lowers_what_it_maximises(smoothing):
         log_mu = jax.nn.log_sigmoid(state.params.log_odds)
         log_not = jax.nn.log_sigmoid(-state.params.log_odds)
         prior = log_pi.sum() + (mean[None] * log_mu + (1 - mean[None]) * log_not).sum()
-        return float(model.log_prob(state, {"x": x}).mean() + smoothing * prior)
+        return model.log_prob(state, {"x": x}).mean() + smoothing * prior
 
-    step = jax.jit(model.step)
-    state = model.init(jax.random.key(0))
+    step, objective_of = jax.jit(model.step), jax.jit(objective)
+    state = jax.jit(model.init)(jax.random.key(0))
     values = []
     for i in range(60):
         state, metrics = step(state, {"x": x}, jax.random.key(i))
-        values.append(objective(state))
+        values.append(objective_of(state))
         assert np.isfinite(metrics["loss"])
     assert np.all(np.diff(values) > -2e-6)
     assert values[-1] - values[0] > 0.05
@@ -85,10 +89,10 @@ def test_em_update_is_the_weighted_mean_by_hand():
     x = clusters(50)
     model = Mixture(shape=SHAPE, components=3, smoothing=0.02)
     state = State(random_state(3).params, Statistics(jnp.ones(3) / 3, jnp.ones((3, 8)) / 6), ())
-    r = np.asarray(model.encode(state, {"x": x}))
+    r = np.asarray(jax.jit(model.encode)(state, {"x": x}))
     share, ones = r.mean(0), r.T @ np.asarray(x).reshape(50, 8) / 50
     mean = (ones.sum(0) + 1e-3) / 1.002
-    new, metrics = model.step(state, {"x": x}, jax.random.key(0))
+    new, metrics = jax.jit(model.step)(state, {"x": x}, jax.random.key(0))
     np.testing.assert_allclose(
         jax.nn.softmax(new.params.log_weight), (share + 0.02) / (1 + 0.06), rtol=1e-4
     )
@@ -97,7 +101,9 @@ def test_em_update_is_the_weighted_mean_by_hand():
         (ones + 0.02 * mean) / (share[:, None] + 0.02),
         rtol=1e-4,
     )
-    np.testing.assert_allclose(metrics["loss"], -model.log_prob(state, {"x": x}).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["loss"], -jax.jit(model.log_prob)(state, {"x": x}).mean(), rtol=1e-5
+    )
 
 
 def test_stepwise_em_averages_its_statistics():
@@ -127,40 +133,42 @@ def test_stepwise_em_and_gradient_reach_what_em_reaches():
         best = []
         for seed in range(4):
             *_, last = train.fit(model, {"x": x}, steps=steps, batch_size=batch, seed=seed)
-            best.append(float(-model.log_prob(last.carry.state, {"x": x}).mean()))
+            best.append(float(-jax.jit(model.log_prob)(last.carry.state, {"x": x}).mean()))
         reached[name] = min(best)
     assert abs(reached["em"] - reached["stepwise"]) < 0.05
     assert abs(reached["em"] - reached["gradient"]) < 0.1
     alone = Mixture(shape=SHAPE, components=1)
     *_, last = train.fit(alone, {"x": x}, steps=2, batch_size=600)
-    assert reached["em"] < float(-alone.log_prob(last.carry.state, {"x": x}).mean()) - 0.5
+    assert reached["em"] < float(-jax.jit(alone.log_prob)(last.carry.state, {"x": x}).mean()) - 0.5
 
 
 def test_em_begins_from_examples():
     """Each component begins halfway between an example and the mean, and starts differ by seed."""
     x = clusters(32)
     model = Mixture(shape=SHAPE, components=4)
-    state = model.begin(model.init(jax.random.key(0)), {"x": x}, jax.random.key(1))
+    state = jax.jit(model.begin)(
+        jax.jit(model.init)(jax.random.key(0)), {"x": x}, jax.random.key(1)
+    )
     rows, mean = np.asarray(x).reshape(32, 8), np.asarray(x).reshape(32, 8).mean(0)
     for mu in np.asarray(jax.nn.sigmoid(state.params.log_odds)):
         distance = np.abs(mu[None] - 0.5 * (rows + mean[None])).max(1)
         assert distance.min() < 2e-3
     starts = [train.begin(model, {"x": x}, 8, seed).state.params.log_odds for seed in (0, 1)]
-    logits = model.init(train.streams(0).init).params.log_odds
+    logits = jax.jit(model.init)(train.streams(0).init).params.log_odds
     assert np.abs(starts[0] - starts[1]).max() > 0.1
     assert np.abs(starts[0] - logits).max() > 0.1
     seeds = train.begin(model, {"x": x}, 8, [0, 1]).state.params.log_odds
     np.testing.assert_allclose(seeds, np.stack(starts), rtol=1e-5)
     gradient = Mixture(shape=SHAPE, components=4, training="gradient")
-    state = gradient.init(jax.random.key(0))
-    assert equal(state, gradient.begin(state, {"x": x}, jax.random.key(1)))
+    state = jax.jit(gradient.init)(jax.random.key(0))
+    assert equal(state, jax.jit(gradient.begin)(state, {"x": x}, jax.random.key(1)))
 
 
 def test_sample_frequencies_match_the_exact_probabilities():
     model, state = Mixture(shape=SHAPE, components=3), random_state(3)
     x = model.sample(state, jax.random.key(5), 8000)
-    assert chi_square(x, model.log_prob(state, {"x": EVERYTHING}), SHAPE) > 1e-3
-    other = model.log_prob(random_state(3, key=1), {"x": EVERYTHING})
+    assert chi_square(x, jax.jit(model.log_prob)(state, {"x": EVERYTHING}), SHAPE) > 1e-3
+    other = jax.jit(model.log_prob)(random_state(3, key=1), {"x": EVERYTHING})
     assert chi_square(x, other, SHAPE) < 1e-6
 
 
@@ -172,7 +180,7 @@ def test_complete_draws_from_the_exact_conditional():
     same = np.all(
         (np.asarray(EVERYTHING) == np.asarray(shown)) | (np.asarray(mask) == 0), (1, 2, 3)
     )
-    exact = np.where(same, np.exp(model.log_prob(state, {"x": EVERYTHING})), 0)
+    exact = np.where(same, np.exp(jax.jit(model.log_prob)(state, {"x": EVERYTHING})), 0)
     exact /= exact.sum()
     x = jnp.broadcast_to(jnp.where(mask == 1, shown, 0.7), (6000, *SHAPE))
     drawn = np.asarray(model.complete(state, x, mask, jax.random.key(2))).reshape(-1, 8)

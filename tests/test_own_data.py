@@ -169,7 +169,7 @@ def test_black_and_white_bytes_are_stored_as_they_are():
 def test_a_model_takes_and_draws_black_and_white_bytes():
     dataset = from_arrays(255 * RNG.integers(0, 2, (40, 6), np.uint8))
     model = replace(EXPERIMENTS["bernoulli_uci_nips"].model, shape=(6,))
-    run = gen.Trained("bytes", model, model.init(jax.random.key(0)), 0, {}, dataset.format)
+    run = gen.Trained("bytes", model, jax.jit(model.init)(jax.random.key(0)), 0, {}, dataset.format)
     x = dataset.test["x"]
     np.testing.assert_array_equal(run.log_prob(x), run.log_prob(x / 255.0))
     assert set(np.unique(run.sample(9))) == {0, 255}

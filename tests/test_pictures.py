@@ -375,7 +375,7 @@ def test_pictures_of_points_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "STEPS", (3, 2))
     net = ResidualMLP(width=8, layers=1)
     model = FlowMatching(net, shape=(2,), levels=0, sample_steps=3, ode_steps=2)
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     test = {"x": jnp.full((30, 2), 0.5), "label": jnp.arange(30) % 8}
     for step in (5, 10):
         pictures.snapshot(tmp_path, step, model, state, jax.random.key(1))
@@ -398,7 +398,7 @@ def test_pictures_of_images_that_are_denoised_are_drawn(kind, tmp_path, monkeypa
         "discrete": DiscreteDiffusion(net, **small),
         "flow": FlowMatching(net, ode_steps=2, resamplings=1, **small),
     }[kind]
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     x = jax.random.bernoulli(jax.random.key(1), shape=(40, 4, 4, 1)).astype(jnp.float32)
     test = {"x": x, "label": jnp.arange(40) % 3}
     pictures.final_pictures(tmp_path, model, state, test, jax.random.key(2))

@@ -13,6 +13,7 @@ import pytest
 import test_contract
 from conftest import batch_of, entry_of
 from PIL import Image
+from test_report import show_few
 
 from experiments import explore, fitting
 from experiments.__main__ import main, parse
@@ -81,13 +82,15 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     """They run in their order, shortened, in one folder. The flags of trainings on MNIST, of those
     that name their folder, and of `explore`, which takes minutes, are parsed only."""
     monkeypatch.chdir(tmp_path)
+    show_few(monkeypatch)
     (tmp_path / "photos").mkdir()
     for i in range(150):
         Image.new("L", (8, 8), i).save(tmp_path / "photos" / f"{i}.png")
     monkeypatch.setattr(fitting, "candidates", lambda *_: [])  # which compiles every model
     monkeypatch.setattr(training, "matmul_gflops", partial(training.matmul_gflops, size=64))
-    shorter = {"train": ["--steps", "40", "--report-every", "20"], "bench": ["--seconds", "0.1"]}
-    shorter["sweep"], shorter["features"] = shorter["train"], ["--no-tune", "--draws", "2"]
+    short = ["--steps", "40", "--report-every", "20", "--no-pictures"]
+    shorter = {"train": short, "sweep": short, "bench": ["--seconds", "0.1"]}
+    shorter["features"] = ["--no-tune", "--draws", "2"]
     shorter["complete"] = ["--examples", "5", "--occlusion", "lower"]
     shorter["latent"] = ["--examples", "20"]
     ran = set()

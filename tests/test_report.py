@@ -244,12 +244,16 @@ def test_rows_are_in_the_units_of_the_data():
 RUN = ("--steps", "4", "--report-every", "2", "--checkpoint-every", "4", "--no-pictures")
 
 
-@pytest.fixture
-def few(monkeypatch):
+def show_few(monkeypatch):
     """Let the sections show few examples, in small pictures."""
     for name, value in {"SAMPLES": 20, "CODES": 40, "COMPLETED": 8, "SCORED": 60}.items():
         monkeypatch.setattr(sections, name, value)
     monkeypatch.setattr(page, "RESOLUTIONS", (50,))
+
+
+@pytest.fixture
+def few(monkeypatch):
+    show_few(monkeypatch)
 
 
 def test_two_runs_stand_side_by_side(tmp_path, few, capsys):
