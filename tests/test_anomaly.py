@@ -538,8 +538,8 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", ROWS)
 def test_rows_of_a_file_that_the_model_does_not_take_are_refused(case, tmp_path):
-    arrays, message = ROWS[case]
-    arrays = {name: np.asarray(values) for name, values in arrays.items()}
+    given, message = ROWS[case]
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in given.items()}
     path = tmp_path / "rows.npz"
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=re.escape(message)):

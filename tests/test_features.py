@@ -428,7 +428,13 @@ def test_too_few_labels_are_refused_before_other_numbers_of_labels_are_computed(
     rows = {"x": np.zeros((40, 4)), "label": np.arange(40) % 2}
     model = VAE(shape=(4,), encoder=MLP((3,)), latent=2, decoder=MLP((3,)))
     with pytest.raises(UserError, match="3 labels of 2 classes: take 4 … 40"):
-        features.label_errors(model, [], {"train": rows, "test": rows}, [10, 3], report=pytest.fail)
+        features.label_errors(
+            model,
+            [],
+            {"train": rows, "test": rows},
+            [10, 3],
+            report=lambda each: pytest.fail(str(each)),
+        )
 
 
 def test_the_command_writes_the_errors_and_their_picture(tmp_path, capsys, monkeypatch):
