@@ -371,6 +371,8 @@ EXPERIMENTS = {
     # The other direction: `anomaly RUN --against fashion_mnist`.
     #
     # python -m experiments train pixelcnn_mnist
+    # Test 630.1 nats, 1.16 bits per pixel. AUROC of clothes against digits 0.999, and 0.962 with the
+    # correction; 6 minutes on a busy core.
     "pixelcnn_mnist": Experiment(
         GREY_PIXELCNN,
         data="mnist",
