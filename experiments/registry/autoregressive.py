@@ -340,8 +340,9 @@ EXPERIMENTS = {
     # Patches of a texture without defects, 16 grey levels; `anomaly` locates defects in the test
     # patches.
     #
-    # python -m experiments train pixelcnn_textures
-    # AUROC 0.928 of pixels after smoothing, 0.997 of images by −log p; 6 minutes on 2 busy cores.
+    # python -m experiments train pixelcnn_textures --seeds 0 1 2
+    # AUROC 0.924 of pixels after smoothing, 0.997 of images by −log p; three seeds in 5 minutes on a
+    # busy core.
     "pixelcnn_textures": Experiment(
         Autoregressive(
             PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
