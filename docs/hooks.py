@@ -17,6 +17,8 @@ from experiments.gallery import CHAPTER, FILES, RESULTS, ROOT, located, page_of,
 
 WIDE = "---\nhide: [navigation]\n---\n\n"
 """The head of a page that stands alone, without a list of pages at its side."""
+LONGEST = 32
+"""Letters of a word of code that fit into a line on a phone."""
 
 
 def modules() -> Iterator[str]:
@@ -63,6 +65,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text, resources = MarkdownExporter().from_filename(
             str(path), resources={"unique_key": path.stem}
         )
+        # Each figure is a link to the figure alone, which a phone can enlarge.
+        text = re.sub(r"!\[png\]\((\S+)\)", r"[![figure](\1)](\1)", text)
         place = str(path.relative_to(ROOT))
         add(f"chapter/{path.stem}.md", located(text, place, depth=1))
         for name, content in resources["outputs"].items():
@@ -78,6 +82,31 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown
     uri = page.file.src_uri
     return gallery.render(located(markdown, f"docs/{uri}", depth=uri.count("/")))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let no line end inside a value and its error, after the -- of a flag, or between a formula
+    and the punctuation around it."""
+
+    def together(text: str) -> str:
+        return f'<span class="together">{text}</span>'
+
+    def words(code: re.Match[str]) -> str:
+        parts = (
+            together(word) if "-" in word and len(word) <= LONGEST else word
+            for word in code[1].split(" ")
+        )
+        return f"<code>{' '.join(parts)}</code>"
+
+    html = re.sub(
+        r"<t[dh][^>]*>[^<]*</t[dh]>",
+        lambda cell: cell[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+        html,
+    )
+    html = re.sub(r"(?<!<pre>)(?<!</span>)<code>([^<]*)</code>", words, html)
+    formula = r'<span class="arithmatex">[^<]*</span>'
+    around = rf"\(?{formula}[.,;:)?!’]+|\({formula}"
+    return re.sub(around, lambda found: together(found[0]), html)
 
 
 def manual_page(title: str) -> bool:

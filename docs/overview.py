@@ -24,34 +24,50 @@ PANELS = {
 
 COLUMNS = 5
 """Images in each row and column of a panel."""
-CELL = 29
-"""Pixels of an image of MNIST and of the line beside it; pictures show each pixel as 2 × 2."""
-LABELS = 110
-"""Width of the labels on the left of a picture of reconstructions."""
+SIDE = 28
+"""Height and width of an image of MNIST, in pixels of the image."""
 
 
-def cells(picture: Path, left: int = 0) -> np.ndarray:
-    """Return the images in a picture of a grid, [rows, columns, 28, 28].
+def cells(picture: Path) -> np.ndarray:
+    """Return the images of MNIST in a picture that `gen.plots.grid` has drawn.
 
-    Args:
-      picture: a file that `gen.plots.grid` has drawn.
-      left: width of the labels.
+    The lines between the images are found by their colour, so the picture can have any scale, and
+    labels on its left.
+
+    Returns:
+      [rows, columns, 28, 28], in [0, 1].
+
+    Raises:
+      ValueError: the picture is not a grid of images of 28 × 28 pixels.
     """
-    pixels = matplotlib.image.imread(picture)[::2, left::2, 0]
-    rows, columns = (size // CELL for size in pixels.shape)
-    grid = pixels[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
-    return grid.swapaxes(1, 2)[:, :, 1:, 1:]
+    pixels = matplotlib.image.imread(picture)[..., 0]
+    line = np.isclose(pixels, 0.5, atol=1 / 255)  # mid-grey
+    left = line.all(axis=0).argmax()  # the first vertical line, to the left of which are labels
+    pixels, line = pixels[:, left:], line[:, left:]
+    scale = max(1, line.all(axis=0).argmin())  # width of a line, 1 before the picture was enlarged
+    canvas, lines = pixels[::scale, ::scale], line[::scale, ::scale]
+    rows, columns = (size // (SIDE + 1) for size in lines.shape)
+    sound = (
+        lines.shape == (rows * (SIDE + 1) + 1, columns * (SIDE + 1) + 1)
+        and lines[:: SIDE + 1].all()
+        and lines[:, :: SIDE + 1].all()
+        and np.array_equal(canvas.repeat(scale, axis=0).repeat(scale, axis=1), pixels)
+    )
+    if not sound:
+        raise ValueError(f"{picture} is not a grid of images of {SIDE} × {SIDE} pixels")
+    grid = canvas[1:, 1:].reshape(rows, SIDE + 1, columns, SIDE + 1)
+    return grid.swapaxes(1, 2)[:, :, :SIDE, :SIDE]
 
 
 def panel(experiment: str) -> np.ndarray:
     """Return 5 × 5 images of an experiment side by side, with white lines between them."""
     if (RESULTS / experiment / "samples.png").exists():
         images = cells(RESULTS / experiment / "samples.png")[:COLUMNS, :COLUMNS]
-    else:  # each second row of reconstructions has the originals
-        images = cells(RESULTS / experiment / "reconstructions.png", LABELS)[1::2]
-        images = images.reshape(-1, COLUMNS, 28, 28)[:COLUMNS]
+    else:  # a row of originals, and below it a row of their reconstructions
+        images = cells(RESULTS / experiment / "reconstructions.png")[1::2]
+        images = images.reshape(-1, COLUMNS, SIDE, SIDE)[:COLUMNS]
     framed = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1)
-    return framed.swapaxes(1, 2).reshape(COLUMNS * CELL, -1)[:-1, :-1]
+    return framed.swapaxes(1, 2).reshape(COLUMNS * (SIDE + 1), -1)[:-1, :-1]
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def properties(dataset: Dataset) -> dict[str, str]:
     sums = {name: row_sums(split["x"], lengths[name]) for name, split in splits.items()}
     distinct = set().union(*sums.values())
     repeated = len(x) - len(distinct)
-    found["repeated"] = f"{repeated:,} of the rows, of an earlier one" if repeated else "none"
+    found["repeated"] = f"{repeated:,} rows equal an earlier row" if repeated else "none"
     if dataset.classes:
         label = np.concatenate([split["label"] for split in splits.values()])
         names = format.labels or tuple(map(str, range(dataset.classes)))

@@ -429,7 +429,7 @@ def device_name() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"CPU: {model}, {cores()} cores"
+    return f"CPU: {model}, {cores()} core" + "s" * (cores() > 1)
 
 
 def cores() -> int:

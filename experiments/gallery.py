@@ -58,6 +58,17 @@ CAPTIONS = {
 }
 """Captions of pictures by the stems of their files, in the order of the gallery."""
 
+USE_CAPTIONS = {
+    "anomaly": "scores, and the share of anomalies found by the share of false alarms",
+    "defects": "heat maps of defects",
+    "onset": "alarms after the onset of a fault",
+    "complete": "occluded test examples and their completions",
+    "documents": "words and groups of documents",
+    "latent": "map of the codes, their dimensions, and paths between them",
+    "features": "errors by the number of labels",
+}
+"""Captions of the pictures of commands that use trained models."""
+
 SECTIONS = {
     "Judging samples": "uses/judge.md",
     "Anomalies": "uses/anomaly.md",
@@ -169,7 +180,7 @@ def pictures(*names: str, style: str = "pictures") -> str:
     for name in names:
         experiment, _, stem = name.partition("/")
         several = len({each.partition("/")[0] for each in names}) > 1
-        title = CAPTIONS.get(stem, stem)
+        title = {**CAPTIONS, **USE_CAPTIONS}.get(stem, stem)
         caption = f"`{experiment}`: {title}" if several else title
         address = f"../results/{name}.png"
         image = f"[![{title}]({address}){{ loading=lazy }}]({address})"
@@ -246,6 +257,31 @@ def model_fields(*names: str) -> str:
     return "\n".join(parts)
 
 
+def reference(family: str, *paths: str) -> str:
+    """Return the sections that follow the formulas on the page of a family.
+
+    Args:
+      family: the name of the family in the registry.
+      paths: Python files and folders of the repository that belong to it.
+    """
+    files = [file for path in paths for file in python_files(path)]
+    own = [
+        name
+        for name, module in config.PARTS.items()
+        if ROOT / f"{module.replace('.', '/')}.py" in files
+    ]
+    first = list(models(family))  # models before their parts
+    names = sorted(own, key=lambda name: first.index(name) if name in first else len(first))
+    parts = {
+        "Experiments": "[How to read these sections](index.md)\n\n" + experiments(family),
+        "Deviations from the papers": deviations(*paths),
+        "Papers": papers(*paths),
+        "Fields": f'<div class="explained" markdown>\n\n{model_fields(*names)}\n\n</div>',
+        "Methods": f'<div class="explained" markdown>\n\n{can(family)}\n\n</div>',
+    }
+    return "\n".join(f"## {title}\n\n{text}\n" for title, text in parts.items())
+
+
 def python_files(path: str) -> list[Path]:
     """Return a Python file of the repository, or all Python files of a folder."""
     return sorted((ROOT / path).rglob("*.py")) if not path.endswith(".py") else [ROOT / path]
@@ -260,6 +296,10 @@ def docstrings(path: Path) -> Iterable[tuple[str, str]]:
                 yield (path.stem if isinstance(node, ast.Module) else node.name), text
 
 
+DEVIATIONS = re.compile(r"^Deviations? from (?:[^:]|:(?=//))+:", re.MULTILINE)
+"""The heading of deviations in a docstring: text up to a colon that is in no address."""
+
+
 def deviations(*paths: str) -> str:
     """Return the lists of deviations from papers that stand in docstrings.
 
@@ -269,9 +309,11 @@ def deviations(*paths: str) -> str:
     parts = []
     for path in (file for each in paths for file in python_files(each)):
         for name, text in docstrings(path):
-            for start in re.finditer(r"^Deviations? from [^:]+:", text, re.MULTILINE):
+            for start in DEVIATIONS.finditer(text):
                 listed = re.match(r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :])
-                body = listed[1] if listed else text[start.end() :].partition("\n\n")[0].strip()
+                sentence = text[start.end() :].partition("\n\n")[0].strip()
+                capital = sentence[:1].upper() if sentence[:1].isascii() else sentence[:1]
+                body = listed[1] if listed else capital + sentence[1:]
                 title = " ".join(start[0].split())
                 parts.append(f"**{title.removesuffix(':')}** (`{name}`)\n\n{body}\n")
     return "\n".join(parts)
@@ -342,7 +384,10 @@ def short(url: str) -> str:
 def notebook(number: int) -> str:
     """Return a link to a notebook of the chapter, or nothing if there is none of this number."""
     found = sorted(CHAPTER.glob(f"{number:02}_*.ipynb"))
-    return f"[Notebook {number}](../chapter/{found[0].stem}.md) works through it." if found else ""
+    if not found:
+        return ""
+    address = f"../chapter/{found[0].stem}.md"
+    return f"[Notebook {number}]({address}) trains and examines models of this family."
 
 
 def use(*commands: str) -> str:
@@ -416,9 +461,9 @@ def section(title: str) -> str:
     return located(sections("BUILD.md")[title], "BUILD.md", depth=1)
 
 
-def readme(title: str) -> str:
-    """Return a section of README.md, for a page beside the start page."""
-    return located(sections("README.md")[title], "README.md", depth=0)
+def readme_code(title: str) -> str:
+    """Return the blocks of code of a section of README.md."""
+    return "\n".join(re.findall(r"```\w+\n.*?```\n", sections("README.md")[title], re.DOTALL))
 
 
 def slug(title: str) -> str:
@@ -479,7 +524,7 @@ def cards() -> str:
     groups: dict[str, list[str]] = {}
     for page in family_pages():
         picture = argument(page, "pictures")
-        density = next(iter(family_of(argument(page, "experiments")).values())).model.density
+        density = next(iter(family_of(argument(page, "reference")).values())).model.density
         title = page.read_text().partition("\n")[0].removeprefix("# ")
         image = f"![{title}](results/{picture}.png){{ loading=lazy }}"
         groups.setdefault(density, []).append(f"- [{image}{title}](families/{page.name})\n")
@@ -493,7 +538,8 @@ def cards() -> str:
 
 def family_pages() -> list[Path]:
     """Return the hand-written page of each family."""
-    return sorted((ROOT / "docs" / "families").glob("*.md"))
+    pages = sorted((ROOT / "docs" / "families").glob("*.md"))
+    return [page for page in pages if page.stem != "index"]
 
 
 def argument(page: Path, function: str) -> str:
@@ -507,8 +553,8 @@ def argument(page: Path, function: str) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
-        *(experiments, pictures, excerpt, can, model_fields, deviations, papers, notebook),
-        *(use, speed, section, readme),
+        *(reference, experiments, model_fields, pictures, excerpt, papers, notebook),
+        *(use, speed, section, readme_code),
     )
 }
 """Functions that a page can call."""

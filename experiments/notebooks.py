@@ -109,6 +109,7 @@ def execute(notebook: Any, name: str) -> Any:
         timeout=None,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # a kernel can send a text in parts
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(FOLDER)}},
     )

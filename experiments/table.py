@@ -360,7 +360,10 @@ def row_cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             return cell(to_json(value))
         if value is None or isinstance(value, Mapping):
             return cell(value)
-        return value if isinstance(value, str) else f"{value:,.6g}"
+        if isinstance(value, str):
+            return value
+        is_long = float(value).is_integer() or abs(value) >= 100  # .3g writes 1234.5 as 1.23e+03
+        return f"{value:,.0f}" if is_long else f"{value:.3g}"
 
     columns = dict.fromkeys(column for row in rows for column in row)
     return [{column: text(row.get(column)) for column in columns} for row in rows]

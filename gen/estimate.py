@@ -105,7 +105,10 @@ class Estimate:
             digits = max(0, 1 - math.floor(math.log10(self.stderr)))
         else:
             digits = 4
-        number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
+        if digits > 6:
+            number = f"{self.value:.6g} ± {self.stderr:.2g}"
+        else:
+            number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"
         return f"{number} ({self.kind}, n = {self.n})"
 
 

@@ -18,7 +18,8 @@ batch statistics, live in the model's state and change in training steps only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import jax
@@ -575,7 +576,8 @@ def init(net: nn.Module, key: jax.Array, *inputs: Any) -> tuple[Any, Any]:
       key: the source of the parameters.
       *inputs: examples of its inputs, whose values do not matter.
     """
-    variables = dict(net.init({"params": key}, *inputs))
+    with _refusing_networks_without_train():
+        variables = dict(net.init({"params": key}, *inputs))
     return variables.pop("params", {}), variables
 
 
@@ -602,9 +604,24 @@ def apply(
     """
     variables = {"params": params, **stats}
     rngs = None if key is None else {"dropout": key}
-    if train and stats:
-        return net.apply(variables, *inputs, train=True, rngs=rngs, mutable=list(stats))
-    return net.apply(variables, *inputs, train=train, rngs=rngs), stats
+    with _refusing_networks_without_train():
+        if train and stats:
+            return net.apply(variables, *inputs, train=True, rngs=rngs, mutable=list(stats))
+        return net.apply(variables, *inputs, train=train, rngs=rngs), stats
+
+
+@contextmanager
+def _refusing_networks_without_train() -> Iterator[None]:
+    """Raise `UserError` where a network, such as `nn.Sequential`, has no argument `train`."""
+    try:
+        yield
+    except TypeError as error:
+        if "unexpected keyword argument 'train'" not in str(error):
+            raise
+        raise UserError(
+            f"{str(error).partition('(')[0]} has no argument train: write a module whose method is "
+            "__call__(self, x, *, train=False)"
+        ) from error
 
 
 def layers(net: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> list[jax.Array]:

@@ -536,6 +536,11 @@ def _published(path: Path) -> Path:
     names = published()
     if str(path) in names:
         return PUBLISHED / path / WEIGHTS
+    if path.name == str(path) and (PUBLISHED / f"{path}.json").is_file():
+        raise UserError(
+            f"the weights of {path} are not published: python -m experiments train {path} makes "
+            f"the run runs/{path}-seed0, which can be given in its place"
+        )
     near = difflib.get_close_matches(str(path), names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"published are {', '.join(names)}"
     raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from experiments.uses.base import Subject
 from gen import core, data, estimate
 from gen.core import UserError
 from gen.data import anomalies
+from gen.data.own import Reading, read_rows
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
 from gen.models.dequantized import Dequantized
@@ -211,6 +213,7 @@ def test_average_precision_of_a_short_list():
     found = anomaly.average_precision(scores, anomalies)
     assert found.value == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert found.value == pytest.approx(average_precision_score(anomalies, scores))
+    assert anomaly.average_precision(np.arange(50), np.arange(50) >= 40).stderr == 0
 
 
 def test_the_error_of_average_precision_is_its_spread_over_samples(rng):
@@ -220,6 +223,15 @@ def test_the_error_of_average_precision_is_its_spread_over_samples(rng):
 
     spread = np.std([average_precision_score(y, s) for s, y in (draw() for _ in range(200))])
     assert anomaly.average_precision(*draw()).stderr == pytest.approx(spread, rel=0.3)
+
+
+def test_an_infinite_score_is_the_strangest_and_one_that_is_no_number_is_refused():
+    anomalies = [True, False, True, False]
+    for figure in (anomaly.auroc, anomaly.average_precision):
+        infinite = figure([math.inf, 0.8, 0.7, -math.inf], anomalies)
+        assert infinite == figure([9.0, 0.8, 0.7, 0.6], anomalies)
+        with pytest.raises(UserError, match="not a number"):
+            figure([math.nan, 0.8, 0.7, 0.6], anomalies)
 
 
 def test_figures_without_anomalies_or_without_normal_examples_are_refused():
@@ -509,9 +521,79 @@ def test_rows_of_a_file_are_given_to_a_model_of_sequences_of_one_length(tmp_path
         command.check_takes_rows(subject_of("hmm_regimes", length=shorter))
 
 
+DIGITS = np.arange(128).reshape(2, 8, 8) % 17
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "none": ({"x": DIGITS[:0]}, "has no rows"),
+    "beyond": ({"x": 3 * DIGITS}, "has values from 0 to 48, and digits stores integers 0 … 16"),
+    "scaled": ({"x": DIGITS / 16}, "give the rows in its units"),
+    "missing": (
+        {"x": np.where(DIGITS == 5, np.nan, DIGITS)},
+        "missing or infinite values in 2 of 2 rows, the first in row 0",
+    ),
+    "texts": ({"x": DIGITS, "y": ["normal", "odd"]}, "has labels that are no numbers"),
+    "unlabelled": ({"x": DIGITS, "y": [0, np.nan]}, "has labels that are no numbers"),
+    "one label": ({"x": DIGITS, "y": 1}, "has labels of shape [1] and 2 rows"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_of_a_file_that_the_model_does_not_take_are_refused(case, tmp_path):
+    given, message = ROWS[case]
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in given.items()}
+    path = tmp_path / "rows.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=re.escape(message)):
+        command.examples_of(subject_of("vae_digits"), command.Flags(Path("run"), path))
+
+
+def test_labels_of_a_file_may_be_a_column_or_be_absent(tmp_path):
+    """MATLAB stores a vector of labels as a matrix [N, 1]."""
+    subject, path = subject_of("vae_digits"), tmp_path / "rows.npz"
+    np.savez(path, x=DIGITS, y=np.array([[0], [1]]))
+    flags = command.Flags(Path("run"), path)
+    np.testing.assert_array_equal(command.examples_of(subject, flags).anomalous, [False, True])
+    np.savez(path, x=DIGITS)
+    assert command.examples_of(subject, flags).anomalous is None
+
+
+def test_rows_of_a_table_need_no_labels_and_may_have_other_columns(tmp_path):
+    path, reading = tmp_path / "rows.csv", Reading(label_column="state")
+    names = [f"n{i},{i},x" for i in range(60)]  # more names than a variable has categories
+    path.write_text("\n".join(["name,a,kind", *names]))
+    x, label = read_rows(path, reading, ("kind=x", "kind=y", "a"))
+    np.testing.assert_array_equal(x, [[1, 0, i] for i in range(60)])
+    assert label is None
+    path.write_text("a,state,b\n1,0,2\n3,1,4\n")
+    x, label = read_rows(path, reading, ("b", "a"))
+    np.testing.assert_array_equal(x, [[2, 1], [4, 3]])
+    np.testing.assert_array_equal(label, [0, 1])
+    with pytest.raises(UserError, match="has no column c, d=x: give the columns of x"):
+        read_rows(path, reading, ("a", "c", "d=x"))
+
+
+def test_infinite_scores_are_drawn():
+    """A density of float32 gives them to examples that are far from all that it knows."""
+    x, known = np.zeros((6, 2)), np.array([False, False, False, True, True, True])
+    examples = command.Examples("rows", {"x": x}, x, known, {"x": x}, x, np.arange(6))
+    scores = np.array([0.0, 1.0, 2.0, 3.0, np.inf, np.inf])
+    for calibration in (scores[:3], scores[3:]):
+        flags = command.Flags(Path("run"), false_alarm_rate=0.5)
+        p = anomaly.p_values(scores, calibration)
+        histogram, curve = command.draw(examples, scores, calibration, p, flags).axes
+        assert np.isfinite(histogram.get_xlim()).all()
+        assert curve.get_title().startswith("AUROC 1.000")
+
+
 def test_models_with_classes_are_refused_where_labels_are_missing():
     with pytest.raises(UserError, match="needs the class of each example"):
         command.examples_of(subject_of("cvae_digits"), command.Flags(Path("run"), Path("a.npz")))
+
+
+def test_rows_of_a_file_are_refused_where_examples_are_drawn_from_several():
+    subject = subject_of("gan_digits")
+    stacked = replace(subject.dataset, format=replace(subject.dataset.format, stack=3))
+    with pytest.raises(UserError, match="draws an example from 3 of its images"):
+        command.check_takes_rows(subject._replace(dataset=stacked))
 
 
 def test_a_model_without_any_score_is_refused_with_what_to_take():

@@ -417,7 +417,7 @@ def test_made_degrees_are_in_range_and_reproducible():
 
 @pytest.mark.slow
 def test_objective_is_minus_log_p_of_one_mask_and_a_bound_on_average_of_several():
-    x = everything((2, 3, 1))
+    x = jnp.asarray(everything((2, 3, 1)))
     one = Autoregressive(NADE(4), shape=(2, 3, 1))
     state = random_state(one)
     np.testing.assert_allclose(

@@ -483,7 +483,7 @@ def test_simple_objectives_of_a_network_that_returns_zero():
 def test_likelihood_objective_has_the_mean_of_the_bound(timesteps):
     options: dict[str, Any] = {"weighting": "likelihood", "timesteps": timesteps}
     model, state = gaussian(PAIR, ends=(-4.0, 5.0), **options)
-    loss = model.objective(state, {"x": repeat(Y1, 8000)}, jax.random.key(0))
+    loss = model.objective(state, {"x": jnp.asarray(repeat(Y1, 8000))}, jax.random.key(0))
     near(loss, 8000, expected_bound(model, PAIR, Y1, timesteps))
 
 
@@ -637,7 +637,7 @@ def test_bounds_of_levels_are_their_probabilities():
     mean, stderr = groups(
         sum(
             replace(model, time_draws=10).bound(
-                state, {"x": repeat(STEPS, n)}, jax.random.key(1), 10
+                state, {"x": jnp.asarray(repeat(STEPS, n))}, jax.random.key(1), 10
             )
         ),
         n,
@@ -1561,7 +1561,7 @@ def test_continuous_bound_is_finite_near_both_ends(noise, schedule):
 def test_objective_and_score_have_the_mean_of_the_bound(noise):
     model, state = small(noise, timesteps=3, time_draws=6)
     bound, n = chain_bound(model, state.ema, 3), 3000
-    batch = {"x": repeat(level_values(model), n)}
+    batch = {"x": jnp.asarray(repeat(level_values(model), n))}
     near(model.objective(state, batch, jax.random.key(0)), n, bound)
     score = jax.jit(replace(model, time_draws=6000).score)
     batch = {"x": jnp.asarray(level_values(model))}
@@ -1691,7 +1691,7 @@ def test_absorbed_completions_are_drawn_from_the_conditional_of_the_network(leve
     state, n = stirred(state), 6000
     p = predictions(model, state.ema, [0.5]).reshape(levels + 1, levels + 1, 2, levels + 1)
     shown = np.arange(levels)
-    x = repeat(np.stack([shown / (levels - 1), np.full(levels, 0.321)], axis=1), n)
+    x = jnp.asarray(repeat(np.stack([shown / (levels - 1), np.full(levels, 0.321)], axis=1), n))
     out = jax.jit(model.complete)(state, x, jnp.array([1, 0]), jax.random.key(0))
     np.testing.assert_array_equal(out[:, 0], x[:, 0])
     index = np.rint(np.asarray(out[:, 1]) * (levels - 1)).astype(int).reshape(levels, n)

@@ -3,30 +3,39 @@
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import gallery
 from experiments.registry import EXPERIMENTS
+from gen import plots
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RENDERED = {page: gallery.render(page.read_text()) for page in PAGES}
 MODELS = "gen/models"
+CELLS = runpy.run_path(str(DOCS / "overview.py"))["cells"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def test_every_family_has_a_page_in_the_navigation():
     families = {each.model.family for each in EXPERIMENTS.values()} - {"classifier"}
-    pages = {gallery.argument(page, "experiments"): page for page in gallery.family_pages()}
+    pages = {gallery.argument(page, "reference"): page for page in gallery.family_pages()}
     assert pages.keys() == families
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
-        assert f": {page.relative_to(DOCS)}\n" in navigation
+        assert re.search(rf"[:-] {page.relative_to(DOCS)}\n", navigation), page
 
 
 def test_every_experiment_stands_on_a_page_with_its_command():
@@ -58,10 +67,15 @@ def test_no_call_is_left_on_a_page():
         assert not re.search(r"^<!-- \{\{", text, re.MULTILINE), page
 
 
+def test_no_section_of_a_page_is_empty():
+    for page, text in RENDERED.items():
+        assert not re.search(r"^## [^\n]+\s*(^## |\Z)", text, re.MULTILINE), page
+
+
 def test_a_page_shows_the_fields_of_every_class_of_its_family():
     for page in gallery.family_pages():
         text = RENDERED[page]
-        for name in gallery.models(gallery.argument(page, "experiments")).keys() - {"Dequantized"}:
+        for name in gallery.models(gallery.argument(page, "reference")).keys() - {"Dequantized"}:
             assert f"\n**`{name}`**\n" in text, (page, name)
 
 
@@ -92,8 +106,9 @@ def test_every_list_of_deviations_is_on_the_page_of_a_family():
     text = "".join(RENDERED[page] for page in gallery.family_pages())
     for path in gallery.python_files(MODELS):
         for name, docstring in gallery.docstrings(path):
-            for start in re.findall(r"^Deviations? from [^:]+", docstring, re.MULTILINE):
-                title = " ".join(start.split())
+            for start in gallery.DEVIATIONS.findall(docstring):
+                title = " ".join(start.split()).removesuffix(":")
+                assert title.count("(") == title.count(")"), title
                 assert f"**{title}** (`{name}`)\n\n" in text, path
 
 
@@ -146,7 +161,7 @@ def test_the_chart_of_the_families_agrees_with_the_registry():
         groups[start] = set(re.findall(r"(?:^|& )(\w+)", ends))
     expected = {}
     for page in gallery.family_pages():
-        family = gallery.argument(page, "experiments")
+        family = gallery.argument(page, "reference")
         for each in gallery.family_of(family).values():
             expected.setdefault(each.model.density, set()).add(page.stem)
     assert {density: groups[density] for density in expected} == expected
@@ -166,6 +181,22 @@ def test_the_picture_of_all_families_is_small():
         assert image.width == 1200
 
 
+@pytest.mark.parametrize("dpi", [100, 200])
+@pytest.mark.parametrize("labels", [(), ("originals", "reconstructions")])
+def test_the_picture_of_all_families_takes_whole_images(tmp_path, rng, labels, dpi):
+    images = rng.integers(0, 256, (20, 28, 28, 1)) / 255
+    plots.grid(images, 10, labels).savefig(tmp_path / "grid.png", dpi=dpi)
+    found = CELLS(tmp_path / "grid.png")
+    np.testing.assert_allclose(found.reshape(images.shape), images, atol=2 / 255)
+
+
+@pytest.mark.parametrize(("side", "dpi"), [(8, 100), (28, 130)])
+def test_the_picture_of_all_families_refuses_other_grids(tmp_path, rng, side, dpi):
+    plots.grid(rng.random((20, side, side, 1)), 10).savefig(tmp_path / "grid.png", dpi=dpi)
+    with pytest.raises(ValueError, match=r"grid\.png is not a grid of images of 28 × 28 pixels"):
+        CELLS(tmp_path / "grid.png")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs the extra docs")
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
@@ -180,4 +211,5 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
         loaded += re.findall(r'<link[^>]* rel="?stylesheet"?[^>]* href="?([^">\s]+)', text)
         loaded += re.findall(r'<link href="?([^">\s]+)"? rel="?stylesheet', text)
         assert not [address for address in loaded if re.match("(https?:)?//", address)], page
+        assert 'data-md-component="source"' not in text  # the theme would ask api.github.com
     assert 'class="arithmatex"' in (tmp_path / "families" / "vae.html").read_text()

@@ -424,6 +424,19 @@ def test_models_without_features_or_with_labels_have_no_errors_by_labels():
         features.check_features(VAE(classes=10))
 
 
+def test_too_few_labels_are_refused_before_other_numbers_of_labels_are_computed():
+    rows = {"x": np.zeros((40, 4)), "label": np.arange(40) % 2}
+    model = VAE(shape=(4,), encoder=MLP((3,)), latent=2, decoder=MLP((3,)))
+    with pytest.raises(UserError, match="3 labels of 2 classes: take 4 … 40"):
+        features.label_errors(
+            model,
+            [],
+            {"train": rows, "test": rows},
+            [10, 3],
+            report=lambda each: pytest.fail(str(each)),
+        )
+
+
 def test_the_command_writes_the_errors_and_their_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["features", "vae_digits", "--labels", "20", "--draws", "2", "--no-tune"]) == 0

@@ -449,6 +449,19 @@ def test_combinations_without_meaning_are_refused(fields, message):
         small(**fields)
 
 
+class Deep(nn.Module):
+    """A network of the user's own, whose codes have an axis too many."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(3)(x)[:, None]
+
+
+def test_an_encoder_whose_codes_are_no_vectors_is_refused():
+    with pytest.raises(UserError, match=r"encoder Deep returns \[1, 1, 3\], needed are features"):
+        jax.eval_shape(small(encoder=Deep()).init, jax.random.key(0))
+
+
 def test_a_batch_that_cannot_be_split_is_refused():
     model = small(discriminator_steps=2, pack=2)
     state = jax.eval_shape(model.init, jax.random.key(0))

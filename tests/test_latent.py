@@ -262,6 +262,8 @@ def test_the_command_writes_a_record_and_a_picture_of_each_family(tmp_path, monk
     assert {name for name, row in rows.items() if "KL, nats" in row} == {"vae"}
     assert {name for name, row in rows.items() if "active units" in row} == {"vae"}
     assert "codes of digits" in capsys.readouterr().out
+    # One example has no pair to be joined with.
+    assert command.command(["vae", "--examples", "1", "--no-keep-programs"]) == 0
 
 
 def test_a_model_without_codes_is_refused():

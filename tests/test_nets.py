@@ -250,6 +250,16 @@ class Unflattened(nn.Module):
             VAE(shape=SHAPE, encoder=MLP((4,)), decoder=ConvDecoder()),
             "ConvDecoder takes images [H, W, C], not examples of shape [6]",
         ),
+        (
+            VAE(shape=SHAPE, encoder=nn.Sequential([nn.Dense(4), nn.relu])),
+            "Dense.__call__ has no argument train: write a module whose method is "
+            "__call__(self, x, *, train=False)",
+        ),
+        (
+            GAN(shape=SHAPE, latent=2, generator=nn.Dense(6)),
+            "Dense.__call__ has no argument train: write a module whose method is "
+            "__call__(self, x, *, train=False)",
+        ),
     ],
 )
 def test_a_network_that_does_not_fit_gives_one_clear_line(model, message):

@@ -188,6 +188,19 @@ def test_only_estimates_of_one_kind_on_the_same_data_are_ranked(digits):
     assert [row["data"] for row in rows.rows][4] == "other"
 
 
+def test_the_card_of_a_data_set_names_the_models_that_binarise_it(digits):
+    model = Mixture(shape=(8, 8, 1))
+    other = data.from_arrays(np.arange(400).reshape(100, 4) % 7 / 7, name="other")
+    entries = [
+        entry("a", model, digits, nll(1.0)),
+        entry("b", model, digits, nll(1.0), binarize="none"),
+        entry("c", Mixture(shape=(4,)), other, nll(1.0), binarize="none"),
+    ]
+    cards = sections.data_section(entries).cards
+    assert "dynamic for a" in str(cards[0])
+    assert "binarised" not in str(cards[1])
+
+
 def test_the_lowest_estimate_of_a_group_is_bold(digits):
     model = Mixture(shape=(8, 8, 1))
     entries = [

@@ -14,9 +14,9 @@
 # # 1. Autoencoders
 #
 # An autoencoder is a pair of networks. The **encoder** $f$ maps an example $x$ to a code
-# $z = f(x)$, which is shorter than $x$, and the **decoder** $g$ maps the code back to a
-# reconstruction $\hat x = g(z)$. Both are trained together to minimise the mean over the examples
-# of the squared error per pixel,
+# $z = f(x)$, which is usually shorter than $x$, and the **decoder** $g$ maps the code back to a
+# reconstruction $\hat x = g(z)$. Both are trained together to minimise the squared error per pixel,
+# averaged over the examples,
 #
 # $$ L(f, g) = \frac{1}{N} \sum_{n=1}^{N} \frac{1}{D}
 #    \left\lVert x_n - g(f(x_n)) \right\rVert^2 , $$
@@ -193,7 +193,7 @@ plots.grid(np.concatenate([shown, noisy, cleaned]), columns=12, labels=rows)
 # A code can also be longer than the image if few of its numbers are in use at a time. The
 # **k-sparse** autoencoder keeps the 25 largest of 1,000 units and sets the others to 0. Each unit
 # then stands for a part of a digit. `filters` returns the weights of each unit as an image: bright
-# pixels excite the unit and dark pixels inhibit it. Some units are never among the 25 largest and
+# pixels excite the unit and dark pixels inhibit it. Many units are never among the 25 largest and
 # keep the noise from which their weights started. The figure shows the units that are in use most
 # often.
 
@@ -235,17 +235,18 @@ results = features.label_errors(denoising, [denoising_trained.state], splits, LA
 plots.by_labels(features.error_lines(results), "labels predicted from features")
 
 # %% [markdown]
-# With 100 and with 1,000 labels the lowest error is the fine-tuned encoder's. The same network
-# without the training on unlabelled images, "untrained encoder", needs more labels for the same
-# error. That gap is the gain from images without labels.
+# With 100 and with 1,000 labels the lowest error is the fine-tuned encoder's. The line "untrained
+# encoder" belongs to the same network without the training on unlabelled images. The gap between
+# the two lines is the gain from images without labels.
 #
 # ## Finding defects
 #
 # An autoencoder that was trained on faultless images reconstructs such images well. A defect is not
-# among its training images, and the reconstruction smooths it away. The squared error of each pixel is therefore a **heat map**
-# of defects. The data set `textures` has patches of a woven cloth. Its training patches are
-# faultless, and some of its test patches have a scratch, a blot or a piece of another cloth, whose
-# pixels are known. The networks are convolutional, because a thread can lie anywhere in a patch.
+# among its training images, and the reconstruction smooths it away. The squared error of each pixel
+# is therefore a **heat map** of defects. The data set `textures` has patches of a woven cloth. Its
+# training patches are faultless, and some of its test patches have a scratch, a blot or a piece of
+# another cloth, whose pixels are known. The networks are convolutional, because a thread can lie
+# anywhere in a patch.
 
 # %%
 cloth = data.load("textures")

@@ -153,8 +153,9 @@ plt.show()
 # %% [markdown]
 # ## Restricted Boltzmann machines
 #
-# With hidden units everywhere connected, even $p(h \mid v)$ is a sum over $2^H$ states. The
-# *restricted* machine (RBM) keeps only the weights between visible and hidden units:
+# If hidden units are connected with each other, even the normaliser of $p(h \mid v)$ is a sum over
+# $2^H$ states. The *restricted* machine (RBM) keeps only the weights between visible and hidden
+# units:
 #
 # $$E(v, h) = -b \cdot v - c \cdot h - v^\top W h.$$
 #
@@ -419,7 +420,7 @@ for name, values in scores.items():
 # The chart of single sensors misses nearly all decoupled sensors, because each value is plausible
 # by itself. The machine notices the missing agreement sooner than the chart of all sensors does:
 # that chart has one covariance for all regimes, while the hidden units of the machine can tell the
-# regimes apart. A slow drift of one sensor takes all of them long.
+# regimes apart. All three take long to notice a slow drift.
 
 # %%
 example = np.flatnonzero(label == 2)[2]

@@ -102,8 +102,9 @@ plots.grid(np.concatenate(rows), 10, [f"t = {t:.1f}" for t in np.linspace(0, 1, 
 # $$L(θ) = \mathbb E_{t \sim U(0, 1)}\; \mathbb E_{x, ε}\;
 #   \lVert ε - \hat ε_θ(α_t x + σ_t ε,\, t) \rVert^2.$$
 #
-# No adversary and no integral: it is plain regression. The error cannot reach zero, because one
-# $x_t$ can come from many $x$. The best prediction is the mean, $\hat ε = \mathbb E[ε \mid x_t]$.
+# The loss needs no adversary and no integral: it is plain regression. The error cannot reach zero,
+# because one $x_t$ can come from many $x$. The best prediction is the mean,
+# $\hat ε = \mathbb E[ε \mid x_t]$.
 
 # %%
 result = gen.fit(
@@ -127,8 +128,8 @@ state = result.state
 # This gradient is called the *score*. It points to where the data are denser. So a network that
 # predicts noise knows the direction to the data from everywhere. For our eight clouds, $p_t$ is a
 # mixture of eight Gaussians with the variance $α_t^2 τ^2 + σ_t^2$, where $τ$ is the standard
-# deviation of a cloud, and the true score is its derivative. Red arrows are the network's, grey ones the truth; where only red is visible, they
-# agree.
+# deviation of a cloud, and the true score is its derivative. Red arrows are the network's, grey
+# ones the truth; where only red is visible, they agree.
 
 # %%
 centres, deviation = 2 * data.CENTRES - 1, 2 * data.DEVIATION
@@ -256,18 +257,18 @@ plt.show()
 
 # %% [markdown]
 # With a handful of steps only `heun` shows eight clouds, for twice the evaluations. With two dozen
-# steps `ancestral` is the closest to the data here, with clouds that are a little too tight: its fresh
-# noise also corrects the errors of
-# earlier steps, which the deterministic samplers keep. Which sampler is best depends on the data.
+# steps `ancestral` is the closest to the data here, with clouds that are a little too tight: its
+# fresh noise also corrects the errors of earlier steps, which the deterministic samplers keep.
+# Which sampler is best depends on the data.
 #
 # ## The likelihood bound
 #
 # A diffusion model is a deep variational autoencoder whose encoder, the noise, is fixed. So it has
 # a bound on the likelihood, with three terms:
 #
-# $$-\log p(x) \le \underbrace{KL\big(q(x_1 \mid x) \Vert \mathcal N(0, I)\big)}_\text{prior}
+# $$-\log p(x) \le \underbrace{KL(q(x_1|x) \Vert \mathcal N(0, I))}_\text{prior}
 #   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, E \lVert ε - \hat ε \rVert^2 dt}_\text{diffusion}
-#   + \underbrace{E[-\log p(x \mid x_0)]}_\text{reconstruction}.$$
+#   + \underbrace{E[-\log p(x|x_0)]}_\text{reconstruction}.$$
 #
 # The diffusion term is the simple loss with a weight for each time. We know the density of this
 # toy, and no model can be better than its entropy. The simple loss was not made for the bound. A
@@ -337,7 +338,7 @@ print(f"area: {-np.trapezoid(0.5 * error, log_snr):.2f} nats")
 # ## Digits
 #
 # Now $x$ has 64 variables: the grey digits of scikit-learn, 8 × 8 pixels of 17 levels, small enough
-# to train on a CPU in half a minute. (For 28 × 28 pixels take `UNet()` in place of `ResidualMLP`,
+# to train on a CPU in about a minute. (For 28 × 28 pixels take `UNet()` in place of `ResidualMLP`,
 # and a GPU.) The network predicts $v = α_t ε - σ_t x$, a mixture of noise and image that is of the
 # same size at all times. It is also told the class of the digit, except for a tenth of the training
 # examples, so that it learns both $\hat x(x_t, \text{class})$ and $\hat x(x_t)$.
@@ -391,8 +392,8 @@ for w in (0.0, 1.0, 4.0):
 plots.grid(np.concatenate(rows), 10, titles)
 
 # %% [markdown]
-# **Steps.** The same noise, decoded by each sampler in a few steps. `ddim` and `dpm` are
-# deterministic, so with more steps they approach one and the same image.
+# **Steps.** Each sampler decodes the same noise in a few steps. `ddim` and `dpm` are deterministic,
+# so with more steps they approach one and the same image.
 
 # %%
 rows, titles = [], []

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 8. The same ten digits through every family
 #
-# The chapter ends with a comparison, which takes about four minutes. Ten test digits, one of each class, go through every family:
-# they are reconstructed, completed from their upper halves, and scored. Beside them stand samples
-# of the same models.
+# The chapter ends with a comparison, which takes about four minutes. Ten test digits, one of each
+# class, go through every family: they are reconstructed, completed from their upper halves, and
+# scored. Beside them stand samples of the same models.
 #
 # The first half takes the 28 × 28 digits of MNIST and models with published weights; nothing is
 # trained. The second half takes digits of 8 × 8 pixels. They are so small that every family is at
@@ -73,7 +73,7 @@ for name, run in large.items():
     print(f"{name:12s} {run.model.density:12s} {', '.join(able)}")
 
 # %% [markdown]
-# A row for each family, and three panels:
+# The figure has a row for each family, and three panels:
 #
 # - **Reconstructed**: the digit is encoded and decoded again. This takes a model with a code.
 # - **Completed**: the model sees the upper half and draws the lower one.
@@ -81,7 +81,7 @@ for name, run in large.items():
 #   the VAE and of the GAN are grey: the VAE shows the mean of each pixel, and the GAN was trained
 #   on grey digits.
 #
-# Grey squares are what a family cannot do.
+# A grey square stands for something that the family cannot do.
 
 
 # %%
@@ -240,7 +240,7 @@ for name, run in small.items():
     print(f"{name:12s} {run.model.density:12s} {count:9,d} parameters")
 
 # %% [markdown]
-# The one picture of the chapter: the same ten digits through every family.
+# This picture sums up the chapter: the same ten digits go through every family.
 
 # %%
 through(small, ten_small, np.asarray(train["x"][:10]))
@@ -261,8 +261,9 @@ for name, nll in sorted(found.items(), key=lambda item: item[1].value):
 # %% [markdown]
 # The numbers lie close together: between neighbours in the list the differences are hardly larger
 # than the standard errors. But the images are the same for all models, so we may take the
-# differences *image by image*. Their errors are smaller. Negative is better than the PixelCNN. A difference of two values of different kinds
-# says less: the VAE and the diffusion model may be better than shown.
+# differences *image by image*. Their errors are smaller. A model with a negative difference is
+# better than the PixelCNN. A difference of two values of different kinds says less: the VAE and the
+# diffusion model may be better than shown.
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
@@ -331,8 +332,9 @@ for name, run in small.items():
 # %% [markdown]
 # The models with a likelihood, or a bound on it, agree: inverted pixels are easy to notice, and
 # mirrored digits are hard, since many of them are still plausible strokes. The reconstruction error
-# of the autoencoder notices less of inverted and of shuffled pixels. The discriminator of the GAN is near chance. It was trained to
-# find the faults of its own generator, and says nothing about others.
+# of the autoencoder notices less of inverted and of shuffled pixels. The discriminator of the GAN
+# is near chance. It was trained to find the faults of its own generator, and says nothing about
+# others.
 #
 # ## Which family for which purpose?
 #

@@ -340,8 +340,9 @@ EXPERIMENTS = {
     # Patches of a texture without defects, 16 grey levels; `anomaly` locates defects in the test
     # patches.
     #
-    # python -m experiments train pixelcnn_textures
-    # AUROC 0.928 of pixels after smoothing, 0.997 of images by −log p; 6 minutes on 2 busy cores.
+    # python -m experiments train pixelcnn_textures --seeds 0 1 2
+    # AUROC 0.924 of pixels after smoothing, 0.997 of images by −log p; three seeds in 5 minutes on a
+    # busy core.
     "pixelcnn_textures": Experiment(
         Autoregressive(
             PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
@@ -357,6 +358,8 @@ EXPERIMENTS = {
     # --score complexity for the correction by a compressor.
     #
     # python -m experiments train pixelcnn_fashion_mnist
+    # Test 1796.6 nats. It finds digits likelier than clothes (AUROC 0.045), and stranger once the
+    # correction is made (0.976); 8 minutes on a busy core.
     "pixelcnn_fashion_mnist": Experiment(
         GREY_PIXELCNN,
         data="fashion_mnist",
@@ -369,6 +372,8 @@ EXPERIMENTS = {
     # The other direction: `anomaly RUN --against fashion_mnist`.
     #
     # python -m experiments train pixelcnn_mnist
+    # Test 630.1 nats, 1.16 bits per pixel. AUROC of clothes against digits 0.999, and 0.962 with the
+    # correction; 6 minutes on a busy core.
     "pixelcnn_mnist": Experiment(
         GREY_PIXELCNN,
         data="mnist",

@@ -297,13 +297,17 @@ def data_section(entries: Sequence[Entry]) -> Section:
     """Return the section with a card for each data set."""
     cards, seen = [], {}
     for entry in entries:
-        seen.setdefault(entry.subject.dataset.sha256, entry)
-    for entry in seen.values():
-        dataset = entry.subject.dataset
-        treated = {each.subject.experiment.binarize for each in entries} - {"none"}
+        seen.setdefault(entry.subject.dataset.sha256, []).append(entry)
+    for of_data in seen.values():
+        dataset = of_data[0].subject.dataset
+        rules = {each.label: each.subject.experiment.binarize for each in of_data}
         terms = properties(dataset)
-        if treated:
-            terms["binarised"] = f"{', '.join(sorted(treated))}, for the models that say so"
+        binarised = []
+        for rule in sorted({*rules.values()} - {"none"}):
+            names = [label for label, each in rules.items() if each == rule]
+            binarised.append(rule + f" for {', '.join(names)}" * (len(names) < len(rules)))
+        if binarised:
+            terms["binarised"] = "; ".join(binarised)
         x = dataset.format.decode(
             {"x": jax.numpy.asarray(dataset.train["x"][:IMAGES])}, jax.random.key(0)
         )["x"]

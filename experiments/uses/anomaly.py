@@ -24,10 +24,11 @@ from experiments.uses.base import (
     load_subjects,
     of_training,
 )
-from gen import data, estimate, train
-from gen.core import facts, require
+from gen import checks, data, estimate, train
+from gen.core import UserError, facts, require
 from gen.data.anomalies import marks_anomalies
 from gen.data.own import read_rows
+from gen.levels import span
 from gen.uses import anomaly
 
 COMMAND = "anomaly"
@@ -251,9 +252,9 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
 
     if flags.file:
         given, known = read_rows(flags.file, experiment.reading, dataset.format.words)
-        decoded = decode_rows(subject, given)
+        decoded = decode_rows(subject, given, str(flags.file))
         calibration = of_rows({name: test[name] for name in decoded}, normal)
-        is_anomaly = None if known is None else np.asarray(known) != 0
+        is_anomaly = None if known is None else known_anomalies(known, len(given), str(flags.file))
         rows = np.arange(len(given))
         held_out = stored[normal]
         return Examples(flags.file.name, decoded, given, is_anomaly, calibration, held_out, rows)
@@ -272,7 +273,7 @@ def examples_of(subject: Subject, flags: Flags) -> Examples:
             "length" not in other.test or bool((other.test["length"] == x.shape[1]).all()),
             f"{flags.against} has sequences of different lengths: take data with equal lengths",
         )
-        strange = decode_rows(subject, x)
+        strange = decode_rows(subject, x, flags.against)
         both = {
             name: np.concatenate([test[name][scored], values]) for name, values in strange.items()
         }
@@ -317,8 +318,14 @@ def halves(
 
 
 def check_takes_rows(subject: Subject) -> None:
-    """Raise `UserError` if the model needs more of an example than x, or x of any length."""
+    """Raise `UserError` if the model needs more of an example than x, x of any length, or x that
+    are drawn from several rows."""
     dataset = subject.dataset
+    require(
+        dataset.format.stack == 1,
+        f"{dataset.name} draws an example from {dataset.format.stack} of its images, which neither "
+        "a FILE nor --against gives: leave them out",
+    )
     require(
         not facts(subject.experiment.model).classes,
         f"{subject.name} needs the class of each example, which neither a FILE nor --against "
@@ -332,30 +339,96 @@ def check_takes_rows(subject: Subject) -> None:
     )
 
 
-def decode_rows(subject: Subject, x: np.ndarray) -> dict[str, Any]:
+def decode_rows(subject: Subject, x: np.ndarray, source: str) -> dict[str, Any]:
     """Return rows of other data as the model takes them: x, and the length of sequences.
 
     Args:
       subject: the model, which `check_takes_rows` has checked.
       x: values as the data set of the model stores them, [N, *shape].
+      source: where the rows come from, for messages.
 
     Raises:
-      UserError: the rows have another shape than the examples of the model.
+      UserError: there are no rows, they have another shape than the examples of the model, or
+        values that the model does not take.
     """
     dataset, shape = subject.dataset, tuple(subject.dataset.shape)
     if x.shape[1:] != shape and (*x.shape[1:], 1) == shape:
         x = x[..., None]
     require(
         x.shape[1:] == shape,
-        f"the rows have the shape {list(x.shape[1:])}, and {subject.name} takes {list(shape)}",
+        f"the rows of {source} have the shape {list(x.shape[1:])}, and {subject.name} takes "
+        f"{list(shape)}: give rows of that shape, in a file .npy or .npz",
     )
+    require(len(x) > 0, f"{source} has no rows: give one or more")
+    checks.check_type("x", x)
+    check_stored(subject, x, source)
     decode = subject.experiment.decode(dataset)
     seed = next(iter(subject.states))
     batch = {"x": x}
     if "length" in dataset.test:
         batch["length"] = np.full(len(x), x.shape[1], np.int32)
     decoded = jax.jit(decode)(batch, jax.random.fold_in(train.streams(seed).evaluate, 1))
-    return {name: np.asarray(values) for name, values in decoded.items()}
+    decoded = {name: np.asarray(values) for name, values in decoded.items()}
+    try:
+        checks.check_values(subject.experiment.model, decoded["x"])
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return decoded
+
+
+def check_stored(subject: Subject, x: np.ndarray, source: str) -> None:
+    """Raise `UserError` if rows have missing values, or others than the levels of the data set.
+
+    Levels in other units, such as grey values in [0, 1] in place of 0 … 255, would be decoded to
+    wrong values and scored, and so would missing values where decoding draws binary pixels.
+
+    Args:
+      subject: the model.
+      x: rows, [N, ...].
+      source: where they come from, for messages.
+    """
+    dataset, values = subject.dataset, np.asarray(x, np.float64)
+    usable = np.isfinite(values)
+    wrong = np.flatnonzero(~usable.reshape(len(x), -1).all(axis=1))
+    if len(wrong) and not facts(subject.experiment.model).missing:
+        raise UserError(
+            f"{source} has missing or infinite values in {len(wrong)} of {len(x)} rows, the first "
+            f"in row {wrong[0]}: fill them in, or leave these rows out"
+        )
+    levels, values = dataset.format.levels, values[usable]
+    if not levels or not values.size:
+        return
+    whole = bool((values == np.round(values)).all())
+    require(
+        whole and values.min() >= 0 and values.max() < levels,
+        f"{source} has values {span(values)}, and {dataset.name} stores integers 0 … {levels - 1}: "
+        "give the rows in its units",
+    )
+
+
+def known_anomalies(label: np.ndarray, rows: int, source: str) -> np.ndarray:
+    """Return which rows of a file have a label other than 0, [N].
+
+    Args:
+      label: the labels of the file, [N] or [N, 1].
+      rows: the number N of rows.
+      source: the file, for messages.
+
+    Raises:
+      UserError: the labels are no numbers, or not one for each row.
+    """
+    label = np.atleast_1d(label)
+    label = label.reshape(-1) if label.size == len(label) else label
+    require(
+        label.shape == (rows,),
+        f"{source} has labels of shape {list(label.shape)} and {rows} rows: give one for each row",
+    )
+    require(
+        label.dtype.kind in "biuf" and not np.isnan(label).any(),
+        f"{source} has labels that are no numbers: give 0 for normal rows and 1 for anomalies, or "
+        "leave the labels out",
+    )
+    return label != 0
 
 
 def strangest_rows(record: Mapping[str, Any], shown: int) -> list[Row]:
@@ -382,6 +455,8 @@ def draw(
 ) -> Any:
     """Draw the histograms of the scores, the ROC curve of known anomalies, and strange images.
 
+    A score of an example that is far from all others can be infinite. It lies in the last bin.
+
     Args:
       examples: the examples.
       scores: their scores, [N].
@@ -405,24 +480,26 @@ def draw(
     else:
         groups |= {"scored normal": scores[~known], "anomalies": scores[known]}
     every = np.concatenate([calibration, scores])
-    low, high = np.quantile(every, (0.001, 0.995))
+    finite = every[np.isfinite(every)]
+    low, high = np.quantile(finite, (0.001, 0.995)) if finite.size else (0.0, 1.0)
     edges = np.linspace(low, high, BINS + 1)
     for name, values in groups.items():
         if len(values):
             shares = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
             axes[0].stairs(shares, edges, fill=name.startswith("held"), alpha=0.7, label=name)
     rank = anomaly.rank_of_threshold(flags.false_alarm_rate, len(calibration))
-    threshold = np.sort(calibration)[-rank]
+    threshold = min(np.sort(calibration)[-rank], finite.max(initial=high))
     axes[0].axvline(threshold, color="black", linewidth=1, label=f"p = {flags.false_alarm_rate}")
     axes[0].set_xlabel(f"score ({flags.score}), outermost bins with all beyond")
     axes[0].set_ylabel("share of the examples")
     axes[0].legend(frameon=False, fontsize=8)
 
     if has_curve:
+        from scipy.stats import rankdata
         from sklearn.metrics import roc_curve
 
         assert known is not None
-        false_alarms, detected, _ = roc_curve(known, scores)
+        false_alarms, detected, _ = roc_curve(known, rankdata(scores, "dense"))
         area = anomaly.auroc(scores, known)
         axes[1].plot(false_alarms, detected)
         axes[1].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")

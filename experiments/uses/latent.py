@@ -149,7 +149,7 @@ def latent_subject(subject: Subject, chosen: Flags) -> Outcome:
     by_seed = [disentanglement(subject, state) for state in subject.states.values()]
     row: dict[str, str | float | Estimate] = {
         "family": model.family,
-        "codes": "normal" if facts(model).normal_codes else "of another law",
+        "codes": "normal" if facts(model).normal_codes else "not normal",
         "dimensions": first.codes.shape[1],
     }
     if "posterior" in capabilities(model):  # other codes have an arbitrary scale
@@ -205,11 +205,12 @@ def figure(subject: Subject, state: Any, space: Space, chosen: Flags) -> Any:
         decode = jax.jit(model.decode)
         weights = np.linspace(0, 1, PATH_STEPS)
         pairs = min(chosen.pairs, len(space.codes) // 2)
-        ends = space.codes[: 2 * pairs]
-        between = latent.interpolate(model, ends[:pairs], ends[pairs:], weights)
-        way = "great circles" if facts(model).normal_codes else "straight lines"
-        source = "test examples" if space.encoded else "draws"
-        grids[f"between two {source}, {way}"] = (decode_rows(decode, state, between), None)
+        if pairs:
+            ends = space.codes[: 2 * pairs]
+            between = latent.interpolate(model, ends[:pairs], ends[pairs:], weights)
+            way = "great circles" if facts(model).normal_codes else "straight lines"
+            source = "test examples" if space.encoded else "draws"
+            grids[f"between two {source}, {way}"] = (decode_rows(decode, state, between), None)
         moved = order[: chosen.dimensions]
         path = latent.traversal(model, space.codes, space.codes[0], moved, PATH_STEPS)
         span = "−3 to 3" if facts(model).normal_codes else "1st to 99th percentile"

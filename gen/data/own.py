@@ -174,9 +174,10 @@ def read_rows(
 
     Args:
       path: a folder of images, or a file .npz, .npy, .mat, .csv or .tsv, without splits.
-      reading: the label column of a table, and the size of images.
-      words: names of the columns that a table must have, in the order of the result; () for all of
-        its columns. A column `name=value` that is absent is 0 if others of the same name exist.
+      reading: the label column of a table, which may be absent, and the size of images.
+      words: names of the columns that a table must have, in the order of the result, without its
+        other columns; () for all of its columns. A column `name=value` that is absent is 0 if
+        others of the same name exist.
 
     Returns:
       x, [N, ...], and the labels, [N], or None.
@@ -192,7 +193,8 @@ def read_rows(
         return images.x, images.label
     if suffix in (".csv", ".tsv"):
         _check_size(path)
-        table = tables.read_csv(path, reading.label_column)
+        titles = dict.fromkeys(each for word in words for each in (word, word.partition("=")[0]))
+        table = tables.read_csv(path, reading.label_column, tuple(titles), strict=False)
         wanted, place = words or table.words, {word: i for i, word in enumerate(table.words)}
         titles = {word.partition("=")[0] for word in table.words if "=" in word}
         absent = [

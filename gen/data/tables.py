@@ -114,7 +114,9 @@ def of_columns(
     return Table(x, tuple(words), label)
 
 
-def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> Table:
+def read_csv(
+    path: Path, label_column: str = "", chosen: Sequence[str] = (), strict: bool = True
+) -> Table:
     """Return the table of a file of comma-, semicolon- or tab-separated values, in UTF-8.
 
     The first line is a header if it has no number, and no cell that stands again in its column.
@@ -124,6 +126,8 @@ def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> 
       path: the file.
       label_column: the column of the labels, or empty.
       chosen: the columns to take, or empty for all but the labels.
+      strict: whether a file without the column of the labels, or without a chosen one, is refused;
+        otherwise it has no labels, or fewer columns.
 
     Raises:
       UserError: the file is no table, has lines of different numbers of cells, a cell that is too
@@ -168,6 +172,9 @@ def read_csv(path: Path, label_column: str = "", chosen: Sequence[str] = ()) -> 
         title: _joined(parts, texts=title == label_column)
         for title, parts in zip(titles, chunks, strict=True)
     }
+    if not strict:
+        label_column = label_column if label_column in columns else ""
+        chosen = [title for title in chosen if title in columns]
     return of_columns(columns, str(path), label_column, chosen, lines)
 
 

@@ -226,10 +226,7 @@ def p_values(scores: ArrayLike, calibration: ArrayLike) -> np.ndarray:
     require(
         calibration.size > 0, "p-values need the scores of held-out normal examples: none given"
     )
-    require(
-        not np.isnan(scores).any() and not np.isnan(calibration).any(),
-        "a score is not a number (NaN): train the model anew, or check the values of the examples",
-    )
+    _check_numbers(scores, calibration)
     at_least = len(calibration) - np.searchsorted(np.sort(calibration), scores, side="left")
     return (1 + at_least) / (len(calibration) + 1)
 
@@ -276,21 +273,21 @@ def auroc(scores: ArrayLike, anomalies: ArrayLike) -> Estimate:
       anomalies: whether each example is an anomaly, [N].
 
     Raises:
-      UserError: all examples are normal, or all are anomalies.
+      UserError: all examples are normal, or all are anomalies, or a score is not a number.
     """
     from scipy.stats import rankdata
     from sklearn.metrics import roc_auc_score
 
-    scores, anomalies = _checked(scores, anomalies)
+    ranks, anomalies = _ranked(scores, anomalies)
     m, n = anomalies.sum(), (~anomalies).sum()
-    rank = rankdata(scores)  # among all, less the rank within its own kind: how many of the other
-    above = (rank[anomalies] - rankdata(scores[anomalies])) / n
-    below = 1 - (rank[~anomalies] - rankdata(scores[~anomalies])) / m
+    rank = rankdata(ranks)  # among all, less the rank within its own kind: how many of the other
+    above = (rank[anomalies] - rankdata(ranks[anomalies])) / n
+    below = 1 - (rank[~anomalies] - rankdata(ranks[~anomalies])) / m
     stderr = math.nan
     if min(m, n) > 1:
         stderr = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
-    value = float(roc_auc_score(anomalies, scores))
-    return Estimate(value, stderr, "exact", len(scores), {"anomalies": int(m)})
+    value = float(roc_auc_score(anomalies, ranks))
+    return Estimate(value, stderr, "exact", len(ranks), {"anomalies": int(m)})
 
 
 def average_precision(
@@ -308,31 +305,50 @@ def average_precision(
       resamples: their number; below 2 there is no standard error.
 
     Raises:
-      UserError: all examples are normal, or all are anomalies.
+      UserError: all examples are normal, or all are anomalies, or a score is not a number.
     """
     from sklearn.metrics import average_precision_score
 
-    scores, anomalies = _checked(scores, anomalies)
+    ranks, anomalies = _ranked(scores, anomalies)
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(a) for a in (anomalies, ~anomalies)]
     values = []
     for _ in range(resamples):
         rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        values.append(average_precision_score(anomalies[rows], scores[rows]))
-    stderr = float(np.std(values, ddof=1)) if resamples > 1 else math.nan
-    value = float(average_precision_score(anomalies, scores))
+        values.append(average_precision_score(anomalies[rows], ranks[rows]))
+    # Rounded, so that perfect orders, whose sums differ by rounding alone, have no error.
+    stderr = float(np.std(np.round(values, 12), ddof=1)) if resamples > 1 else math.nan
+    value = float(average_precision_score(anomalies, ranks))
     settings = {"anomalies": int(anomalies.sum()), "resamples": resamples}
-    return Estimate(value, stderr, "exact", len(scores), settings)
+    return Estimate(value, stderr, "exact", len(ranks), settings)
 
 
-def _checked(scores: ArrayLike, anomalies: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays, after checking that there are examples of both kinds."""
+def _ranked(scores: ArrayLike, anomalies: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks of the scores, equal for ties, and the anomalies as an array of Booleans.
+
+    The figures depend on the order of the scores alone. A model of float32 gives an infinite score
+    to an example that is far from all that it knows; its rank is the highest.
+
+    Raises:
+      UserError: examples are of one kind, or a score is not a number.
+    """
+    from scipy.stats import rankdata
+
     scores, anomalies = np.asarray(scores, np.float64), np.asarray(anomalies).astype(bool)
+    _check_numbers(scores)
     require(
         bool(anomalies.any()) and not anomalies.all(),
         "AUROC and average precision need both anomalies and normal examples: "
         f"{int(anomalies.sum())} of {len(anomalies)} are anomalies",
     )
-    return scores, anomalies
+    return rankdata(scores, "dense"), anomalies
+
+
+def _check_numbers(*scores: np.ndarray) -> None:
+    """Raise `UserError` if a score is NaN."""
+    require(
+        not any(np.isnan(each).any() for each in scores),
+        "a score is not a number (NaN): train the model anew, or check the values of the examples",
+    )
 
 
 def repeats(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:

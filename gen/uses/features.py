@@ -59,7 +59,7 @@ FOLDS = 5
 """Number of folds of a labelled set in cross-validation."""
 ALL_FOLDS = 500
 """Largest labelled set of which every fold is held out once; of a larger set the first one is."""
-CHOICE_ROWS = 300
+CHOICE_ROWS = 3_000
 """Largest number of labelled rows on which a layer, or the number of components, is chosen."""
 CHOICE_PENALTY = 0.1
 """Inverse penalty of the logistic regression that chooses a layer."""
@@ -405,6 +405,9 @@ def label_errors(
         Labelled(np.asarray(splits[name]["x"]), np.asarray(splits[name]["label"]))
         for name in ("train", "test")
     )
+    budgets = [min(budget, len(training.labels)) for budget in budgets]
+    for n in budgets:  # before the first of them is computed, which can take hours
+        check_budget(training.labels, n)
     untrained = [jax.jit(model.init)(jax.random.key(draw)) for draw in range(draws)]
     raw, pca = raw_variables(), principal_components(training.x)
     methods: dict[str, list[Representation]] = {"pixels": [raw], "PCA": [pca]}
@@ -420,7 +423,7 @@ def label_errors(
         results.append(Result(features, classifier, n, errors, settings, len(test.labels)))
         report(results[-1])
 
-    for n in (min(budget, len(training.labels)) for budget in budgets):
+    for n in budgets:
         labelled = [training.at(draw_labelled(training.labels, n, draw)) for draw in range(draws)]
         all_rows = n == len(training.labels)
         for name, representations in methods.items():
@@ -492,13 +495,23 @@ def draw_labelled(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
     Raises:
       UserError: n is below two for each class.
     """
+    check_budget(labels, n)
+    position = np.random.default_rng(seed).random(len(labels))
+    return np.lexsort((position, rank_in_class(labels, position)))[:n]
+
+
+def check_budget(labels: np.ndarray, n: int) -> None:
+    """Raise `UserError` unless n rows can be drawn, two or more of each class.
+
+    Args:
+      labels: the label of every row, [N].
+      n: the number of rows to draw.
+    """
     classes = len(np.unique(labels))
     require(
         2 * classes <= n <= len(labels),
         f"{n} labels of {classes} classes: take {2 * classes} … {len(labels)}",
     )
-    position = np.random.default_rng(seed).random(len(labels))
-    return np.lexsort((position, rank_in_class(labels, position)))[:n]
 
 
 def rank_in_class(labels: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -582,13 +595,15 @@ def choose(representation: Representation, labelled: Labelled) -> str:
 def logistic_error(labelled: Labelled, test: Labelled) -> tuple[float, dict[str, Any]]:
     """Return the test error of logistic regression, and the scaling and C that were chosen.
 
+    They are chosen on at most the first `SELECTION_ROWS` rows.
+
     Args:
       labelled: vectors and labels to fit.
       test: vectors and labels to predict.
     """
     candidates = [(scaling, c) for scaling in SCALINGS for c in SCALED_PENALTIES]
     chosen = cross_validated(
-        labelled,
+        labelled.at(np.arange(min(len(labelled.labels), SELECTION_ROWS))),
         lambda fitted, held: [logistic_wrong(fitted, held, *each).sum() for each in candidates],
     )
     scaling, c = candidates[chosen]

@@ -353,6 +353,8 @@ class GAN:
             params, stats = nets.init(net, key, *example)
             out, _ = nets.apply(net, params, stats, *example)
             nets.check_output(net, out[0] if isinstance(net, Heads) else out, needed)
+            if net is encoder:
+                nets.check_features(net, out)
             return Player(params, stats, optimize.init(self.optimizer, params))
 
         state = State(
