@@ -125,6 +125,8 @@ EXPERIMENTS = {
     # times the steps at a fifth of the learning rate.
     #
     # python -m experiments train wgan_gp_mnist --seeds 0 1 2
+    # Fréchet distance 1.6 by `judge`, most samples are digits; three seeds in 53 minutes on a busy
+    # core.
     "wgan_gp_mnist": Experiment(
         GAN(
             latent=128,
@@ -167,7 +169,10 @@ EXPERIMENTS = {
     # units are halved, kernels are 3 × 3 where theirs are 4 × 4, and the weight of the continuous
     # codes' bound is 0.1, where their program takes 1.
     #
-    # python -m experiments train infogan_mnist --seeds 0 1 2
+    # python -m experiments train infogan_mnist
+    # Normalised mutual information of the class code and the label 0.78, published are 0.90 ± 0.03:
+    # the code merges 4 with 9 and 0 with 8. Fréchet distance 0.53 by `judge`; 37 minutes on a busy
+    # core.
     "infogan_mnist": Experiment(
         GAN(
             latent=62,
