@@ -39,6 +39,8 @@ QUICK = ("hmm_earthquakes", "hmm_regimes", "pixelcnn_digits", "vae_digits")
 LONG = (
     "gated_pixelcnn_binarized_mnist",
     "pixelcnn_binarized_mnist",
+    "pixelcnn_fashion_mnist",
+    "pixelcnn_mnist",
     "vae_conv_binarized_mnist",
 )
 """Published weights that take minutes: they are evaluated on a tenth of the test images."""
