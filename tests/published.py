@@ -19,7 +19,8 @@ def values_of(name: str, rows: int | None, seed: int) -> dict[str, float]:
     """
     dataset = data.load(EXPERIMENTS[name].data)
     if rows:
-        dataset = replace(dataset, test={"x": dataset.test["x"][:rows]})
+        some = {name: array[:rows] for name, array in dataset.test.items()}
+        dataset = replace(dataset, test=some)
     # A probe trains other classifiers.
     experiment = replace(EXPERIMENTS[name], probe=False).on(dataset)
     with warnings.catch_warnings():
