@@ -106,6 +106,7 @@ EXPERIMENTS = {
     # The same on clothes.
     #
     # python -m experiments train dcgan_fashion_mnist
+    # Most samples are clothes; 19 minutes on a busy core.
     "dcgan_fashion_mnist": Experiment(
         GAN(
             generator=MNIST_GENERATOR,
