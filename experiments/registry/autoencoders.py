@@ -246,8 +246,8 @@ EXPERIMENTS = {
     #
     # python -m experiments train ae_one_class
     # Mean AUROC 96.5 % over the classes of MNIST, where PCA has 95.5 %, and 91.3 % over those of
-    # Fashion-MNIST, where PCA has 90.5 % and the nearest neighbour 92.3 %; five seeds of all classes
-    # in 9 to 15 minutes on a busy core.
+    # Fashion-MNIST, where PCA has 90.5 % and the nearest neighbour 92.3 %; five seeds of all
+    # classes in 9 to 15 minutes on a busy core.
     "ae_one_class": Experiment(
         Autoencoder(
             encoder=MLP((256, 32), "relu"),

@@ -341,8 +341,8 @@ EXPERIMENTS = {
     # patches.
     #
     # python -m experiments train pixelcnn_textures --seeds 0 1 2
-    # AUROC 0.924 of pixels after smoothing, 0.997 of images by −log p; three seeds in 5 minutes on a
-    # busy core.
+    # AUROC 0.924 of pixels after smoothing, 0.997 of images by −log p; three seeds in 5 minutes on
+    # a busy core.
     "pixelcnn_textures": Experiment(
         Autoregressive(
             PixelCNN(16, 3), levels=16, optimizer=Optimizer(learning_rate=3e-3, schedule="cosine")
@@ -372,8 +372,8 @@ EXPERIMENTS = {
     # The other direction: `anomaly RUN --against fashion_mnist`.
     #
     # python -m experiments train pixelcnn_mnist
-    # Test 630.1 nats, 1.16 bits per pixel. AUROC of clothes against digits 0.999, and 0.962 with the
-    # correction; 6 minutes on a busy core.
+    # Test 630.1 nats, 1.16 bits per pixel. AUROC of clothes against digits 0.999, and 0.962 with
+    # the correction; 6 minutes on a busy core.
     "pixelcnn_mnist": Experiment(
         GREY_PIXELCNN,
         data="mnist",
