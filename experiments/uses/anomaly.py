@@ -318,8 +318,8 @@ def halves(
 
 
 def check_takes_rows(subject: Subject) -> None:
-    """Raise `UserError` if the model needs more of an example than x, x of any length, or x that
-    are drawn from several rows."""
+    """Raise `UserError` if the model needs more of an example than x, sequences of any length, or
+    examples that are drawn from several rows."""
     dataset = subject.dataset
     require(
         dataset.format.stack == 1,
@@ -377,7 +377,7 @@ def decode_rows(subject: Subject, x: np.ndarray, source: str) -> dict[str, Any]:
 
 
 def check_stored(subject: Subject, x: np.ndarray, source: str) -> None:
-    """Raise `UserError` if rows have missing values, or others than the levels of the data set.
+    """Raise `UserError` if rows have missing values, or values that the data set does not store.
 
     Levels in other units, such as grey values in [0, 1] in place of 0 … 255, would be decoded to
     wrong values and scored, and so would missing values where decoding draws binary pixels.
@@ -495,11 +495,11 @@ def draw(
     axes[0].legend(frameon=False, fontsize=8)
 
     if has_curve:
-        from scipy.stats import rankdata
         from sklearn.metrics import roc_curve
 
         assert known is not None
-        false_alarms, detected, _ = roc_curve(known, rankdata(scores, "dense"))
+        ranks, known = anomaly.ranked(scores, known)
+        false_alarms, detected, _ = roc_curve(known, ranks)
         area = anomaly.auroc(scores, known)
         axes[1].plot(false_alarms, detected)
         axes[1].plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")

@@ -278,11 +278,12 @@ def auroc(scores: ArrayLike, anomalies: ArrayLike) -> Estimate:
     from scipy.stats import rankdata
     from sklearn.metrics import roc_auc_score
 
-    ranks, anomalies = _ranked(scores, anomalies)
+    ranks, anomalies = ranked(scores, anomalies)
     m, n = anomalies.sum(), (~anomalies).sum()
-    rank = rankdata(ranks)  # among all, less the rank within its own kind: how many of the other
-    above = (rank[anomalies] - rankdata(ranks[anomalies])) / n
-    below = 1 - (rank[~anomalies] - rankdata(ranks[~anomalies])) / m
+    # The place among all less the place within its kind is the number of the other kind below it.
+    place = rankdata(ranks)
+    above = (place[anomalies] - rankdata(ranks[anomalies])) / n
+    below = 1 - (place[~anomalies] - rankdata(ranks[~anomalies])) / m
     stderr = math.nan
     if min(m, n) > 1:
         stderr = math.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
@@ -309,7 +310,7 @@ def average_precision(
     """
     from sklearn.metrics import average_precision_score
 
-    ranks, anomalies = _ranked(scores, anomalies)
+    ranks, anomalies = ranked(scores, anomalies)
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(a) for a in (anomalies, ~anomalies)]
     values = []
     for _ in range(resamples):
@@ -322,14 +323,19 @@ def average_precision(
     return Estimate(value, stderr, "exact", len(ranks), settings)
 
 
-def _ranked(scores: ArrayLike, anomalies: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ranks of the scores, equal for ties, and the anomalies as an array of Booleans.
+def ranked(scores: ArrayLike, anomalies: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks of the scores, equal for ties, and the anomalies as Booleans, [N] each.
 
-    The figures depend on the order of the scores alone. A model of float32 gives an infinite score
-    to an example that is far from all that it knows; its rank is the highest.
+    The ROC curve, the AUROC and the average precision depend on the order of the scores alone. A
+    score of float32 can be infinite for an example that is far from the training examples. Such
+    scores share the highest rank.
+
+    Args:
+      scores: [N], higher for stranger examples.
+      anomalies: whether each example is an anomaly, [N].
 
     Raises:
-      UserError: examples are of one kind, or a score is not a number.
+      UserError: all examples are normal, or all are anomalies, or a score is not a number.
     """
     from scipy.stats import rankdata
 
