@@ -167,6 +167,17 @@ def details(name: str) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+def caption_of(stem: str) -> str:
+    """Return the caption of a picture, by the stem of its file.
+
+    The picture of a command can have settings in its name, as `anomaly-complexity-mnist` has. They
+    stand in parentheses.
+    """
+    kind, _, settings = stem.partition("-")
+    text = CAPTIONS.get(kind) or USE_CAPTIONS.get(kind, kind)
+    return f"{text} ({settings.replace('-', ', ')})" if settings else text
+
+
 def pictures(*names: str, style: str = "pictures") -> str:
     """Return pictures of results side by side, each a link to the picture alone.
 
@@ -180,7 +191,7 @@ def pictures(*names: str, style: str = "pictures") -> str:
     for name in names:
         experiment, _, stem = name.partition("/")
         several = len({each.partition("/")[0] for each in names}) > 1
-        title = {**CAPTIONS, **USE_CAPTIONS}.get(stem, stem)
+        title = caption_of(stem)
         caption = f"`{experiment}`: {title}" if several else title
         address = f"../results/{name}.png"
         image = f"[![{title}]({address}){{ loading=lazy }}]({address})"
@@ -312,6 +323,7 @@ def deviations(*paths: str) -> str:
             for start in DEVIATIONS.finditer(text):
                 listed = re.match(r"\s*\n((?:- .*\n?(?:  .*\n?)*|\n(?=- ))+)", text[start.end() :])
                 sentence = text[start.end() :].partition("\n\n")[0].strip()
+                # A Greek letter is a symbol, whose capital is another one.
                 capital = sentence[:1].upper() if sentence[:1].isascii() else sentence[:1]
                 body = listed[1] if listed else capital + sentence[1:]
                 title = " ".join(start[0].split())
