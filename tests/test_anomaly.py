@@ -74,11 +74,6 @@ MODELS = {
 """A small model of each family, and its kinds of score."""
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 # Scores
 
 

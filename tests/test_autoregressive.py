@@ -308,7 +308,7 @@ def test_complete_draws_from_the_exact_conditional(net):
     log_p = np.where(consistent, log_prob(model, state, all_x), -np.inf)
     raster = model.completion == "raster"
     x = np.array(np.broadcast_to(shown, (4000, *shape)))
-    x[:, 1] = 0.7  # what is hidden is not looked at
+    x[:, 1] = 0.7  # hidden values, on which the draws must not depend
     complete = jax.jit(model.complete, static_argnames="particles")
     drawn = complete(state, x, mask, jax.random.key(9), particles=1 if raster else 200)
     drawn = np.asarray(drawn)

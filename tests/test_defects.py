@@ -34,11 +34,6 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_heat_map_adds_up_to_the_score_of_the_image(name, rng):
     model, kind, total = MODELS[name]

@@ -24,11 +24,6 @@ MODELS = "gen/models"
 CELLS = runpy.run_path(str(DOCS / "overview.py"))["cells"]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def test_every_family_has_a_page_in_the_navigation():
     families = {each.model.family for each in EXPERIMENTS.values()} - {"classifier"}
     pages = {gallery.argument(page, "reference"): page for page in gallery.family_pages()}

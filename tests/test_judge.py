@@ -21,11 +21,6 @@ from gen.uses import judge
 from gen.uses.classifier import Classifier, Prediction
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def with_moments(rng, n, mean, covariance):
     """Return points [n, F] whose mean and unbiased covariance are exactly the given ones."""
     z = rng.standard_normal((n, len(mean)))

@@ -32,11 +32,6 @@ GRID = np.stack(np.unravel_index(np.arange(3_000) % 60, SIZES), axis=1).astype(n
 """Independent factors of 3, 4 and 5 values, [3,000, 3]."""
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def random_factors(rng, n=6_000):
     return np.stack([rng.integers(0, size, n) for size in SIZES], axis=1)
 

@@ -19,11 +19,6 @@ LARGEST = 400_000
 """Bytes of a notebook with its outputs, at most."""
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def executed(name):
     return nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
 
