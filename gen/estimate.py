@@ -105,7 +105,7 @@ class Estimate:
             digits = max(0, 1 - math.floor(math.log10(self.stderr)))
         else:
             digits = 4
-        if digits > 6:
+        if digits > 6:  # most of them would be zeros
             number = f"{self.value:.6g} ± {self.stderr:.2g}"
         else:
             number = f"{self.value:.{digits}f} ± {self.stderr:.{digits}f}"

@@ -193,8 +193,8 @@ def read_rows(
         return images.x, images.label
     if suffix in (".csv", ".tsv"):
         _check_size(path)
-        titles = dict.fromkeys(each for word in words for each in (word, word.partition("=")[0]))
-        table = tables.read_csv(path, reading.label_column, tuple(titles), strict=False)
+        asked = dict.fromkeys(each for word in words for each in (word, word.partition("=")[0]))
+        table = tables.read_csv(path, reading.label_column, tuple(asked), strict=False)
         wanted, place = words or table.words, {word: i for i, word in enumerate(table.words)}
         titles = {word.partition("=")[0] for word in table.words if "=" in word}
         absent = [
