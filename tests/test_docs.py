@@ -62,6 +62,12 @@ def test_no_call_is_left_on_a_page():
         assert not re.search(r"^<!-- \{\{", text, re.MULTILINE), page
 
 
+def test_captions_of_pictures_name_the_settings_of_a_command():
+    scores = gallery.USE_CAPTIONS["anomaly"]
+    assert gallery.caption_of("anomaly-complexity-mnist") == f"{scores} (complexity, mnist)"
+    assert gallery.caption_of("samples") == "samples"
+
+
 def test_no_section_of_a_page_is_empty():
     for page, text in RENDERED.items():
         assert not re.search(r"^## [^\n]+\s*(^## |\Z)", text, re.MULTILINE), page
