@@ -42,8 +42,7 @@
 # A GAN is an *implicit* model: it draws images but gives no probability of an image. There is no
 # likelihood to report, and the losses do not say how good the samples are. So this notebook looks
 # at samples, at the discriminator, and at a classifier that judges the samples. It takes about eight
-# minutes of one core. Here it was executed on a busy machine, and the seconds above the curves are
-# longer.
+# minutes of one core.
 
 # %%
 import jax
