@@ -22,6 +22,7 @@ from gen.core import UserError, capabilities
 from gen.models.autoencoder import Autoencoder
 from gen.models.autoregressive import FVSBN, MADE, Autoregressive
 from gen.models.boltzmann import RBM
+from gen.models.gaussian_mixture import MixtureOfGaussians
 from gen.models.hmm import HMM, Bernoulli, Gaussian
 from gen.models.mixture import Mixture
 from gen.models.vae import VAE
@@ -194,6 +195,43 @@ def test_a_density_is_completed_within_a_vector():
     nll = completion.conditional_nll(model, state, np.asarray(x[:3]), np.asarray(mask))
     assert nll
     assert nll.settings == {"density": True}
+
+
+def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
+    """The law of the hidden variable is computed by SciPy, component by component.
+
+    Each row has a mask of its own, so that none but its own variables are shown.
+    """
+    model = MixtureOfGaussians((3,), components=2)
+    state = jax.jit(model.init)(jax.random.key(0))
+    factor = rng.standard_normal((2, 3, 3))
+    covariance, weight = factor @ factor.swapaxes(1, 2) + 0.1 * np.eye(3), [0.5, 0.5]
+    mean = np.array([[-1, 0, 1], [1, 1, -1]], np.float32)
+    root = np.linalg.cholesky(covariance).astype(np.float32)
+    state = state._replace(params=state.params._replace(mean=mean, root=root))
+    row = np.array([0.4, -0.3, 0.6], np.float32)
+    x = np.broadcast_to(row, (12_000, 3))
+    hidden = np.arange(12_000) % 3
+    mask = np.arange(3)[None] != hidden[:, None]
+    drawn = np.asarray(jax.jit(model.complete)(state, x, mask, jax.random.key(1)))
+    np.testing.assert_array_equal(drawn[mask], x[mask])
+    log_p = np.asarray(jax.jit(model.conditional_log_prob)(state, x[:3], mask[:3]))
+    for d in range(3):
+        s = [each for each in range(3) if each != d]
+        posterior, laws = [], []
+        for w, m, c in zip(weight, np.float64(mean), covariance, strict=True):
+            of_shown = c[d, s] @ np.linalg.inv(c[np.ix_(s, s)])
+            spread = np.sqrt(c[d, d] - of_shown @ c[s, d])
+            posterior.append(w * scipy.stats.multivariate_normal(m[s], c[np.ix_(s, s)]).pdf(row[s]))
+            laws.append(scipy.stats.norm(m[d] + of_shown @ (row[s] - m[s]), spread))
+        posterior = np.array(posterior) / sum(posterior)
+
+        def cdf(value, posterior=posterior, laws=laws):
+            return sum(p * law.cdf(value) for p, law in zip(posterior, laws, strict=True))
+
+        assert scipy.stats.kstest(drawn[hidden == d, d], cdf).pvalue > 1e-3
+        density = sum(p * law.pdf(row[d]) for p, law in zip(posterior, laws, strict=True))
+        assert log_p[d] == pytest.approx(np.log(density), abs=1e-4)
 
 
 def mixture_truth(n=2_000):

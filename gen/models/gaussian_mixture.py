@@ -162,6 +162,38 @@ class MixtureOfGaussians:
         """Return the responsibilities p(k | x), [B, K]."""
         return jax.nn.softmax(log_joint(state.params, flatten(batch["x"])), axis=1)
 
+    def complete(self, state: State, x: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+        """Draw k ~ p(k | shown), then the hidden variables given k and the shown ones.
+
+        With S the shown variables, y ~ N(μ_k, Σ_k) is corrected to the conditional law by
+
+            y + Σ_k[:, S] Σ_k[S, S]⁻¹ (x[S] − y[S]).
+        """
+        component_key, noise_key = jax.random.split(key)
+        rows, shown = flatten(x), _shown(x, mask)
+        joint = log_joint_of_shown(state.params, rows, shown)
+        k = jax.random.categorical(component_key, joint, axis=1)
+        noise = jax.random.normal(noise_key, rows.shape)
+
+        def draw(row):  # one at a time: [B, D, D] would be large
+            x, shown, k, noise = row
+            mean, root = state.params.mean[k], state.params.root[k]
+            y = mean + root @ noise
+            covariance = root @ root.T
+            factor = jnp.linalg.cholesky(_covariance_of_shown(covariance, shown))
+            gap = jnp.where(shown, x - y, 0.0)
+            return y + covariance @ jax.scipy.linalg.cho_solve((factor, True), gap)
+
+        drawn = jax.lax.map(draw, (rows, shown, k, noise))
+        return jnp.where(shown, rows, drawn).reshape(x.shape)
+
+    def conditional_log_prob(self, state: State, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return log p(hidden | shown) = log Σ_k π_k p(x | k) − log Σ_k π_k p(shown | k), [B]."""
+        rows = flatten(x)
+        joint = log_joint(state.params, rows)
+        of_shown = log_joint_of_shown(state.params, rows, _shown(x, mask))
+        return jax.nn.logsumexp(joint, axis=1) - jax.nn.logsumexp(of_shown, axis=1)
+
 
 def log_joint(params: Params, x: jax.Array) -> jax.Array:
     """Return log π_k N(x; μ_k, Σ_k), [B, K] nats.
@@ -180,3 +212,36 @@ def log_joint(params: Params, x: jax.Array) -> jax.Array:
 
     log_p = jax.lax.map(log_prob, (params.mean, params.root))
     return jax.nn.log_softmax(params.log_weight)[None] + log_p.T
+
+
+def log_joint_of_shown(params: Params, x: jax.Array, shown: jax.Array) -> jax.Array:
+    """Return log π_k N(x[S]; μ_k[S], Σ_k[S, S]) with S the shown variables, [B, K] nats.
+
+    Args:
+      params: the mixture's parameters.
+      x: examples, [B, D].
+      shown: where x is shown, [B, D]; the other variables are integrated out.
+    """
+
+    def log_prob(mean, root, x, shown):  # of one component and one example
+        factor = jnp.linalg.cholesky(_covariance_of_shown(root @ root.T, shown))
+        gap = jnp.where(shown, x - mean, 0.0)
+        scaled = jax.scipy.linalg.solve_triangular(factor, gap, lower=True)
+        log_det = jnp.log(jnp.diagonal(factor)).sum()  # ½ log det Σ[S, S]
+        return -0.5 * (scaled**2).sum() - log_det - 0.5 * shown.sum() * math.log(2 * math.pi)
+
+    of_components = jax.vmap(log_prob, (0, 0, None, None))
+    # One example at a time: [B, K, D, D] would be large.
+    log_p = jax.lax.map(lambda row: of_components(params.mean, params.root, *row), (x, shown))
+    return jax.nn.log_softmax(params.log_weight)[None] + log_p
+
+
+def _covariance_of_shown(covariance: jax.Array, shown: jax.Array) -> jax.Array:
+    """Return a covariance [D, D] in which the hidden variables are independent, of variance 1."""
+    both = shown[:, None] & shown[None, :]
+    return jnp.where(both, covariance, jnp.eye(len(shown)))
+
+
+def _shown(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return where x is shown, [B, D], for a mask that broadcasts to x."""
+    return flatten(jnp.broadcast_to(jnp.asarray(mask, bool), x.shape))
