@@ -290,6 +290,25 @@ def test_the_bound_of_continuous_codes_is_their_entropy_plus_the_log_density():
     log_density = -0.5 * (0.25 / 0.1) ** 2 - np.log(0.1 * np.sqrt(2 * np.pi))
     found = information_bound(codes, posterior, (), 1)
     np.testing.assert_allclose(found, [np.log(2) + log_density], rtol=1e-5)
+    # A fixed variance takes the place of the learned one.
+    found = information_bound(codes, posterior[:, :1], (), 1, 0.1**2)
+    np.testing.assert_allclose(found, [np.log(2) + log_density], rtol=1e-5)
+
+
+def test_an_infogan_trains_with_a_fixed_variance_of_its_continuous_codes():
+    fields = {"categorical_codes": (2,), "continuous_codes": 1}
+    learned, fixed = small(**fields), small(**fields, continuous_variance=1.0)
+    state = jax.jit(fixed.init)(jax.random.key(0))
+    kernel = state.discriminator.params["posterior"]["kernel"]
+    first = jax.jit(learned.init)(jax.random.key(0)).discriminator.params["posterior"]["kernel"]
+    assert (kernel.shape[1], first.shape[1]) == (3, 4)
+    batch = {"x": jnp.linspace(0, 1, 24).reshape(6, 4)}
+    state, metrics = jax.jit(fixed.step)(state, batch, jax.random.key(1))
+    # log 2 of the class, and log 2 − ½ log 2π of a code without any error.
+    assert metrics["information"] < 2 * np.log(2) - 0.5 * np.log(2 * np.pi)
+    assert jax.jit(fixed.encode)(state, batch).shape == (6, 3)
+    with pytest.raises(UserError, match="continuous_variance is"):
+        small(**fields, continuous_variance=0.0)
 
 
 def test_nmi_is_scikit_learns_with_the_error_of_the_jackknife():

@@ -6,7 +6,8 @@ generative adversarial nets", https://arxiv.org/abs/1606.03657.
 A vector of codes [K_1 + ... + K_J + continuous] has J categorical codes, each one-hot among K_j
 classes of equal probability, and then continuous codes, each uniform in [−1, 1]. The parameters of
 the posterior Q(c|x) are the logits of each categorical code, and then the means and the
-log-variances of the continuous ones, which are Gaussian under Q.
+log-variances of the continuous ones, which are Gaussian under Q. A variance that is fixed is not
+among them.
 """
 
 from __future__ import annotations
@@ -39,13 +40,19 @@ def draw_codes(key: jax.Array, n: int, categorical: Sequence[int], continuous: i
     return jnp.concatenate(parts, axis=1)
 
 
-def posterior_size(categorical: Sequence[int], continuous: int) -> int:
+def posterior_size(
+    categorical: Sequence[int], continuous: int, variance: float | None = None
+) -> int:
     """Return the number of parameters of Q(c|x)."""
-    return sum(categorical) + 2 * continuous
+    return sum(categorical) + (2 if variance is None else 1) * continuous
 
 
 def information_bound(
-    codes: jax.Array, posterior: jax.Array, categorical: Sequence[int], continuous: int
+    codes: jax.Array,
+    posterior: jax.Array,
+    categorical: Sequence[int],
+    continuous: int,
+    variance: float | None = None,
 ) -> jax.Array:
     """Return H(c) + log Q(c|x) of each pair (c, x), [B] nats.
 
@@ -57,6 +64,7 @@ def information_bound(
       posterior: the parameters of Q(c|x) at x = G(z, c), [B, posterior_size].
       categorical: the number of classes of each categorical code.
       continuous: the number of continuous codes.
+      variance: the variance of each continuous code under Q; None: `posterior` has log-variances.
     """
     entropy = sum(math.log(classes) for classes in categorical) + continuous * math.log(2)
     ends = np.cumsum(categorical, dtype=int)
@@ -65,8 +73,10 @@ def information_bound(
     log_q = jnp.zeros(len(codes))
     for one_hot, logit in zip(one_hots, logits, strict=True):
         log_q += jnp.sum(one_hot * jax.nn.log_softmax(logit), axis=1)
-    if continuous:
+    if continuous and variance is None:
         log_q += gaussian_log_prob(values, *jnp.split(moments, 2, axis=1))
+    elif continuous:
+        log_q += gaussian_log_prob(values, moments, jnp.full_like(moments, math.log(variance)))
     return entropy + log_q
 
 

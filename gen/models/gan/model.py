@@ -141,9 +141,9 @@ class GAN:
       InfoGAN's posterior Q.
     - The generator of a projection discriminator is given the label beside z, not by conditional
       batch normalisation.
-    - The variance of InfoGAN's continuous codes under Q is learned; the authors' program fixes it
-      for MNIST (`fix_std=True`).
-    - The weight of the continuous codes' bound is 0.1 by default; the authors' program takes 1.
+    - By default the variance of InfoGAN's continuous codes under Q is learned and the weight of
+      their bound is 0.1. The authors' program for MNIST fixes the variance at 1 (`fix_std=True`)
+      and takes weight 1.
     """
 
     family: ClassVar[str] = "GAN"
@@ -185,7 +185,9 @@ class GAN:
     """weight of the bound on the categorical codes' mutual information with the image"""
     continuous_weight: float = 0.1
     """weight of the bound on the continuous codes' mutual information with the image, which has no
-    upper limit"""
+    upper limit where the variance is learned"""
+    continuous_variance: float | None = None
+    """variance of the continuous codes under InfoGAN's posterior Q (None: learned)"""
     encoder: Any = None  # the command line takes the flags of a network from its value
     """network from an image in [−1, 1] to z, of a BiGAN (None: no encoder)"""
     pack: int = 1
@@ -223,6 +225,10 @@ class GAN:
         require(
             self.penalty_weight is None or self.penalty_weight > 0,
             f"GAN: penalty_weight is {self.penalty_weight}, must be positive",
+        )
+        require(
+            self.continuous_variance is None or self.continuous_variance > 0,
+            f"GAN: continuous_variance is {self.continuous_variance}, must be positive",
         )
         require(
             self.loss != "wasserstein"
@@ -737,7 +743,9 @@ class GAN:
             discriminator = nets.fitted(self.discriminator, out=(1,), axis_name=axis_name)
             return generator, discriminator, encoder
         features = nets.fitted(self.discriminator, out=None, axis_name=axis_name)
-        size = posterior_size(self.categorical_codes, self.continuous_codes)
+        size = posterior_size(
+            self.categorical_codes, self.continuous_codes, self.continuous_variance
+        )
         classes = self.classes if self._has_projection else 0
         heads = Heads(features, classes, size, self._has_batch_norm and size > 0, axis_name)
         return generator, heads, encoder
@@ -817,7 +825,11 @@ class GAN:
             codes[:, :first], posterior[:, :first], self.categorical_codes, 0
         )
         continuous = information_bound(
-            codes[:, first:], posterior[:, first:], (), self.continuous_codes
+            codes[:, first:],
+            posterior[:, first:],
+            (),
+            self.continuous_codes,
+            self.continuous_variance,
         )
         weights = self.information_weight, self.continuous_weight
         return categorical + continuous, weights[0] * categorical + weights[1] * continuous
