@@ -85,8 +85,10 @@ plots.grid(
 
 # %% [markdown]
 # `estimate.evaluate` measures the squared error per pixel over all test images, with its standard
-# error over the images. Principal component analysis (PCA) is the best *linear* autoencoder, so it
-# is a natural yardstick. Here it has as many components as the code has numbers.
+# error over the images. In the output, `exact` says that the value is computed without
+# approximation, and `n` is the number of images. Principal component analysis (PCA) is the best
+# *linear* autoencoder, so it is a natural yardstick. Here it has as many components as the code has
+# numbers.
 
 # %%
 training = mnist.decoded("train")
@@ -192,10 +194,10 @@ plots.grid(np.concatenate([shown, noisy, cleaned]), columns=12, labels=rows)
 #
 # A code can also be longer than the image if few of its numbers are in use at a time. The
 # **k-sparse** autoencoder keeps the 25 largest of 1,000 units and sets the others to 0. Each unit
-# then stands for a part of a digit. `filters` returns the weights of each unit as an image: bright
-# pixels excite the unit and dark pixels inhibit it. Many units are never among the 25 largest and
-# keep the noise from which their weights started. The figure shows the units that are in use most
-# often.
+# that is in use then stands for a stroke or for the rough shape of a digit. `filters` returns the
+# weights of each unit as an image: bright pixels excite the unit and dark pixels inhibit it. Many
+# units are never among the 25 largest and keep the noise from which their weights started. The
+# figure shows the units that are in use most often.
 
 # %%
 sparse = Autoencoder(
@@ -223,11 +225,11 @@ plots.grid(plots.signed(sparse.filters(sparse_trained.state)[most_used]), column
 #
 # Labels cost work, and images without labels are plentiful. Suppose that only 100 or 1,000 of the
 # 55,000 images have a label. `features.label_errors` draws that many images, the same number of
-# each digit, trains classifiers on different features of them, and measures their errors on the
-# 10,000 test images. The features are the pixels, principal components (PCA), the code of the
-# denoising autoencoder, and the code of an untrained one. The encoder is also fine-tuned on the
-# labels as a whole. All choices, such as the strength of regularisation, are made by
-# cross-validation among the labelled images.
+# each digit, trains classifiers (logistic regression and $k$ nearest neighbours, k-NN) on different
+# features of them, and measures their errors on the 10,000 test images. The features are the
+# pixels, principal components (PCA), the code of the denoising autoencoder, and the code of an
+# untrained one. The encoder is also fine-tuned on the labels as a whole. All choices, such as the
+# strength of regularisation, are made by cross-validation among the labelled images.
 
 # %%
 splits = {"train": training, "test": test}
@@ -236,8 +238,10 @@ plots.by_labels(features.error_lines(results), "labels predicted from features")
 
 # %% [markdown]
 # With 100 and with 1,000 labels the lowest error is the fine-tuned encoder's. The line "untrained
-# encoder" belongs to the same network without the training on unlabelled images. The gap between
-# the two lines is the gain from images without labels.
+# encoder, fine-tuned" belongs to the same network without the training on unlabelled images. The
+# gap between the two lines is the gain from images without labels. The error bars are standard
+# errors over the test images. Another draw of labelled images would give other errors, and
+# `draws=5` averages over five draws.
 #
 # ## Finding defects
 #

@@ -116,10 +116,11 @@ trained = gen.fit(
 )
 
 # %% [markdown]
-# The loss is −ELBO in nats per image, the sum of the two terms in the other panels. The
-# reconstruction term falls and the KL rises: the codes carry more and more information about the
-# image, and the reconstructions gain more than the KL costs. The dashed line is the same loss on
-# images that are not used in training, and `gen.fit` returns the state at which it was lowest.
+# The loss is −ELBO in nats per image, the sum of the two other panels: `reconstruction` is
+# $-\mathbb{E}_{q(z|x)}[\log p(x|z)]$, and `kl` is the KL. The reconstruction term falls and the KL
+# rises: the codes carry more and more information about the image, and the reconstructions gain
+# more than the KL costs. The dashed line is the same loss on images that are not used in training,
+# and `gen.fit` returns the state at which it was lowest.
 #
 # ## Samples
 #

@@ -69,8 +69,9 @@ SAMPLES = 2_000  # samples that are judged
 # discriminator 784 → 1024 → 512 → 256 → 1, with ReLU units. Thirty percent of the discriminator's
 # units are dropped in training.
 #
-# `gen.fit` calls `watch` after every step. The function draws samples ten times during training,
-# always from the same noise, so that each column shows one point of the latent space.
+# `gen.fit` calls `watch` during training, by `pause_every` at least at every multiple of `every`.
+# The function draws samples ten times, always from the same noise, so that each column shows one
+# point of the latent space.
 
 # %%
 mnist = data.load("mnist")
@@ -147,6 +148,8 @@ plots.grid(
 #
 # `scores` returns minus the logit of $D(x)$. The next figure compares $D$ on test images, which it
 # has not seen in training, on new samples, on uniform noise, and on test images turned upside down.
+# The height of a bin is its share of the images. Values beyond the axis are counted in the
+# outermost bins.
 
 # %%
 test = mnist.decoded("test")
@@ -165,12 +168,12 @@ for name, values in logits.items():
 plots.histograms({"logit of D": logits})
 
 # %% [markdown]
-# The discriminator has learned to tell data from *this generator's* samples, and nothing else. It
-# takes digits upside down for real as often as digits, because the generator never drew any. So it
-# is no judge of images in general, and a poor detector of anomalies.
+# The discriminator has learned to tell data from *this generator's* samples. It rejects noise, too.
+# But it takes digits upside down for real as often as digits, because the generator never drew any.
+# So it is no judge of images in general, and a poor detector of anomalies.
 #
-# It does have an opinion on single samples. The first row below are the samples that it takes for
-# real with the greatest certainty, and the second row those that it rejects with the greatest
+# It does have an opinion on single samples. The first row shows the samples that it takes for real
+# with the greatest certainty, and the second row the samples that it rejects with the greatest
 # certainty.
 
 # %%
@@ -220,8 +223,8 @@ plots.grid(conv_drawn[:60], columns=12)
 #
 # The game can fail. The best known failure is **mode collapse**: the generator draws a few images,
 # or a single one, that the discriminator happens to accept, and it no longer depends on $z$. It is
-# easily provoked by a learning rate that is fifty times larger. The data are the 8 × 8 digits of
-# scikit-learn, which train in seconds.
+# easily provoked by a learning rate of 0.01, which is fifty times the default of `GAN`. The data
+# are the 8 × 8 digits of scikit-learn, which train in seconds.
 
 # %%
 digits = data.load("digits")

@@ -89,7 +89,7 @@ show_matrices({"A": transition})
 # %% [markdown]
 # A hidden Markov model whose observation *is* the state is a Markov chain. So we write the chain as
 # an `HMM` with three states and three symbols, where state $k$ always shows symbol $k$. The model
-# holds logarithms of probabilities, and a small number takes the place of $\log 0$.
+# holds logarithms of probabilities, and $10^{-12}$ takes the place of a probability of 0.
 
 
 # %%
@@ -136,8 +136,8 @@ print("share of the rides     ", (np.bincount(z.ravel(), minlength=3) / z.size).
 print("eigenvalues            ", np.sort(np.real(eigenvalues))[::-1].round(3))
 
 # %% [markdown]
-# The second eigenvalue tells how fast the chain forgets: its influence shrinks by that factor with
-# each ride.
+# The second eigenvalue tells how fast the chain forgets: with each ride the influence of the first
+# place shrinks by that factor, here 0.55.
 #
 # ## The hidden chain
 #
@@ -220,7 +220,7 @@ print("best path:  enumeration", paths[log_joint.argmax()], "Viterbi", viterbi)
 def filtered(x):
     """Return p(z_t | x_1 … x_t) of each step of sequences [N, T, 1], [N, T, 3]."""
     rows = jnp.asarray(x).reshape(-1, 1)
-    log_likelihood = taxi.emission.log_prob(emission_params, rows, jnp.ones_like(rows, bool))
+    log_likelihood = taxi.emission.log_prob(emission_params, rows, ~jnp.isnan(rows))
     forward = partial(inference.filter, log(initial), log(transition))
     return np.asarray(jax.vmap(forward)(log_likelihood.reshape(*x.shape[:2], 3)).state)
 
@@ -234,9 +234,9 @@ for axis, belief, title in zip(
 ):
     axis.stackplot(np.arange(1, rides + 1), belief[0].T, colors=colours, alpha=0.6, labels=places)
     axis.scatter(np.arange(1, rides + 1), np.full(rides, 1.06), c=[colours[k] for k in z[0]], s=16)
-    axis.set(title=title, ylim=(0, 1.12), xlim=(1, rides), ylabel="probability")
+    axis.set(title=title, ylim=(0, 1.12), xlim=(0.5, rides + 0.5), ylabel="probability")
 axes[1].set(xlabel="ride; the dots above are the true places")
-axes[0].legend(loc="lower right", fontsize=8)
+axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 plt.show()
 
 # %%
@@ -254,8 +254,9 @@ for name, guess in guesses.items():
     )
 
 # %% [markdown]
-# Smoothing maximises the expected number of right places. Viterbi maximises the probability that
-# the whole path is right, and its places always form a path that is possible under $A$.
+# Few days are right in all 30 rides, so the table counts the days whose first ten are. Smoothing
+# maximises the expected number of right places. Viterbi maximises the probability that the whole
+# path is right, and its places always form a path that is possible under $A$.
 #
 # ## Learning from fares alone: Baum–Welch
 #
@@ -386,8 +387,8 @@ plt.show()
 # %% [markdown]
 # Look for the lowest value of each. AIC prefers three states, and BIC, whose penalty for a
 # parameter is larger, finds two and three nearly equal. With three states the hidden chain tells
-# calm, average and active years: the colours are the most probable path, and the black line is the
-# expected rate given all of the data.
+# calm (blue), average (olive) and active (red) years: the colours are the most probable path, and
+# the black line is the expected rate given all of the data.
 
 # %%
 chosen = min(3, MOST_STATES)
@@ -408,11 +409,12 @@ plt.show()
 # %% [markdown]
 # ### Is the model any good?
 #
-# A generative model can be asked for more data. Left: the distribution of a single year under one
-# Poisson rate and under the mixture that the hidden chain implies. Right: a forecast. The belief
-# about 2006 moves on by $A$ for each further year, so that the forecast for the next year knows the
-# present state, and the one for 50 years later is the stationary distribution again. Below, three
-# centuries drawn from the model beside the true one: would you find the true one?
+# A generative model can be asked for more data. The left panel shows the distribution of a single
+# year under one Poisson rate and under the mixture that the hidden chain implies. The right panel
+# is a forecast. The belief about 2006 moves on by $A$ for each further year, so that the forecast
+# for the next year knows the present state, and in 50 years it is the long-run distribution of the
+# left panel again. The last figure has three centuries drawn from the model and the true one. Would
+# you find the true one?
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
@@ -426,7 +428,7 @@ left.legend(frameon=False, fontsize=8)
 for ahead in (1, 5, 50):
     belief = smoothed[-1] @ np.linalg.matrix_power(moves, ahead)
     right.plot(n, poisson.pmf(n[:, None], rates) @ belief, label=f"{2006 + ahead}")
-right.set(xlabel="earthquakes of a year", title="forecast")
+right.set(xlabel="earthquakes of a year", ylabel="probability", title="forecast")
 right.legend(frameon=False, fontsize=8)
 plt.show()
 
@@ -436,17 +438,20 @@ series = [*drawn[:2], count, drawn[2]]
 figure, axes = plt.subplots(4, 1, figsize=(9, 4.5), layout="constrained", sharex=True, sharey=True)
 for axis, values in zip(axes, series, strict=True):
     axis.plot(years, values, linewidth=1)
+axes[-1].set(xlabel="year")
+figure.supylabel("earthquakes")
 plt.show()
 
 # %% [markdown]
 # ## Questions to try
 #
-# 1. Make the fares of the centre and the suburb more alike, `means = [10, 12, 30]`. How far do the
-#    four ways of guessing the places fall? Which one suffers least?
+# 1. Make the fares of the centre and the suburb more alike, `means = np.array([10.0, 12.0, 30.0])`.
+#    How far do the four ways of guessing the places fall? Which one suffers least?
 # 2. Let the driver be more restless: set all entries of `transition` to $⅓$. Why are filtering and
 #    smoothing then no better than each fare by itself?
-# 3. Some fares got lost. Set `fares[:, ::3] = np.nan`: the model sums missing observations out. How
-#    well are the places of these rides guessed, and what does `taxi.complete` draw for them?
+# 3. Some fares got lost. Set `fares[:, ::3] = np.nan` in a cell after the check of the three
+#    answers: the model sums missing observations out. How well do filtering, smoothing and Viterbi
+#    guess the places of these rides, and what does `taxi.complete` draw for them?
 # 4. Learn the taxi model with two and with four states. How does BIC choose?
 # 5. `gen.load("hmm_regimes")` is a model of a two-dimensional series with full covariances. Compare
 #    its tables with the true ones in `gen.data.generated`.

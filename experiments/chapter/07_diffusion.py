@@ -100,11 +100,11 @@ plots.grid(np.concatenate(rows), 10, [f"t = {t:.1f}" for t in np.linspace(0, 1, 
 # random time,
 #
 # $$L(θ) = \mathbb E_{t \sim U(0, 1)}\; \mathbb E_{x, ε}\;
-#   \lVert ε - \hat ε_θ(α_t x + σ_t ε,\, t) \rVert^2.$$
+#   \frac1D \lVert ε - \hat ε_θ(α_t x + σ_t ε,\, t) \rVert^2,$$
 #
-# The loss needs no adversary and no integral: it is plain regression. The error cannot reach zero,
-# because one $x_t$ can come from many $x$. The best prediction is the mean,
-# $\hat ε = \mathbb E[ε \mid x_t]$.
+# where $D$ is the number of variables, here 2. The loss needs no adversary and no integral: it is
+# plain regression. The error cannot reach zero, because one $x_t$ can come from many $x$. The best
+# prediction is the mean, $\hat ε = \mathbb E[ε \mid x_t]$.
 
 # %%
 result = gen.fit(
@@ -171,7 +171,14 @@ plt.show()
 #
 # $$x_s \sim q(x_s \mid x_t, x = \hat x).$$
 #
-# This is *ancestral sampling*. Below is its course from left to right, in 100 steps.
+# This distribution is Gaussian. With $α_{t|s} = α_t / α_s$ and
+# $σ_{t|s}^2 = σ_t^2 - α_{t|s}^2 σ_s^2$ it has
+#
+# $$\text{mean } \frac{α_{t|s}\, σ_s^2\, x_t + α_s\, σ_{t|s}^2\, \hat x}{σ_t^2}, \qquad
+#   \text{variance } \frac{σ_{t|s}^2\, σ_s^2}{σ_t^2}.$$
+#
+# Drawing from it again and again is *ancestral sampling*. The figure shows its course from left to
+# right, in 100 steps.
 
 # %%
 course = np.asarray(model.denoising(state, jax.random.key(2), POINTS, 5))
@@ -183,10 +190,10 @@ plt.show()
 
 # %% [markdown]
 # The same network can also move points *without* fresh noise, along the *probability flow*, an
-# ordinary differential equation whose solutions have the same densities $p_t$. The paths of single
-# points show the difference: ancestral sampling jitters towards a cloud, and the flow is smooth.
-# The flow is a deterministic map from noise to data, and so it has an inverse: every data point has
-# a code.
+# ordinary differential equation whose solutions have the same densities $p_t$. The right panel
+# solves it by Heun's method (`heun`). The paths of single points show the difference: ancestral
+# sampling jitters towards a cloud, and the flow is smooth. The flow is a deterministic map from
+# noise to data, and so it has an inverse: every data point has a code.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.7), layout="constrained")
@@ -232,8 +239,8 @@ for row, sampler in zip(axes, samplers, strict=True):
 plt.show()
 
 # %% [markdown]
-# A number for it: the mean distance of a sample from the nearest centre, in units of the clouds'
-# standard deviation. For the data it is $\sqrt{π/2} ≈ 1.25$.
+# A number measures this: the mean distance of a sample from the nearest centre, in units of the
+# clouds' standard deviation. For the data it is $\sqrt{π/2} ≈ 1.25$.
 
 
 # %%
@@ -256,23 +263,27 @@ axis.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# With a handful of steps only `heun` shows eight clouds, for twice the evaluations. With two dozen
-# steps `ancestral` is the closest to the data here, with clouds that are a little too tight: its
-# fresh noise also corrects the errors of earlier steps, which the deterministic samplers keep.
-# Which sampler is best depends on the data.
+# With a handful of steps only `heun` shows eight clouds, for twice the evaluations, but its clouds
+# are too wide. From 6 steps on `ancestral` has the smallest mean distance. With two dozen steps it
+# is the closest to the data here, with clouds that are a little too tight: its fresh noise also
+# corrects the errors of earlier steps, which the deterministic samplers keep. Which sampler is best
+# depends on the data.
 #
 # ## The likelihood bound
 #
 # A diffusion model is a deep variational autoencoder whose encoder, the noise, is fixed. So it has
 # a bound on the likelihood, with three terms:
 #
-# $$-\log p(x) \le \underbrace{KL(q(x_1|x) \Vert \mathcal N(0, I))}_\text{prior}
-#   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, E \lVert ε - \hat ε \rVert^2 dt}_\text{diffusion}
-#   + \underbrace{E[-\log p(x|x_0)]}_\text{reconstruction}.$$
+# $$-\log p(x) \le \underbrace{\mathrm{KL}(q(x_1|x) \Vert \mathcal N(0, I))}_\text{prior}
+#   + \underbrace{\int_0^1 \tfrac12 (-λ'_t)\, \mathbb E \lVert ε - \hat ε \rVert^2\,
+#   dt}_\text{diffusion} + \underbrace{\mathbb E[-\log p(x|x_0)]}_\text{reconstruction}.$$
 #
-# The diffusion term is the simple loss with a weight for each time. We know the density of this
-# toy, and no model can be better than its entropy. The simple loss was not made for the bound. A
-# second model is trained on the bound itself (`weighting="likelihood"`).
+# Here $λ'_t$ is the derivative of $λ_t$, which is negative. The diffusion term is the simple loss,
+# times $D$, with a weight for each time. We know the density of this toy, and no model can be
+# better than its entropy. The simple loss was not made for the bound. A second model is trained on
+# the bound itself (`weighting="likelihood"`), with a $λ_t$ that falls linearly in time
+# (`schedule="log_linear"`). The values are negative because they are logarithms of densities, which
+# can exceed 1.
 
 # %%
 by_bound = replace(model, schedule="log_linear", weighting="likelihood")
@@ -301,13 +312,15 @@ for name, (each, trained) in {
     print(f"{name:16s} {found['nll']}: {terms}")
 
 # %% [markdown]
-# Where does the diffusion term come from? The left panel has the mean squared error of the noise
-# that the first model predicts. At the end of the chain noise is easy to predict, because $x_t$
-# *is* the noise. At its beginning there is so little noise that it can hardly be seen, and the
-# error is the variance of the noise, 2. The term is an integral over time with the weight
-# $½ (-λ'_t)$. Over the log signal-to-noise ratio $λ$ in place of time the weight is simply ½, as in
-# the right panel, and the area under the curve is the diffusion term. Every unit of $λ$ counts as
-# much as any other, however little of it the eye would notice.
+# The model that is trained on the bound has the lower bound. Both values lie above the true one.
+#
+# Where does the diffusion term come from? The left panel has the squared error of the noise that
+# the first model predicts, summed over both coordinates. At the end of the chain noise is easy to
+# predict, because $x_t$ *is* the noise. At its beginning there is so little noise that it can
+# hardly be seen, and the error is the variance of the noise, 2. The term is an integral over time
+# with the weight $½ (-λ'_t)$. Over the log signal-to-noise ratio $λ$ in place of time the weight is
+# simply ½, as in the right panel, and the area under the curve is the diffusion term. Every unit of
+# $λ$ counts as much as any other, however little of it the eye would notice.
 
 # %%
 times = np.linspace(0, 1, 120) ** 2
@@ -366,8 +379,8 @@ trained = gen.fit(
 )
 
 # %% [markdown]
-# The course of the ancestral sampler, with a column for each class. The rough shape comes first and
-# the details last.
+# The figure shows the course of the ancestral sampler, with a column for each class. The rough
+# shape comes first and the details last.
 
 # %%
 course = np.asarray(painter.denoising(trained.state, jax.random.key(5), 10, 6))
@@ -406,10 +419,11 @@ for sampler in ("ancestral", "ddim", "dpm"):
 plots.grid(np.concatenate(rows), 10, titles)
 
 # %% [markdown]
-# **The bound** of the grey levels, also in bits per pixel. The model is told the class, so the
-# bound is on $-\log p(x \mid \text{class})$. Equal probabilities for all 17 levels would take
-# $\log_2 17 ≈ 4.09$ bits. Most of the bound is paid near $t = 0$, for grey levels that the eye does
-# not see, so that good samples and a good likelihood are two different aims.
+# **The bound.** The next cell evaluates the bound for the grey levels, also in bits per pixel. The
+# model is told the class, so the bound is on $-\log p(x \mid \text{class})$. Equal probabilities
+# for all 17 levels would take $\log_2 17 ≈ 4.09$ bits. Most of the bound is paid near $t = 0$, for
+# grey levels that the eye does not see, so that good samples and a good likelihood are two
+# different aims.
 
 # %%
 test = {"x": digits.test["x"] / np.float32(16), "label": digits.test["label"]}
@@ -437,8 +451,8 @@ plots.grid(rows, 10, ["test digits", "shown", *["completed"] * 3])
 # 2. Draw the arrows at $t = 0.02$ and $t = 0.99$. Where does the network go wrong, and does it
 #    matter for the samples?
 # 3. Encode the toy's test points by `model.encode` and draw the codes, coloured by cloud
-#    (`toy.test["label"]`). Which distribution have all codes together?
-# 4. `schedule="linear"` is the one of the DDPM paper. Compare the times at which the digits become
-#    visible.
+#    (`toy.test["label"]`). Which distribution do all codes together have?
+# 4. `schedule="linear"` is the schedule of the DDPM paper. Compare the times at which the digits
+#    become visible.
 # 5. How few steps does `dpm` need with `guidance=4.0`?
 # 6. Set `resamplings=1` in the completion. Do the lower halves still follow the upper ones?

@@ -176,9 +176,10 @@ for name, nll in sorted(found.items(), key=lambda item: item[1].value):
 # %% [markdown]
 # ## Every family, on 8 × 8 pixels
 #
-# The digits of scikit-learn, with their grey values drawn as black or white. The ten test digits
-# are the clearest ones for a classifier. Four models are published. An autoencoder, a GAN, a
-# mixture and a hidden Markov model, which reads an image row by row, are trained here.
+# The second half takes the digits of scikit-learn, with their grey values drawn as black or white.
+# The ten test digits are the clearest ones for a classifier. Four models are published. An
+# autoencoder, a GAN, a mixture and a hidden Markov model, which reads an image row by row, are
+# trained here.
 
 # %%
 digits = data.load("digits")
@@ -249,9 +250,9 @@ through(small, ten_small, np.asarray(train["x"][:10]))
 mean_completions(small, ten_small)
 
 # %% [markdown]
-# The likelihoods of the test digits. The RBM has only 16 hidden units, so that its $\log Z$ is a
-# sum over $2^{16}$ states and its value is exact. The published models were trained on images
-# binarised anew in each step, and the others on one fixed draw.
+# The next cell has the likelihoods of the test digits. The RBM has only 16 hidden units, so that
+# its $\log Z$ is a sum over $2^{16}$ states and its value is exact. The published models were
+# trained on images binarised anew in each step, and the others on one fixed draw.
 
 # %%
 found = likelihoods(small, x_small)
@@ -270,7 +271,8 @@ figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
 names = sorted(found, key=lambda name: found[name].value)
 for i, nll in enumerate(found[name] for name in names):
     difference = nll.per_example - found["PixelCNN"].per_example
-    difference += nll.value - found["PixelCNN"].value - difference.mean()  # up to a constant
+    # The values of single images may lack a constant, such as log Z, which the mean has.
+    difference += nll.value - found["PixelCNN"].value - difference.mean()
     error = difference.std() / np.sqrt(len(difference))
     axis.errorbar(difference.mean(), i, xerr=2 * error, marker="o", capsize=3, color=f"C{i}")
 axis.axvline(0, color="black", linewidth=0.8)
@@ -280,7 +282,8 @@ axis.set(xlabel="nats above the PixelCNN, with two standard errors")
 plt.show()
 
 # %% [markdown]
-# The same numbers for each of the ten digits. The families mostly agree on which digits are cheap.
+# The next table has the same numbers for each of the ten digits. The families mostly agree on which
+# digits are cheap.
 
 # %%
 each = {name: e.per_example - e.per_example.mean() + e.value for name, e in found.items()}
@@ -300,8 +303,9 @@ plt.show()
 # Every model has a `score` that is higher for stranger images: $-\log p(x)$ or its bound, the error
 # of a reconstruction, the free energy, or the discriminator's doubt. Units differ, so we compare
 # ranks. The AUROC is the probability that a strange image scores higher than a normal one: ½ is
-# chance and 1 is perfect. The strange images are test digits that are mirrored, of which four
-# pixels are inverted, or whose pixels are shuffled within blocks of 2 × 2.
+# chance and 1 is perfect. The strange images are of three kinds: test digits that are mirrored,
+# test digits with four inverted pixels, and test digits whose pixels are shuffled within blocks of
+# 2 × 2.
 
 # %%
 rng = np.random.default_rng(0)
