@@ -542,7 +542,12 @@ def _published(path: Path) -> Path:
             f"the run runs/{path}-seed0, which can be given in its place"
         )
     near = difflib.get_close_matches(str(path), names)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"published are {', '.join(names)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"{len(names)} models are published, such as vae_digits, and python -m experiments "
+        "list NAME says whether NAME is one of them"
+    )
     raise UserError(
         f"{path} holds no run and is no published model: python -m experiments train NAME --out "
         f"{path} makes a run; {hint}"

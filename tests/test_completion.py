@@ -336,6 +336,17 @@ def test_the_command_fills_in_the_same_examples_by_every_model(tmp_path, monkeyp
     assert "12 test examples of digits" in capsys.readouterr().out
 
 
+def test_a_table_too_wide_for_the_terminal_has_its_equal_columns_in_the_caption():
+    rows = [{"experiment": "gaussians_odds", "occlusion": name, "a": 1.0} for name in "bc"]
+    wide, narrow = (base.as_table("title", rows, width) for width in (60, 30))
+    assert [column.header for column in wide.columns] == ["experiment", "occlusion", "a"]
+    assert wide.caption is None
+    assert [column.header for column in narrow.columns] == ["occlusion"]
+    assert narrow.caption == "experiment: gaussians_odds, a: 1"
+    # A table of one row keeps its columns.
+    assert len(base.as_table("title", rows[:1], 30).columns) == 3
+
+
 def test_models_of_other_data_and_without_completions_are_refused():
     mixture = subject("mixture", Mixture(components=2))
     other = mixture._replace(name="other", dataset=data.load("eight_gaussians"))

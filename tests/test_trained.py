@@ -144,7 +144,7 @@ def test_a_run_of_an_older_version_is_sampled_by_the_command_line(run_folder, tm
 @pytest.mark.parametrize("path", ["nowhere", "vae_digit", "runs/nowhere"])
 def test_a_name_without_a_run_says_what_is_published(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hint = "did you mean .*vae_digits" if path == "vae_digit" else "published are .*pixelcnn"
+    hint = "did you mean .*vae_digits" if path == "vae_digit" else "list NAME says whether"
     with pytest.raises(UserError, match=f"{path} holds no run and is no published.*{hint}"):
         gen.load(path)
     assert not list(tmp_path.iterdir())

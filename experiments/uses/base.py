@@ -193,15 +193,36 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     return {**outcome.record, "rows": rows}
 
 
-def as_table(title: str, rows: Sequence[Row]) -> Any:
-    """Return rows as a table for the terminal, which never cuts a text."""
+def as_table(title: str, rows: Sequence[Row], width: int | None = None) -> Any:
+    """Return rows as a table for the terminal, which never cuts a text.
+
+    Where the table would break words, the columns that have one value stand in its caption.
+
+    Args:
+      title: the title of the table.
+      rows: the cells of each row, by column.
+      width: the width of the terminal in characters (None: as it is).
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
     cells = row_cells(rows)
+    texts = {column: [column, *(row[column] for row in cells)] for column in cells[0]}
+    words = {column: max(map(len, " ".join(texts[column]).split())) for column in texts}
+    width = width or Console().width
+
+    def needed() -> int:  # with the space between the columns
+        return sum(words[column] + 3 for column in cells[0])
+
+    if needed() > width and len(cells) > 1:
+        equal = [column for column in words if len({row[column] for row in cells}) == 1]
+        table.caption = ", ".join(f"{column}: {cells[0][column]}" for column in equal)
+        cells = [{c: text for c, text in row.items() if c not in equal} for row in cells]
+    fits = needed() <= width
     for column in cells[0]:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", min_width=words[column] if fits else None)
     for row in cells:
         table.add_row(*row.values())
     return table

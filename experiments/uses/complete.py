@@ -263,7 +263,8 @@ def command(arguments: list[str]) -> int:
     rows: list[Row] = [
         {"experiment": each.subject.name, **row} for each in results for row in each.outcome.rows
     ]
-    title = f"{chosen.examples:,} test examples of {subjects[0].dataset.name}"
+    examples = results[0].outcome.record["examples"]
+    title = f"{examples:,} test examples of {subjects[0].dataset.name}"
     Console().print(as_table(title, rows))
     for each in results:
         finish(each.subject, COMMAND, each.outcome, chosen.publish)
