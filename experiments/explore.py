@@ -260,8 +260,7 @@ def train_all(
             except FAILURES as error:
                 left_out.append(f"{candidate.name}: {first_line(error)}")
                 print(f"left out: {left_out[-1]}", flush=True)
-            if signals.received == OVER:
-                signals.received = ""
+            signals.exchange(OVER, "")
     evaluator.stop()
     return side_by_side(entries), left_out
 
@@ -462,12 +461,8 @@ def run_plan(
       UserError: a metric became NaN or infinite.
     """
 
-    def stop() -> None:
-        if not signals.received:
-            signals.received = OVER
-
     longest = max(1.0, min(1.3 * plan.seconds, end - time.monotonic()))
-    clock = threading.Timer(longest, stop)
+    clock = threading.Timer(longest, signals.exchange, ("", OVER))
     clock.daemon = True
     clock.start()
     try:

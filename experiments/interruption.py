@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 INTERRUPTED = 75
@@ -50,6 +50,14 @@ class Interruption:
     never ends it"""
     say: Callable[[str], None] = write_line
     """function that tells the user that the signal has come; it must wait for no lock"""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """lock on `received`, which signals set in a thread of their own"""
+
+    def exchange(self, expected: str, new: str) -> None:
+        """Set `received` to another name if it is the expected one, so that no signal is lost."""
+        with self.lock:
+            if self.received == expected:
+                self.received = new
 
     def act(self, name: str) -> None:
         """Act on a signal, in a thread of its own.
@@ -60,7 +68,8 @@ class Interruption:
         if self.patient:
             if self.received in signal.Signals.__members__:  # it can also be an end of the time
                 leave(f"{name}: stopped")
-            self.received = name
+            with self.lock:
+                self.received = name
             self.say(f"{name}: no further training; a second signal ends the process at once")
             return
         if self.activity:

@@ -156,6 +156,16 @@ def test_a_patient_process_goes_on_after_the_first_signal(before, monkeypatch):
     assert ended == ["SIGINT: stopped"]
 
 
+def test_the_end_of_the_time_takes_the_place_of_no_signal():
+    signals = Interruption(patient=True, say=lambda text: None)
+    signals.exchange("", explore.OVER)
+    assert signals.received == explore.OVER
+    signals.act("SIGINT")
+    for expected, new in (("", explore.OVER), (explore.OVER, "")):
+        signals.exchange(expected, new)
+        assert signals.received == "SIGINT"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
