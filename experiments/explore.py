@@ -460,7 +460,6 @@ def run_plan(
     Raises:
       UserError: a metric became NaN or infinite.
     """
-
     longest = max(1.0, min(1.3 * plan.seconds, end - time.monotonic()))
     clock = threading.Timer(longest, signals.exchange, ("", OVER))
     clock.daemon = True
