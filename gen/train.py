@@ -14,6 +14,7 @@ using several devices and training several seeds at once change results by round
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import is_dataclass
@@ -52,6 +53,12 @@ Program = TypeVar("Program")
 
 PROGRAMS = 16
 """Different models and settings, at most, whose compiled functions are kept for later calls."""
+
+AHEAD = 0.5
+"""Seconds of computation by which the dispatched steps of `fit` may be ahead of the computed ones.
+
+Without a limit a progress bar shows steps that are not done yet, and Ctrl-C waits for them.
+"""
 
 LARGEST_METRIC = 1e28
 """Metrics beyond it mean that training has diverged, although they are finite.
@@ -577,6 +584,7 @@ def fit(
         check_not_donated(start[1])
     step, carry = start or (0, programs.begin(data, seeds))
     epoch, order = -1, None
+    ahead, most_ahead, waited = 0, 1.0, time.monotonic()  # dispatches that are not computed yet
     while step < steps and not stalled(step, carry, validate_every, early_stop):
         if step // epoch_steps != epoch:
             epoch = step // epoch_steps
@@ -588,8 +596,11 @@ def fit(
             carry, data, order, seeds, rate_arrays, np.int32(step), np.int32(end)
         )
         step = end
-        if wait:
+        ahead += 1
+        if wait or ahead >= most_ahead:
             jax.block_until_ready(carry)
+            now = time.monotonic()
+            most_ahead, ahead, waited = AHEAD * ahead / max(now - waited, 1e-9), 0, now
         metrics = {}
         if step % report_every == 0 or step == steps:
             metrics |= _means(carry)

@@ -4,6 +4,7 @@ import inspect
 import socket
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -82,6 +83,18 @@ def test_pauses_end_a_dispatch():
     options: Any = {"batch_size": 1, "report_every": 50, "steps_per_dispatch": 100}
     steps = [p.step for p in train.fit(Counter(), DATA, steps=20, pause_every=[7], **options)]
     assert steps == [7, 10, 14, 20]  # an epoch has 10 steps
+
+
+def test_dispatched_steps_are_ahead_of_the_computed_ones_by_a_limited_time(monkeypatch):
+    """Each wait finds that 0.1 seconds have passed, and steps may be ahead by 0.5 seconds."""
+    tenths, waits = iter(range(100)), []
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * next(tenths))
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(jax, "block_until_ready", lambda carry: waits.append(int(carry.count)))
+    for _ in train.fit(Counter(), DATA, steps=40, batch_size=5, report_every=40):
+        pass
+    # One step took 0.1 seconds, so that 5 may be ahead; then 5 took as long, so that 25 may.
+    assert waits == [1, 6, 31]
 
 
 def test_equal_settings_share_their_compiled_functions():
