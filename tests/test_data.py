@@ -676,6 +676,16 @@ def test_a_download_is_checked_and_cached(tmp_path, monkeypatch):
     assert data.fetch("file.bin", url, sha256).read_bytes() == content
 
 
+def test_a_notebook_without_widgets_shows_no_warning_of_pooch(tmp_path, monkeypatch):
+    line = "import warnings; warnings.warn('IProgress not found. Please update jupyter')"
+    (tmp_path / "pooch.py").write_text(f"{line}\nfile_hash = lambda path: 'sum'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "pooch", None)  # afterwards it is what it was before
+    del sys.modules["pooch"]
+    monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
+    assert data.fetch("pooch.py", "", "sum") == tmp_path / "pooch.py"
+
+
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     """Serve files without writing a log."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,10 @@ def fetch(name: str, url: str, sha256: str) -> Path:
     Raises:
       UserError: the file has another SHA-256, or it cannot be downloaded.
     """
-    import pooch
+    with warnings.catch_warnings():
+        # pooch loads tqdm, which asks for ipywidgets in a notebook without them.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import pooch
 
     folder = os.environ.get("GEN_DATA_DIR")
     if folder and (local := expand_user(folder) / name).is_file():
