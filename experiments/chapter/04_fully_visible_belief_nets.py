@@ -25,7 +25,7 @@
 # | **none** | the model has no distribution of $x$ | autoencoders |
 #
 # This notebook is about the first row. Its models are trained on the likelihood itself, and two of
-# them can be compared by one number that means the same for both.
+# them can be compared by one number that means the same for both. It takes about two minutes.
 
 # %% tags=["parameters"] quick={"STEPS_FVSBN": 20, "STEPS_MADE": 10, "STEPS_NADE": 5, "TEST_IMAGES": 100, "COMPLETIONS": 2}
 STEPS_FVSBN = 4_000

@@ -17,7 +17,7 @@
 # directions. It has an *energy* for every state of all units, and states of low energy are likely.
 # We begin with a machine that is small enough to write down all of its states. Then we restrict its
 # connections so that it can learn images, apply it to documents, and monitor a simulated plant with
-# it. The notebook takes about three minutes.
+# it. The notebook takes about two minutes.
 
 # %% tags=["parameters"] quick={"STEPS_PARITY": 100, "STEPS_RBM": 50, "STEPS_NEWS": 100, "STEPS_PLANT": 100, "AIS_TEMPERATURES": 20, "LONG_CHAIN": 60}
 STEPS_PARITY = 2_000

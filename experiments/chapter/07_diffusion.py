@@ -15,7 +15,7 @@
 #
 # It is easy to destroy an image by noise, little by little. A diffusion model learns to undo each
 # small step. To draw a new image it starts from pure noise and undoes all of them. We begin with
-# points in the plane, where everything can be seen, and then draw digits. It takes about four
+# points in the plane, where everything can be seen, and then draw digits. It takes two to four
 # minutes.
 
 # %% tags=["parameters"] quick={"STEPS_TOY": 200, "STEPS_LIKELIHOOD": 200, "STEPS_DIGITS": 100, "POINTS": 300, "FEW": [3], "FEW_DIGITS": [4]}
