@@ -469,6 +469,7 @@ def run_plan(
         code = train_run(name, with_absolute_path(plan.experiment), options, plan.command, signals)
     finally:
         clock.cancel()
+        clock.join()  # it may be at its exchange
         signals.say = interruption.write_line  # in place of the training's progress bar
     require(code in (0, INTERRUPTED), "its training diverged")
 

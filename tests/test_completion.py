@@ -1,6 +1,7 @@
 """Completions: laws of draws against enumeration, and measures against constructed draws."""
 
 import functools
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import scipy.special
 import scipy.stats
 from conftest import NAMES, batch_of, entry_of
+from rich.console import Console
 
 from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
@@ -205,10 +207,12 @@ def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
     model = MixtureOfGaussians((3,), components=2)
     state = jax.jit(model.init)(jax.random.key(0))
     factor = rng.standard_normal((2, 3, 3))
-    covariance, weight = factor @ factor.swapaxes(1, 2) + 0.1 * np.eye(3), [0.5, 0.5]
+    covariance, weight = factor @ factor.swapaxes(1, 2) + 0.1 * np.eye(3), [0.2, 0.8]
     mean = np.array([[-1, 0, 1], [1, 1, -1]], np.float32)
     root = np.linalg.cholesky(covariance).astype(np.float32)
-    state = state._replace(params=state.params._replace(mean=mean, root=root))
+    log_weight = np.log(weight).astype(np.float32)
+    params = state.params._replace(log_weight=log_weight, mean=mean, root=root)
+    state = state._replace(params=params)
     row = np.array([0.4, -0.3, 0.6], np.float32)
     x = np.broadcast_to(row, (12_000, 3))
     hidden = np.arange(12_000) % 3
@@ -232,6 +236,16 @@ def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
         assert scipy.stats.kstest(drawn[hidden == d, d], cdf).pvalue > 1e-3
         density = sum(p * law.pdf(row[d]) for p, law in zip(posterior, laws, strict=True))
         assert log_p[d] == pytest.approx(np.log(density), abs=1e-4)
+    # Two hidden variables have their joint law. One component takes all of the weight.
+    log_weight = np.array([0, -1e9], np.float32)
+    one = state._replace(params=state.params._replace(log_weight=log_weight))
+    complete = jax.jit(model.complete)
+    pairs = np.asarray(complete(one, x, np.array([1, 0, 0]), jax.random.key(2)))[:, 1:]
+    c = covariance[0]
+    law = c[1:, 1:] - np.outer(c[1:, 0], c[0, 1:]) / c[0, 0]
+    scale = np.sqrt(np.outer(law.diagonal(), law.diagonal()))
+    assert abs(law / scale)[0, 1] > 0.2
+    assert np.abs((np.cov(pairs.T) - law) / scale).max() < 0.06
 
 
 def mixture_truth(n=2_000):
@@ -343,8 +357,17 @@ def test_a_table_too_wide_for_the_terminal_has_its_equal_columns_in_the_caption(
     assert wide.caption is None
     assert [column.header for column in narrow.columns] == ["occlusion"]
     assert narrow.caption == "experiment: gaussians_odds, a: 1"
-    # A table of one row keeps its columns.
-    assert len(base.as_table("title", rows[:1], 30).columns) == 3
+    # A table of one row, or of equal rows, keeps its columns.
+    for same in (rows[:1], [rows[0], rows[0]]):
+        assert len(base.as_table("title", same, 30).columns) == 3
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 80])
+def test_a_table_never_cuts_a_text(width):
+    rows = [{"a": "the cat sat on the mat and ran off", "b": 30 * "B"}, {"a": "x", "b": 30 * "C"}]
+    printed = io.StringIO()
+    Console(file=printed, width=width).print(base.as_table("title", rows, width))
+    assert printed.getvalue().count("B") == 30
 
 
 def test_models_of_other_data_and_without_completions_are_refused():

@@ -156,7 +156,7 @@ def test_a_patient_process_goes_on_after_the_first_signal(before, monkeypatch):
     assert ended == ["SIGINT: stopped"]
 
 
-def test_the_end_of_the_time_takes_the_place_of_no_signal():
+def test_the_end_of_the_time_never_replaces_a_signal():
     signals = Interruption(patient=True, say=lambda text: None)
     signals.exchange("", explore.OVER)
     assert signals.received == explore.OVER

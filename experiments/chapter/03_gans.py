@@ -69,9 +69,9 @@ SAMPLES = 2_000  # samples that are judged
 # discriminator 784 → 1024 → 512 → 256 → 1, with ReLU units. Thirty percent of the discriminator's
 # units are dropped in training.
 #
-# `gen.fit` calls `watch` during training, by `pause_every` at least at every multiple of `every`.
-# The function draws samples ten times, always from the same noise, so that each column shows one
-# point of the latent space.
+# `gen.fit` calls `watch` again and again during training. `pause_every` makes sure that it does so
+# at every multiple of `every`. The function draws samples ten times, always from the same noise, so
+# that each column shows one point of the latent space.
 
 # %%
 mnist = data.load("mnist")

@@ -136,8 +136,8 @@ print("share of the rides     ", (np.bincount(z.ravel(), minlength=3) / z.size).
 print("eigenvalues            ", np.sort(np.real(eigenvalues))[::-1].round(3))
 
 # %% [markdown]
-# The second eigenvalue tells how fast the chain forgets: with each ride the influence of the first
-# place shrinks by that factor, here 0.55.
+# The second eigenvalue tells how fast the chain forgets: in the long run the influence of the first
+# place shrinks by that factor with each ride, here 0.55.
 #
 # ## The hidden chain
 #
@@ -449,9 +449,10 @@ plt.show()
 #    How far do the four ways of guessing the places fall? Which one suffers least?
 # 2. Let the driver be more restless: set all entries of `transition` to $⅓$. Why are filtering and
 #    smoothing then no better than each fare by itself?
-# 3. Some fares got lost. Set `fares[:, ::3] = np.nan` in a cell after the check of the three
-#    answers: the model sums missing observations out. How well do filtering, smoothing and Viterbi
-#    guess the places of these rides, and what does `taxi.complete` draw for them?
+# 3. Some fares got lost. Set `fares = np.where(np.arange(rides)[:, None] % 3 == 0, np.nan, fares)`
+#    in a cell after the check of the three answers, and run the cells below it: the model sums
+#    missing observations out. How well do filtering, smoothing and Viterbi guess the places of
+#    these rides, and what does `taxi.complete` draw for them?
 # 4. Learn the taxi model with two and with four states. How does BIC choose?
 # 5. `gen.load("hmm_regimes")` is a model of a two-dimensional series with full covariances. Compare
 #    its tables with the true ones in `gen.data.generated`.

@@ -282,8 +282,8 @@ plt.show()
 # times $D$, with a weight for each time. We know the density of this toy, and no model can be
 # better than its entropy. The simple loss was not made for the bound. A second model is trained on
 # the bound itself (`weighting="likelihood"`), with a $λ_t$ that falls linearly in time
-# (`schedule="log_linear"`). The values are negative because they are logarithms of densities, which
-# can exceed 1.
+# (`schedule="log_linear"`). The values of $-\log p(x)$ are negative where the density exceeds 1, as
+# it does in these small clouds.
 
 # %%
 by_bound = replace(model, schedule="log_linear", weighting="likelihood")
@@ -312,7 +312,8 @@ for name, (each, trained) in {
     print(f"{name:16s} {found['nll']}: {terms}")
 
 # %% [markdown]
-# The model that is trained on the bound has the lower bound. Both values lie above the true one.
+# Both bounds lie above the true value. The model that is trained on the bound comes closer to it
+# here.
 #
 # Where does the diffusion term come from? The left panel has the squared error of the noise that
 # the first model predicts, summed over both coordinates. At the end of the chain noise is easy to

@@ -169,8 +169,8 @@ EXPERIMENTS = {
     # One code of ten classes and four continuous codes beside 62 dimensions of noise (Chen et al.
     # 2016, https://arxiv.org/abs/1606.03657, appendix C.1), with their learning rates. Channels and
     # units are halved, kernels are 3 × 3 where theirs are 4 × 4, and the weight of the continuous
-    # codes' bound is 0.1, where their program takes 1. They have two continuous codes, after which
-    # the class code tells slants and widths apart, too.
+    # codes' bound is 0.1, where their program takes 1. They have two continuous codes. With two,
+    # the class code of this model also distinguishes slants and widths.
     #
     # python -m experiments train infogan_mnist --seeds 0 1 2
     # RESULT

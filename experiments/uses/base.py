@@ -218,11 +218,19 @@ def as_table(title: str, rows: Sequence[Row], width: int | None = None) -> Any:
 
     if needed() > width and len(cells) > 1:
         equal = [column for column in words if len({row[column] for row in cells}) == 1]
-        table.caption = ", ".join(f"{column}: {cells[0][column]}" for column in equal)
-        cells = [{c: text for c, text in row.items() if c not in equal} for row in cells]
-    fits = needed() <= width
+        if len(equal) < len(words):
+            table.caption = ", ".join(f"{column}: {cells[0][column]}" for column in equal)
+            cells = [{c: text for c, text in row.items() if c not in equal} for row in cells]
+    # Rich would shrink all columns evenly and then crop the lines. Here a column has the width of
+    # its longest word, and a share of the spare characters.
+    widths: dict[str, int | None] = dict.fromkeys(cells[0])
+    if (spare := width - needed()) >= 0:
+        missing = {column: max(map(len, texts[column])) - words[column] for column in cells[0]}
+        for i, column in enumerate(sorted(missing, key=missing.__getitem__)):
+            extra = min(missing[column], spare // (len(missing) - i))
+            widths[column], spare = words[column] + extra, spare - extra
     for column in cells[0]:
-        table.add_column(column, overflow="fold", min_width=words[column] if fits else None)
+        table.add_column(column, overflow="fold", width=widths[column])
     for row in cells:
         table.add_row(*row.values())
     return table

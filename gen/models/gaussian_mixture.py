@@ -179,10 +179,9 @@ class MixtureOfGaussians:
             x, shown, k, noise = row
             mean, root = state.params.mean[k], state.params.root[k]
             y = mean + root @ noise
-            covariance = root @ root.T
-            factor = jnp.linalg.cholesky(_covariance_of_shown(covariance, shown))
+            factor = _factor_of_shown(root, shown)
             gap = jnp.where(shown, x - y, 0.0)
-            return y + covariance @ jax.scipy.linalg.cho_solve((factor, True), gap)
+            return y + root @ (root.T @ jax.scipy.linalg.cho_solve((factor, True), gap))
 
         drawn = jax.lax.map(draw, (rows, shown, k, noise))
         return jnp.where(shown, rows, drawn).reshape(x.shape)
@@ -224,22 +223,30 @@ def log_joint_of_shown(params: Params, x: jax.Array, shown: jax.Array) -> jax.Ar
     """
 
     def log_prob(mean, root, x, shown):  # of one component and one example
-        factor = jnp.linalg.cholesky(_covariance_of_shown(root @ root.T, shown))
+        factor = _factor_of_shown(root, shown)
         gap = jnp.where(shown, x - mean, 0.0)
         scaled = jax.scipy.linalg.solve_triangular(factor, gap, lower=True)
-        log_det = jnp.log(jnp.diagonal(factor)).sum()  # ½ log det Σ[S, S]
+        log_det = jnp.log(jnp.abs(jnp.diagonal(factor))).sum()  # ½ log det Σ[S, S]
         return -0.5 * (scaled**2).sum() - log_det - 0.5 * shown.sum() * math.log(2 * math.pi)
 
-    of_components = jax.vmap(log_prob, (0, 0, None, None))
-    # One example at a time: [B, K, D, D] would be large.
-    log_p = jax.lax.map(lambda row: of_components(params.mean, params.root, *row), (x, shown))
+    def of_row(row):  # one component at a time: [K, D, D] would be large
+        components = params.mean, params.root
+        return jax.lax.map(lambda component: log_prob(*component, *row), components)
+
+    log_p = jax.lax.map(of_row, (x, shown))
     return jax.nn.log_softmax(params.log_weight)[None] + log_p
 
 
-def _covariance_of_shown(covariance: jax.Array, shown: jax.Array) -> jax.Array:
-    """Return a covariance [D, D] in which the hidden variables are independent, of variance 1."""
-    both = shown[:, None] & shown[None, :]
-    return jnp.where(both, covariance, jnp.eye(len(shown)))
+def _factor_of_shown(root: jax.Array, shown: jax.Array) -> jax.Array:
+    """Return L [D, D], lower triangular, with L Lᵀ = Σ[S, S], for Σ = R Rᵀ and the shown variables.
+
+    In L Lᵀ the hidden variables are independent, of variance 1. L is from a QR decomposition of the
+    rows of R, because Σ has the square of the condition number of R. The diagonal of L can have
+    either sign.
+    """
+    of_hidden = jnp.diag(jnp.where(shown, 0.0, 1.0))
+    rows = jnp.concatenate([jnp.where(shown[:, None], root, 0.0), of_hidden], axis=1)
+    return jnp.linalg.qr(rows.T, mode="r").T
 
 
 def _shown(x: jax.Array, mask: jax.Array) -> jax.Array:
