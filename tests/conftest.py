@@ -100,6 +100,13 @@ def prepared() -> Path:
     return Path(MNIST_FOLDER).absolute()
 
 
+def skip_without(file: str) -> None:
+    """Skip the test unless `GEN_DATA_DIR` names a folder that has the file."""
+    folder = os.environ.get("GEN_DATA_DIR")
+    if not folder or not Path(folder, file).is_file():
+        pytest.skip(f"GEN_DATA_DIR names no folder with {file}")
+
+
 class UserEncoder(nn.Module):
     """An encoder of the user's own, with batch statistics and dropout."""
 

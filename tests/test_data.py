@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from conftest import skip_without
 from scipy.stats import multivariate_normal
 
 from experiments.experiment import Experiment
@@ -38,13 +39,6 @@ def distinct_rows(dataset):
 
 def split_sizes(dataset):
     return [len(split["x"]) for split in dataset.splits.values()]
-
-
-def skip_without(file):
-    """Skip the test unless `GEN_DATA_DIR` names a folder that has the file."""
-    folder = os.environ.get("GEN_DATA_DIR")
-    if not folder or not Path(folder, file).is_file():
-        pytest.skip(f"GEN_DATA_DIR names no folder with {file}")
 
 
 def publish(monkeypatch, name, path):
