@@ -8,7 +8,8 @@ from gen.optimize import Optimizer
 
 EXPERIMENTS = {
     # python -m experiments train vae_mnist --seeds 0 1 2
-    # Test −ELBO 98.25 nats. Fréchet distance 7.2 by `judge`; three seeds in 21 minutes on a busy core.
+    # Test −ELBO 98.25 nats. Fréchet distance 7.2 by `judge`; three seeds in 21 minutes on a busy
+    # core.
     "vae_mnist": Experiment(
         VAE(),  # the textbook's networks
         data="mnist",
