@@ -43,7 +43,13 @@ def draw_codes(key: jax.Array, n: int, categorical: Sequence[int], continuous: i
 def posterior_size(
     categorical: Sequence[int], continuous: int, variance: float | None = None
 ) -> int:
-    """Return the number of parameters of Q(c|x)."""
+    """Return the number of parameters of Q(c|x).
+
+    Args:
+      categorical: the number of classes of each categorical code.
+      continuous: the number of continuous codes.
+      variance: the variance of each continuous code under Q, or None where it is learned.
+    """
     return sum(categorical) + (2 if variance is None else 1) * continuous
 
 
