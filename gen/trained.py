@@ -496,7 +496,8 @@ def load(
         index = int(seed_index)
     state, step = restored.state, np.asarray(restored.chosen_step)
     if seeds:
-        state, step = jax.tree.map(lambda array: array[index], (state, step))
+        state = jax.tree.map(lambda array: array[index], state)
+        step = np.broadcast_to(step, len(seeds))[index]  # without a validation one for all seeds
     return Trained(
         config["experiment"],
         model,

@@ -95,6 +95,17 @@ def test_a_run_folder_is_loaded_without_its_data_and_left_as_it_is(run_folder, m
     assert content(run_folder) == before
 
 
+def test_every_seed_of_a_run_without_validation_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "final_pictures", lambda *_: None)
+    flags = ["--validate-every", "0", "--steps", "2", "--model.encoder.hidden", "8"]
+    path = tmp_path / "run"
+    assert main(["train", "vae_digits", "--seeds", "0", "1", "--out", str(path), *flags]) == 0
+    first, second = (gen.load(path, seed_index=i) for i in range(2))
+    assert first.step == second.step == 2
+    assert not equal(first.state, second.state)
+    assert equal(first.state, gen.load(path).state)
+
+
 def test_samples_of_the_command_line_are_the_samples_in_python(run_folder, capsys):
     run = gen.load(run_folder)
     assert main(["sample", str(run_folder), "--n", "5", "--seed", "2"]) == 0
