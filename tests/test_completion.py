@@ -223,7 +223,7 @@ def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
     for d in range(3):
         s = [each for each in range(3) if each != d]
         posterior, laws = [], []
-        for w, m, c in zip(weight, np.float64(mean), covariance, strict=True):
+        for w, m, c in zip(weight, mean.astype(float), covariance, strict=True):
             of_shown = c[d, s] @ np.linalg.inv(c[np.ix_(s, s)])
             spread = np.sqrt(c[d, d] - of_shown @ c[s, d])
             posterior.append(w * scipy.stats.multivariate_normal(m[s], c[np.ix_(s, s)]).pdf(row[s]))

@@ -79,10 +79,12 @@ def information_bound(
     log_q = jnp.zeros(len(codes))
     for one_hot, logit in zip(one_hots, logits, strict=True):
         log_q += jnp.sum(one_hot * jax.nn.log_softmax(logit), axis=1)
-    if continuous and variance is None:
-        log_q += gaussian_log_prob(values, *jnp.split(moments, 2, axis=1))
-    elif continuous:
-        log_q += gaussian_log_prob(values, moments, jnp.full_like(moments, math.log(variance)))
+    if continuous:
+        if variance is None:
+            mean, logvar = jnp.split(moments, 2, axis=1)
+        else:
+            mean, logvar = moments, jnp.full_like(moments, math.log(variance))
+        log_q += gaussian_log_prob(values, mean, logvar)
     return entropy + log_q
 
 
