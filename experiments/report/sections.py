@@ -676,11 +676,16 @@ def completions_section(gathered: Gathering) -> list[Section]:
             absent.append(f"{label}: {first_line(error)}")
     if not groups:
         return []
+    of_picture = ""
+    if any(len(group[0].subject.dataset.shape) == 3 for group in groups):
+        of_picture = (
+            "The last row has the nearest training example, and a row is empty where a model does "
+            "not draw from p(hidden | shown). "
+        )
     intro = (
-        "The hidden part of test examples, filled in by draws from the model. The last row has the "
-        "nearest training example, and a row is empty where a model does not draw from p(hidden | "
-        "shown). The squared error is of the mean of the draws. The coverage is the share of "
-        "examples whose truth lies in the central 90 % of the draws."
+        f"The hidden part of test examples, filled in by draws from the model. {of_picture}The squared "
+        "error is of the mean of the draws. The coverage is the share of examples whose truth lies "
+        "in the central 90 % of the draws."
     )
     return [Section("Completions", intro if cards else "", cards, absent, wide=True)]
 
