@@ -683,9 +683,9 @@ def completions_section(gathered: Gathering) -> list[Section]:
             "not draw from p(hidden | shown). "
         )
     intro = (
-        f"The hidden part of test examples, filled in by draws from the model. {of_picture}The squared "
-        "error is of the mean of the draws. The coverage is the share of examples whose truth lies "
-        "in the central 90 % of the draws."
+        f"The hidden part of test examples, filled in by draws from the model. {of_picture}"
+        "The squared error is of the mean of the draws. The coverage is the share of examples "
+        "whose truth lies in the central 90 % of the draws."
     )
     return [Section("Completions", intro if cards else "", cards, absent, wide=True)]
 
