@@ -202,7 +202,7 @@ def test_a_density_is_completed_within_a_vector():
 def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
     """The law of the hidden variable is computed by SciPy, component by component.
 
-    Each row has a mask of its own, so that none but its own variables are shown.
+    A row hides its first, second or third variable, so that the masks of rows differ.
     """
     model = MixtureOfGaussians((3,), components=2)
     state = jax.jit(model.init)(jax.random.key(0))
@@ -217,7 +217,8 @@ def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
     x = np.broadcast_to(row, (12_000, 3))
     hidden = np.arange(12_000) % 3
     mask = np.arange(3)[None] != hidden[:, None]
-    drawn = np.asarray(jax.jit(model.complete)(state, x, mask, jax.random.key(1)))
+    complete = jax.jit(model.complete)
+    drawn = np.asarray(complete(state, x, mask, jax.random.key(1)))
     np.testing.assert_array_equal(drawn[mask], x[mask])
     log_p = np.asarray(jax.jit(model.conditional_log_prob)(state, x[:3], mask[:3]))
     for d in range(3):
@@ -239,7 +240,6 @@ def test_a_mixture_of_gaussians_completes_from_the_conditional_mixture(rng):
     # Two hidden variables have their joint law. One component takes all of the weight.
     log_weight = np.array([0, -1e9], np.float32)
     one = state._replace(params=state.params._replace(log_weight=log_weight))
-    complete = jax.jit(model.complete)
     pairs = np.asarray(complete(one, x, np.array([1, 0, 0]), jax.random.key(2)))[:, 1:]
     c = covariance[0]
     law = c[1:, 1:] - np.outer(c[1:, 0], c[0, 1:]) / c[0, 0]
@@ -350,23 +350,27 @@ def test_the_command_fills_in_the_same_examples_by_every_model(tmp_path, monkeyp
     assert "12 test examples of digits" in capsys.readouterr().out
 
 
-def test_a_table_too_wide_for_the_terminal_has_its_equal_columns_in_the_caption():
+def test_a_table_too_wide_for_the_terminal_has_its_equal_columns_in_the_caption(monkeypatch):
     rows = [{"experiment": "gaussians_odds", "occlusion": name, "a": 1.0} for name in "bc"]
-    wide, narrow = (base.as_table("title", rows, width) for width in (60, 30))
+    monkeypatch.setenv("COLUMNS", "60")
+    wide = base.as_table("title", rows)
+    monkeypatch.setenv("COLUMNS", "30")
+    narrow = base.as_table("title", rows)
     assert [column.header for column in wide.columns] == ["experiment", "occlusion", "a"]
     assert wide.caption is None
     assert [column.header for column in narrow.columns] == ["occlusion"]
     assert narrow.caption == "experiment: gaussians_odds, a: 1"
     # A table of one row, or of equal rows, keeps its columns.
     for same in (rows[:1], [rows[0], rows[0]]):
-        assert len(base.as_table("title", same, 30).columns) == 3
+        assert len(base.as_table("title", same).columns) == 3
 
 
 @pytest.mark.parametrize("width", [30, 40, 50, 80])
-def test_a_table_never_cuts_a_text(width):
+def test_a_table_never_cuts_a_text(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     rows = [{"a": "the cat sat on the mat and ran off", "b": 30 * "B"}, {"a": "x", "b": 30 * "C"}]
     printed = io.StringIO()
-    Console(file=printed, width=width).print(base.as_table("title", rows, width))
+    Console(file=printed).print(base.as_table("title", rows))
     assert printed.getvalue().count("B") == 30
 
 

@@ -193,44 +193,49 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
     return {**outcome.record, "rows": rows}
 
 
-def as_table(title: str, rows: Sequence[Row], width: int | None = None) -> Any:
+def as_table(title: str, rows: Sequence[Row]) -> Any:
     """Return rows as a table for the terminal, which never cuts a text.
 
     Where the table would break words, the columns that have one value stand in its caption.
-
-    Args:
-      title: the title of the table.
-      rows: the cells of each row, by column.
-      width: the width of the terminal in characters (None: as it is).
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
-    cells = row_cells(rows)
-    texts = {column: [column, *(row[column] for row in cells)] for column in cells[0]}
-    words = {column: max(map(len, " ".join(texts[column]).split())) for column in texts}
-    width = width or Console().width
-
-    def needed() -> int:  # with the space between the columns
-        return sum(words[column] + 3 for column in cells[0])
-
-    if needed() > width and len(cells) > 1:
-        equal = [column for column in words if len({row[column] for row in cells}) == 1]
-        if len(equal) < len(words):
+    cells, width = row_cells(rows), Console().width
+    widths = _column_widths(cells, width)
+    if widths is None and len(cells) > 1:
+        equal = [column for column in cells[0] if len({row[column] for row in cells}) == 1]
+        if len(equal) < len(cells[0]):
             table.caption = ", ".join(f"{column}: {cells[0][column]}" for column in equal)
             cells = [{c: text for c, text in row.items() if c not in equal} for row in cells]
-    # Rich would shrink all columns evenly and then crop the lines. Here a column has the width of
-    # its longest word, and a share of the spare characters.
-    widths: dict[str, int | None] = dict.fromkeys(cells[0])
-    if (spare := width - needed()) >= 0:
-        missing = {column: max(map(len, texts[column])) - words[column] for column in cells[0]}
-        for i, column in enumerate(sorted(missing, key=missing.__getitem__)):
-            extra = min(missing[column], spare // (len(missing) - i))
-            widths[column], spare = words[column] + extra, spare - extra
+            widths = _column_widths(cells, width)
     for column in cells[0]:
-        table.add_column(column, overflow="fold", width=widths[column])
+        table.add_column(column, overflow="fold", width=widths[column] if widths else None)
     for row in cells:
         table.add_row(*row.values())
     return table
+
+
+def _column_widths(cells: Sequence[Mapping[str, str]], width: int) -> dict[str, int] | None:
+    """Return the widths of columns that keep words whole, or None if the table is too narrow.
+
+    A column has the width of its longest word and a share of the spare characters. Rich would
+    shrink all columns evenly and then crop the lines.
+
+    Args:
+      cells: the texts of each row, by column.
+      width: the width of the table in characters.
+    """
+    texts = {column: [column, *(row[column] for row in cells)] for column in cells[0]}
+    widths = {column: max(map(len, " ".join(texts[column]).split())) for column in texts}
+    spare = width - sum(widths.values()) - 3 * len(widths)  # 3 characters between two columns
+    if spare < 0:
+        return None
+    missing = {column: max(map(len, texts[column])) - widths[column] for column in texts}
+    for i, column in enumerate(sorted(missing, key=missing.__getitem__)):
+        extra = min(missing[column], spare // (len(missing) - i))
+        widths[column] += extra
+        spare -= extra
+    return widths
