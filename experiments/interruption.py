@@ -77,7 +77,8 @@ class Interruption:
             leave(f"{doing}; {self.saved}; the same command goes on from there")
         if self.received:
             leave(f"{name}: stopped; the same command goes on from the last checkpoint")
-        self.received = name
+        with self.lock:
+            self.received = name
         self.say(f"{name}: saving the current step; a second one ends at once")
 
     def begin(self, activity: str) -> None:
