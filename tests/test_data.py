@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pooch
 import pytest
 import scipy.io
 import scipy.sparse
@@ -674,8 +675,7 @@ def test_a_notebook_without_widgets_shows_no_warning_of_pooch(tmp_path, monkeypa
     line = "import warnings; warnings.warn('IProgress not found. Please update jupyter')"
     (tmp_path / "pooch.py").write_text(f"{line}\nfile_hash = lambda path: 'sum'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "pooch", None)  # afterwards it is what it was before
-    del sys.modules["pooch"]
+    monkeypatch.delitem(sys.modules, pooch.__name__)
     monkeypatch.setenv("GEN_DATA_DIR", str(tmp_path))
     assert data.fetch("pooch.py", "", "sum") == tmp_path / "pooch.py"
 
