@@ -177,13 +177,16 @@ EXPERIMENTS = {
         GaussianDiffusion(
             UNet((64, 128, 128), blocks=2),
             classes=10,
-            guidance=1.0,
+            sample_steps=100,
+            time_draws=10,
+            ode_steps=200,
+            ode_examples=200,
             ema_decay=0.9995,
             optimizer=FALLING,
         ),
         data="mnist",
         batch_size=128,
-        steps=100_000,  # 233 epochs
+        steps=20_000,  # 47 epochs
         report_every=500,
         validate_every=5_000,
         sample_every=10_000,
