@@ -290,6 +290,7 @@ def histograms(
         axes.tick_params(labelsize=7)
         if title in categories:
             axes.set_xticks(range(len(categories[title])), categories[title], rotation=30)
+    figure.supylabel("share", fontsize=9)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
