@@ -301,9 +301,9 @@ for measure in ("frechet_distance", "precision", "recall", "class_kl"):
 # %% [markdown]
 # After 11,000 steps nearly half of the samples of the dense GAN lie near test images, but hardly any
 # test image lies near a sample: the recall is 0.01. `class_kl` confirms that some digits are drawn
-# too often. The longer training reduces the Fréchet distance from 32 to 7, mostly by more variety.
-# The convolutional GAN has the lowest distance of the three after 2,000 steps. All of them are far
-# from the values of training images.
+# too often. The longer training reduces the Fréchet distance from 32 to 6, mostly by more variety.
+# The convolutional GAN has the lowest distance of the three after 2,000 steps, though it is not ahead
+# in the other measures. All of them are far from the values of training images.
 #
 # These distances depend on the classifier and on the number of samples, so they can be compared
 # with each other and not with distances of other sources.
