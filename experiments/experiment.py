@@ -75,6 +75,8 @@ class Experiment:
     """the seeds are restarts: the best of them on validation stands for all"""
     probe: bool = False
     """in evaluation, train classifiers on the codes and on the raw variables"""
+    tuning_rounds: int = 40
+    """rounds of fine-tuning by --probe, each an epoch, or 300 steps where an epoch is shorter"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
     validate_every: int = 0
@@ -97,7 +99,7 @@ class Experiment:
     def __post_init__(self):
         check_fields(
             self,
-            positive=("batch_size", "steps", "report_every", "checkpoint_every"),
+            positive=("batch_size", "steps", "tuning_rounds", "report_every", "checkpoint_every"),
             non_negative=(
                 "validate_every",
                 "early_stop",

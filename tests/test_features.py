@@ -13,10 +13,13 @@ import pytest
 from conftest import NAMES, batch_of, entry_of
 
 from experiments.__main__ import main
+from experiments.evaluation import evaluate_state
+from experiments.experiment import Experiment
 from experiments.registry import EXPERIMENTS
 from experiments.uses.base import Subject
 from experiments.uses.features import check_labelled
 from gen.core import UserError, capabilities, facts
+from gen.estimate import Estimate
 from gen.models.autoencoder import Autoencoder
 from gen.models.boltzmann import RBM
 from gen.models.diffusion import GaussianDiffusion, ResidualMLP
@@ -152,6 +155,16 @@ def test_a_model_with_an_encoder_network_is_fine_tuned_from_it(monkeypatch):
     ]
     assert errors[0] > 0.2
     assert errors[1] < 0.05
+
+
+def test_evaluation_fine_tunes_for_the_rounds_of_the_experiment(monkeypatch, digits):
+    rounds = []
+    monkeypatch.setattr(features, "tuned_error", lambda *arguments: rounds.append(arguments[-1]))
+    monkeypatch.setattr(features, "linear_error", lambda *arguments: Estimate(0.0, 0.0, "exact", 1))
+    model = Autoencoder(encoder=MLP((4,)), shape=(8, 8, 1))
+    experiment = Experiment(model, "digits", probe=True, tuning_rounds=7)
+    evaluate_state(experiment, digits, model.init(jax.random.key(0)), "test", 0)
+    assert rounds == [7]
 
 
 def test_fine_tuning_starts_from_the_network():

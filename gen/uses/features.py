@@ -87,7 +87,7 @@ TUNING_BATCH = 100
 
 
 def probe(
-    model: Any, state: Any, splits: Mapping[str, Batch], split: str, seed: int
+    model: Any, state: Any, splits: Mapping[str, Batch], split: str, seed: int, rounds: int = 40
 ) -> dict[str, Estimate]:
     """Estimate how well labels are predicted from a model's codes and from the raw variables.
 
@@ -100,6 +100,7 @@ def probe(
       splits: decoded examples with labels; the splits train, validation and `split`.
       split: the name of the split to evaluate on.
       seed: the seed of fine-tuning, which shuffles the rows and draws the dropout.
+      rounds: the number of rounds of fine-tuning (`tuned_error`).
 
     Returns:
       Estimates by name. A name that ends in `_raw` is for the raw variables.
@@ -127,7 +128,7 @@ def probe(
     if "encoder_network" in capabilities(model):
         network = model.encoder_network(state)
         if isinstance(network[0], MLP):
-            estimates["tuned_error"] = tuned_error(network, raw, labels, split, seed)
+            estimates["tuned_error"] = tuned_error(network, raw, labels, split, seed, rounds)
     return estimates
 
 
