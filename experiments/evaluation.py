@@ -129,7 +129,7 @@ def evaluate_state(
     results = estimate.evaluate(model, state, rows, key, levels=experiment.levels(dataset))
     if experiment.probe:
         splits = {name: experiment.decoded(dataset, name, seed)[0] for name in dataset.splits}
-        results |= probe(model, state, splits, split, seed, experiment.tuning_rounds)
+        results |= probe(model, state, splits, split, seed, experiment.fine_tuning_rounds)
     return own.in_own_units(results, dataset)
 
 

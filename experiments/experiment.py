@@ -19,6 +19,7 @@ from gen import checks, config, data, optimize, parallel, train
 from gen.core import Batch, UserError, check_fields, require
 from gen.data import DATASETS, ODDS, Binarize, Dataset, Format, Reading
 from gen.train import Decode, Precision
+from gen.uses.features import FINE_TUNING_ROUNDS
 
 MAY_CHANGE = {
     "steps",
@@ -75,8 +76,9 @@ class Experiment:
     """the seeds are restarts: the best of them on validation stands for all"""
     probe: bool = False
     """in evaluation, train classifiers on the codes and on the raw variables"""
-    tuning_rounds: int = 40
-    """rounds of fine-tuning by --probe, each an epoch, or 300 steps where an epoch is shorter"""
+    fine_tuning_rounds: int = FINE_TUNING_ROUNDS
+    """rounds for which --probe fine-tunes an encoder that is an MLP; a round is an epoch, or 300
+    steps where an epoch is shorter"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
     validate_every: int = 0
@@ -99,7 +101,13 @@ class Experiment:
     def __post_init__(self):
         check_fields(
             self,
-            positive=("batch_size", "steps", "tuning_rounds", "report_every", "checkpoint_every"),
+            positive=(
+                "batch_size",
+                "steps",
+                "fine_tuning_rounds",
+                "report_every",
+                "checkpoint_every",
+            ),
             non_negative=(
                 "validate_every",
                 "early_stop",

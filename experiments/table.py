@@ -98,9 +98,9 @@ Every value is measured on the test split. ± is the standard error over its exa
 Hyperparameters were chosen on the validation split; so were the step of the evaluated state in runs
 that validate, and the best of several restarts.
 
-*Seconds* are the training time of all seeds together, with compiling. *Commit* is the commit at
-which the run was trained. *Commit not recorded* means that files had been changed since the commit
-when the run was trained or evaluated.
+*Seconds* are the training time of all seeds together, with compiling. On an H100 other runs shared
+the GPU. *Commit* is the commit at which the run was trained. *Commit not recorded* means that files
+had been changed since the commit when the run was trained or evaluated.
 """
 
 ESTIMATES = """\

@@ -264,8 +264,8 @@ def histograms(
     """Draw the histograms of several samples of each column, one panel for each column.
 
     The first sample determines the bins: one for each value if it has at most `FEW_VALUES`, else 30
-    over its middle 99 %. Values beyond them count in the outermost bins. Missing values (NaN) are
-    left out.
+    over its middle 99 %. The height of a bin is its share of the sample's values. Values beyond the
+    bins count in the outermost ones. Missing values (NaN) are left out.
 
     Args:
       columns: by the name of a column, its values [N] by the name of the sample.

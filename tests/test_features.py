@@ -162,7 +162,7 @@ def test_evaluation_fine_tunes_for_the_rounds_of_the_experiment(monkeypatch, dig
     monkeypatch.setattr(features, "tuned_error", lambda *arguments: rounds.append(arguments[-1]))
     monkeypatch.setattr(features, "linear_error", lambda *arguments: Estimate(0.0, 0.0, "exact", 1))
     model = Autoencoder(encoder=MLP((4,)), shape=(8, 8, 1))
-    experiment = Experiment(model, "digits", probe=True, tuning_rounds=7)
+    experiment = Experiment(model, "digits", probe=True, fine_tuning_rounds=7)
     evaluate_state(experiment, digits, model.init(jax.random.key(0)), "test", 0)
     assert rounds == [7]
 

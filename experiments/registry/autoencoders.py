@@ -115,7 +115,7 @@ EXPERIMENTS = {
         checkpoint_every=2_750,
         steps_per_dispatch=50,
         probe=True,
-        tuning_rounds=80,
+        fine_tuning_rounds=80,
     ),
     # Convolutional, on salt-and-pepper noise.
     #

@@ -27,7 +27,7 @@ DENSE_DISCRIMINATOR = MLP((256, 128), "leaky_relu")
 EXPERIMENTS = {
     # python -m experiments train gan_mnist --seeds 0 1 2
     # Digits that can be read, with specks. Fréchet distance 6.2 by `judge`; three seeds in 4
-    # minutes on an H100 that was shared.
+    # minutes on an H100, beside other runs.
     "gan_mnist": Experiment(
         GAN(),  # the textbook's networks
         data="mnist",
@@ -93,7 +93,7 @@ EXPERIMENTS = {
     #
     # python -m experiments train dcgan_mnist --seeds 0 1 2
     # Fréchet distance 1.1 by `judge`, where `gan_mnist` has 6.2; three seeds in 5 minutes on an
-    # H100 that was shared.
+    # H100, beside other runs.
     "dcgan_mnist": Experiment(
         GAN(
             generator=MNIST_GENERATOR,

@@ -41,6 +41,8 @@ NEIGHBOURS = 10
 """Number of nearest neighbours that retrieval returns."""
 ROUND_STEPS = 300
 """Smallest number of fine-tuning steps between two validations."""
+FINE_TUNING_ROUNDS = 40
+"""Number of rounds of fine-tuning on all labels."""
 FINE_TUNING_RATE = 2e-3
 """Adam's learning rate at the start of fine-tuning."""
 DROPOUT_RATES = ((0.0, 0.0), (0.2, 0.5))
@@ -87,7 +89,12 @@ TUNING_BATCH = 100
 
 
 def probe(
-    model: Any, state: Any, splits: Mapping[str, Batch], split: str, seed: int, rounds: int = 40
+    model: Any,
+    state: Any,
+    splits: Mapping[str, Batch],
+    split: str,
+    seed: int,
+    rounds: int = FINE_TUNING_ROUNDS,
 ) -> dict[str, Estimate]:
     """Estimate how well labels are predicted from a model's codes and from the raw variables.
 
@@ -241,7 +248,7 @@ def tuned_error(
     labels: Mapping[str, np.ndarray],
     split: str,
     seed: int,
-    rounds: int = 40,
+    rounds: int = FINE_TUNING_ROUNDS,
     batch_size: int = 100,
 ) -> Estimate:
     """Return the error rate of a `Classifier` that is fine-tuned from a model's encoder.
