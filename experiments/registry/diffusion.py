@@ -133,7 +133,7 @@ EXPERIMENTS = {
     # 256 grey levels, of a size for a CPU.
     #
     # python -m experiments train diffusion_mnist_small
-    # Test ≤ 2040.7 nats; 52 minutes.
+    # Test ≤ 2042.9 nats. Fréchet distance 3.0 by `judge`; 40 minutes on a busy core.
     "diffusion_mnist_small": Experiment(
         GaussianDiffusion(
             UNet((96,), blocks=2, patch=4),
