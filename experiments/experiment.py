@@ -77,7 +77,7 @@ class Experiment:
     probe: bool = False
     """in evaluation, train classifiers on the codes and on the raw variables"""
     fine_tuning_rounds: int = FINE_TUNING_ROUNDS
-    """rounds for which --probe fine-tunes an encoder that is an MLP; a round is an epoch, or 300
+    """rounds for which the probe fine-tunes an encoder that is an MLP; a round is an epoch, or 300
     steps where an epoch is shorter"""
     report_every: int = 100
     """steps between two lines of metrics.jsonl"""
