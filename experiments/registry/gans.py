@@ -185,11 +185,11 @@ EXPERIMENTS = {
             continuous_codes=4,
             generator=ConvDecoder((512,), (64, 32), batch_norm=True),
             discriminator=ConvEncoder((32, 64), (512,), "leaky_relu", batch_norm=True),
-            optimizer=Optimizer(learning_rate=5e-4, b1=0.5),
-            generator_rate=2.0,
+            optimizer=DCGAN_ADAM,
+            generator_rate=5.0,
         ),
         data="mnist",
-        steps=11_000,  # 20 epochs
+        steps=16_500,  # 30 epochs
         report_every=110,
         sample_every=5_500,
         checkpoint_every=1_100,
