@@ -178,6 +178,7 @@ EXPERIMENTS = {
         GaussianDiffusion(
             UNet((64, 128, 128), blocks=2),
             classes=10,
+            guidance=1.0,
             sample_steps=100,
             time_draws=10,
             ode_steps=200,
