@@ -102,7 +102,7 @@ EXPERIMENTS = {
     #
     # python -m experiments train sda_mnist
     # Error rate 1.12 % after fine-tuning; 5 minutes of pretraining on a busy core, and about 20 of
-    # fine-tuning in `evaluate`. With the usual 40 rounds it was 1.28 %.
+    # fine-tuning in `evaluate`. The default of 40 rounds gives 1.28 %.
     "sda_mnist": Experiment(
         StackedAutoencoder(
             hidden=(1_000, 1_000, 1_000),

@@ -171,7 +171,7 @@ EXPERIMENTS = {
         checkpoint_every=500,
     ),
     # Of a size for a GPU: 9 steps/s on an H100 beside four other runs, which makes 37 minutes. No
-    # run to the end is published.
+    # finished run is published.
     #
     # python -m experiments train diffusion_mnist
     "diffusion_mnist": Experiment(

@@ -176,8 +176,8 @@ EXPERIMENTS = {
     # python -m experiments train infogan_mnist --seeds 0 1 2
     # Normalised mutual information of the class code and the label: 0.86, 0.81 and 0.91 by seed,
     # where 0.90 ± 0.03 is published. The classes of seed 2 are the ten digits. Seed 0 mixes 7 and
-    # 9, and seed 1 mixes 3, 5 and 8. Fréchet distance 0.44 by `judge`; three seeds in 109 minutes
-    # on one or two cores.
+    # 9, and seed 1 mixes 3, 5 and 8. Fréchet distance 0.44 by `judge`; three seeds in 109
+    # minutes, the last 16 of them on two cores and the others on one.
     "infogan_mnist": Experiment(
         GAN(
             latent=62,
